@@ -1,0 +1,40 @@
+# `make demo` and `make test` do all set-up themselves: a virtual environment in .venv, then the job.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+STAMP   = $(VENV)/.installed
+
+.PHONY: help demo test lint fault bench docs clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+demo: $(STAMP) ## the whole path on a made-up scroll, into ./embedcache-demo
+	$(BIN)/embedcache demo
+
+test: $(STAMP) ## the tests
+	$(BIN)/python -m pytest
+
+lint: $(STAMP) ## ruff (lint and format), mypy --strict, the floors of the house, generated docs up to date
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python docs/generate.py --check
+
+fault: $(STAMP) ## fault injection into real commands (slower than the tests)
+	$(BIN)/python -m pytest -m fault tests/faults
+
+bench: $(STAMP) ## this machine's figures beside the stock way
+	$(BIN)/python benchmarks/encoder_in_the_loop.py
+
+docs: $(STAMP) ## write the generated pages (docs/cli.md)
+	$(BIN)/python docs/generate.py
+
+clean: ## remove the environment and the demo
+	rm -rf $(VENV) embedcache-demo
