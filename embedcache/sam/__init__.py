@@ -1,0 +1,20 @@
+"""The model: segment-anything's parts, unchanged in result, faster in how they run."""
+
+from embedcache.sam.decoder import Decoder, DecoderOutput, Prompts, upscale_logits
+from embedcache.sam.encoder import Encoder, resolve_device, resolve_precision
+from embedcache.sam.weights import MODELS, ModelEntry, Weights, random_weights, resolve_weights
+
+__all__ = [
+    "MODELS",
+    "Decoder",
+    "DecoderOutput",
+    "Encoder",
+    "ModelEntry",
+    "Prompts",
+    "Weights",
+    "random_weights",
+    "resolve_device",
+    "resolve_precision",
+    "resolve_weights",
+    "upscale_logits",
+]

@@ -1,0 +1,161 @@
+"""Turns a checkpoint file into a checked SAM state dict, without ever executing what is in it.
+
+Read are state dicts as they are, or wrapped as ``{"model_state": …}`` with or without the prefix ``sam.``
+(torch_em, micro-sam), ``{"state_dict": …}``, ``{"model": …}``; and ``.safetensors`` files. Which model it is
+follows from the shapes of its tensors, never from its name.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from embedcache.errors import WeightsError
+from embedcache.sam.parts import SHAPES, build
+
+PARTS = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
+_WRAPPERS = ("model_state", "state_dict", "model", "model_state_dict")
+_PREFIXES = ("", "sam.", "module.", "module.sam.", "model.")
+_NAMES_SHOWN = 6
+
+
+def read_checkpoint(path: Path) -> tuple[str, dict[str, Tensor]]:
+    """Read and check a checkpoint file.
+
+    Returns
+    -------
+    model_type : str
+        ``vit_b``, ``vit_l``, ``vit_h`` or ``vit_tiny``, by the shapes of the tensors.
+    state : dict of str to Tensor
+        SAM's own names, all of them and no others; dtypes as in the file.
+
+    Raises
+    ------
+    WeightsError
+        When the file is missing, is no checkpoint, holds pickled objects of other classes, or lacks tensors.
+    """
+    if not path.is_file():
+        raise WeightsError(f"There is no checkpoint file {path}.", hint="Give a file, auto, or random:SEED.")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    state = _sam_names(_unwrap(content, path), path)
+    model_type = detect_model_type(state, path)
+    _check_tensors(state, model_type, path)
+    return model_type, state
+
+
+def _read_safetensors(path: Path) -> Any:
+    try:
+        return load_file(path, device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} is not a readable safetensors file: {error}.") from error
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        # Only the zip format (torch 1.6 and later) can be mapped instead of read into memory
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        named = re.findall(r"(?:GLOBAL|global|class) `?([\w.]+\.[\w.]+)`?", str(error))
+        raise WeightsError(
+            f"{path} is not a plain checkpoint: it is no pickle of tensors, or holds objects of other classes"
+            + (f" ({', '.join(sorted(set(named))[:_NAMES_SHOWN])})." if named else "."),
+            hint="Nothing in it was executed. Save its state_dict with torch.save, and give that file.",
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(
+            f"{path} cannot be read as a checkpoint ({reason}).",
+            hint="It may be cut short, or not be a checkpoint at all; fetch it again.",
+        ) from error
+
+
+def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
+    for name in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+    tensors = (
+        {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
+        if isinstance(content, Mapping)
+        else {}
+    )
+    if not tensors:
+        raise WeightsError(
+            f"{path} holds no tensors by name ({type(content).__name__}): it is no checkpoint."
+        )
+    return tensors
+
+
+def _sam_names(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Only SAM's tensors, under SAM's names; what others keep beside them (micro-sam's UNETR) is left out."""
+    for prefix in _PREFIXES:
+        starts = tuple(prefix + part for part in PARTS)
+        found = {
+            name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(starts)
+        }
+        if found:
+            return found
+    raise WeightsError(
+        f"{path} is not a SAM checkpoint: no tensor is named {' or '.join(part + '*' for part in PARTS)}; "
+        f"it has {_some(sorted(tensors))}.",
+        hint="Checkpoints of segment-anything and micro-sam are read; other layouts need converting first.",
+    )
+
+
+def detect_model_type(state: Mapping[str, Tensor], path: Path) -> str:
+    """Model type by the width and depth of the image encoder.
+
+    Raises
+    ------
+    WeightsError
+        When it is none of the encoders that can be built.
+    """
+    patches = state.get("image_encoder.patch_embed.proj.weight")
+    blocks = {name.split(".")[2] for name in state if name.startswith("image_encoder.blocks.")}
+    if patches is None or not blocks:
+        if any(name.startswith("image_encoder.layers.") for name in state):
+            raise WeightsError(
+                f"{path} is a MobileSAM (vit_t) checkpoint; its image encoder is not supported."
+            )
+        raise WeightsError(f"{path} holds no SAM image encoder: it has {_some(sorted(state))}.")
+    for model_type, shape in SHAPES.items():
+        if (shape.width, shape.depth) == (patches.shape[0], len(blocks)):
+            return model_type
+    known = "; ".join(f"{name} {shape.width} and {shape.depth}" for name, shape in SHAPES.items())
+    raise WeightsError(
+        f"{path} has an image encoder of width {patches.shape[0]} and depth {len(blocks)}; known are {known}."
+    )
+
+
+def _check_tensors(state: Mapping[str, Tensor], model_type: str, path: Path) -> None:
+    expected = build(model_type).state_dict()
+    missing = sorted(expected.keys() - state.keys())
+    unexpected = sorted(state.keys() - expected.keys())
+    if missing or unexpected:
+        raise WeightsError(
+            f"{path} looks like {model_type} but lacks {_some(missing)} and has in addition {_some(unexpected)}."
+        )
+    for name, empty in expected.items():
+        found = state[name]
+        if found.shape != empty.shape:
+            raise WeightsError(
+                f"{path}: {name} has shape {tuple(found.shape)}; {model_type} needs {tuple(empty.shape)}.",
+                hint="Models for another image size than 1024 are not supported.",
+            )
+        if not found.is_floating_point() or found.layout != torch.strided:
+            raise WeightsError(f"{path}: {name} is {found.dtype}, {found.layout}; floating point is needed.")
+
+
+def _some(names: list[str]) -> str:
+    if not names:
+        return "nothing"
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return ", ".join(names[:_NAMES_SHOWN]) + more

@@ -1,0 +1,293 @@
+"""Turns image embeddings and prompts into mask logits: SAM's own decoder, for many images in one call.
+
+segment-anything's ``MaskDecoder`` takes one image with several prompts; for more images its loop is outside. Here
+prompts of all images form one batch of Q queries, each of which looks at the embedding of its image. Modules,
+parameters and names are segment-anything's own; so are the results.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from embedcache.errors import InputError, WeightsError
+from embedcache.geometry import EMBEDDING_SHAPE, IMAGE_SIZE, LOW_RES_SIZE, Tile
+from embedcache.sam.parts import build_decoder_parts
+from embedcache.sam.random_state import random_decoder_state
+
+PAD_LABEL = -1
+"""Label of a point that is no point: it fills rows up to a common length."""
+
+
+class DecoderOutput(NamedTuple):
+    """What the decoder says about Q prompts.
+
+    Attributes
+    ----------
+    low_res_logits : Tensor
+        ``(Q, M, 256, 256)``; above zero is inside. M is 3 with ``multimask_output``, else 1.
+    iou_predictions : Tensor
+        ``(Q, M)``: the decoder's own guess of each mask's IoU.
+    """
+
+    low_res_logits: Tensor
+    iou_predictions: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """Q prompts of B images, image by image, in the 1024 frame.
+
+    Parameters
+    ----------
+    counts : tuple of int
+        Prompts of each image, each at least 1; their sum is Q.
+    point_coords : Tensor, optional
+        ``(Q, N, 2)`` float32, (x, y) pixels of the 1024 frame.
+    point_labels : Tensor, optional
+        ``(Q, N)`` int32: 1 in, 0 out, −1 no point (padding to a common N). With ``point_coords`` only.
+    boxes : Tensor, optional
+        ``(Q, 4)`` float32, x0, y0, x1, y1.
+    mask_input : Tensor, optional
+        ``(Q, 1, 256, 256)`` float32 logits, as the decoder returns them.
+
+    Raises
+    ------
+    InputError
+        When a shape, a dtype or a place does not hold.
+    """
+
+    counts: tuple[int, ...]
+    point_coords: Tensor | None = None
+    point_labels: Tensor | None = None
+    boxes: Tensor | None = None
+    mask_input: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not self.counts or any(count < 1 for count in self.counts):
+            raise InputError(f"Each image needs at least one prompt; found counts {self.counts}.")
+        if (self.point_coords is None) != (self.point_labels is None):
+            raise InputError("point_coords and point_labels come together; one of them is missing.")
+        if self.point_coords is not None and self.point_labels is not None:
+            _check_points(self.point_coords, self.point_labels, self.queries)
+        if self.boxes is not None:
+            _check_boxes(self.boxes, self.queries)
+        if self.mask_input is not None:
+            _check_tensor("mask_input", self.mask_input, (self.queries, 1, LOW_RES_SIZE, LOW_RES_SIZE))
+
+    @classmethod
+    def none(cls, batch: int) -> Prompts:
+        """No prompt at all: one query for each of ``batch`` images, which asks for whatever the decoder learnt."""
+        return cls((1,) * batch)
+
+    @property
+    def queries(self) -> int:
+        """Q: prompts of all images together."""
+        return sum(self.counts)
+
+    def to(self, device: torch.device | str) -> Prompts:
+        """The same prompts on another device; they are not checked again, as that would wait for the device."""
+        moved = copy.copy(self)
+        for name in ("point_coords", "point_labels", "boxes", "mask_input"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(moved, name, value.to(device, non_blocking=True))
+        return moved
+
+
+def _check_tensor(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
+    right = tensor.ndim == len(shape) and all(
+        want in (None, have) for have, want in zip(tensor.shape, shape, strict=True)
+    )
+    if not right:
+        wanted = ", ".join("N" if want is None else str(want) for want in shape)
+        raise InputError(f"{name} has shape {tuple(tensor.shape)}; ({wanted}) is expected.")
+    if tensor.dtype != torch.float32:
+        raise InputError(f"{name} is {tensor.dtype}; torch.float32 is expected.")
+    if not bool(torch.isfinite(tensor).all()):
+        raise InputError(f"{name} holds values that are not finite.")
+
+
+def _check_points(coords: Tensor, labels: Tensor, queries: int) -> None:
+    _check_tensor("point_coords", coords, (queries, None, 2))
+    if labels.shape != coords.shape[:2] or labels.dtype not in (torch.int32, torch.int64):
+        raise InputError(
+            f"point_labels is {labels.dtype} of shape {tuple(labels.shape)}; "
+            f"torch.int32 of shape {tuple(coords.shape[:2])} is expected."
+        )
+    if not bool(((labels >= PAD_LABEL) & (labels <= 1)).all()):
+        raise InputError("point_labels holds other values than 1 (in), 0 (out) and -1 (no point).")
+    _check_in_frame("point_coords", coords[labels != PAD_LABEL])
+
+
+def _check_boxes(boxes: Tensor, queries: int) -> None:
+    _check_tensor("boxes", boxes, (queries, 4))
+    _check_in_frame("boxes", boxes)
+    if bool((boxes[:, :2] > boxes[:, 2:]).any()):
+        raise InputError("boxes are x0, y0, x1, y1 with x0 <= x1 and y0 <= y1; some are not.")
+
+
+def _check_in_frame(name: str, values: Tensor) -> None:
+    if values.numel() and (float(values.min()) < 0 or float(values.max()) > IMAGE_SIZE):
+        raise InputError(
+            f"{name} reach from {float(values.min()):g} to {float(values.max()):g}; "
+            f"the frame reaches from 0 to {IMAGE_SIZE}.",
+            hint="Points and boxes are pixels of the 1024 frame: Tile.to_frame turns tile pixels into them.",
+        )
+
+
+class Decoder(nn.Module):
+    """SAM's prompt encoder and mask decoder for B images with any number of prompts each.
+
+    Parameters
+    ----------
+    prompt_encoder, mask_decoder : nn.Module
+        segment-anything's own; the state dict's keys are SAM's ``prompt_encoder.*`` and ``mask_decoder.*``.
+    """
+
+    def __init__(self, prompt_encoder: nn.Module, mask_decoder: nn.Module) -> None:
+        super().__init__()
+        self.prompt_encoder: Any = prompt_encoder
+        self.mask_decoder: Any = mask_decoder
+        self._dense_pe: tuple[Tensor, int, Tensor] | None = None
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> Self:
+        """Build from a state dict, of which ``image_encoder.*`` is left alone; no tensor is shared.
+
+        Raises
+        ------
+        WeightsError
+            When tensors are missing, are not SAM's, or have other shapes.
+        """
+        own = {
+            name: value.detach().to(torch.float32, copy=True)
+            for name, value in state.items()
+            if not name.startswith("image_encoder.")
+        }
+        decoder = cls(*build_decoder_parts())
+        try:
+            decoder.load_state_dict(own, assign=True)
+        except RuntimeError as error:
+            raise WeightsError(f"These tensors are no SAM decoder: {error}") from error
+        return decoder.requires_grad_(True)
+
+    @classmethod
+    def random(cls, seed: int) -> Self:
+        """Untrained: the decoder of ``random:SEED``, whatever the model type."""
+        return cls.from_state(random_decoder_state(seed))
+
+    def forward(
+        self, image_embeddings: Tensor, prompts: Prompts, *, multimask_output: bool = False
+    ) -> DecoderOutput:
+        """Decode the masks of Q prompts on B images.
+
+        Parameters
+        ----------
+        image_embeddings : Tensor
+            ``(B, 256, 64, 64)``, of the decoder's dtype and on its device.
+        prompts : Prompts
+            Of the same B images.
+        multimask_output : bool
+            Three masks a prompt (whole, part, subpart) instead of one.
+
+        Raises
+        ------
+        InputError
+            When the embeddings' shape does not hold, or they are of another number of images than the prompts.
+        """
+        if image_embeddings.ndim != 4 or image_embeddings.shape[1:] != EMBEDDING_SHAPE:
+            raise InputError(
+                f"image_embeddings has shape {tuple(image_embeddings.shape)}; (B, 256, 64, 64) is expected."
+            )
+        if len(prompts.counts) != len(image_embeddings):
+            raise InputError(
+                f"Prompts are of {len(prompts.counts)} images, embeddings of {len(image_embeddings)}."
+            )
+        sparse, dense = self._embed(prompts)
+        keys = _one_per_prompt(image_embeddings, prompts.counts)
+        masks, iou = self._decode(keys, sparse.to(keys.dtype), dense.to(keys.dtype))
+        chosen = slice(1, None) if multimask_output else slice(0, 1)
+        return DecoderOutput(masks[:, chosen], iou[:, chosen])
+
+    def _embed(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """Sparse ``(Q, N, 256)`` and dense ``(Q, 256, 64, 64)`` embeddings of all prompts."""
+        points = None if prompts.point_coords is None else (prompts.point_coords, prompts.point_labels)
+        sparse, dense = self.prompt_encoder(points=points, boxes=prompts.boxes, masks=prompts.mask_input)
+        # Without any prompt segment-anything answers for one query
+        return sparse.expand(prompts.queries, -1, -1), dense.expand(prompts.queries, -1, -1, -1)
+
+    def _decode(self, image_embeddings: Tensor, sparse: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
+        """Do what ``MaskDecoder.predict_masks`` does, with one image embedding for each of the Q prompts."""
+        decoder = self.mask_decoder
+        queries = len(sparse)
+        output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight], dim=0)
+        tokens = torch.cat((output_tokens.expand(queries, -1, -1), sparse), dim=1)
+        keys = image_embeddings + dense
+        _, channels, height, width = keys.shape
+        position = self.dense_pe().to(keys.dtype).expand(queries, -1, -1, -1)
+
+        hidden, keys = decoder.transformer(keys, position, tokens)
+        iou_hidden, mask_hidden = hidden[:, 0], hidden[:, 1 : 1 + decoder.num_mask_tokens]
+
+        upscaled = decoder.output_upscaling(keys.transpose(1, 2).view(queries, channels, height, width))
+        hyper = torch.stack(
+            [mlp(mask_hidden[:, i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1
+        )
+        masks = (hyper @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])
+        return masks, decoder.iou_prediction_head(iou_hidden)
+
+    def dense_pe(self) -> Tensor:
+        """Position embedding of the 64 × 64 grid, ``(1, 256, 64, 64)``: a constant, computed once per device."""
+        matrix = self.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
+        if matrix.is_inference():  # has no version to tell whether it changed
+            return self.prompt_encoder.get_dense_pe()  # type: ignore[no-any-return]
+        kept = self._dense_pe
+        if kept is None or kept[0] is not matrix or kept[1] != matrix._version:
+            off = torch.autocast(matrix.device.type, enabled=False)
+            with torch.inference_mode(False), torch.no_grad(), off:
+                kept = (matrix, matrix._version, self.prompt_encoder.get_dense_pe())
+            self._dense_pe = kept
+        return kept[2]
+
+
+def _one_per_prompt(image_embeddings: Tensor, counts: tuple[int, ...]) -> Tensor:
+    if all(count == 1 for count in counts):
+        return image_embeddings
+    repeats = torch.tensor(counts, device=image_embeddings.device)
+    return image_embeddings.repeat_interleave(repeats, dim=0, output_size=sum(counts))
+
+
+def upscale_logits(low_res_logits: Tensor, tile: Tile) -> Tensor:
+    """Scale mask logits up to a tile's own pixels: SAM's ``postprocess_masks``.
+
+    Parameters
+    ----------
+    low_res_logits : Tensor
+        ``(..., 256, 256)``, as the decoder returns them.
+    tile : Tile
+        Whose pixels are wanted.
+
+    Returns
+    -------
+    Tensor
+        ``(..., tile.height, tile.width)``.
+    """
+    leading = low_res_logits.shape[:-2]
+    height, width = tile.input_size
+    frame = interpolate(
+        low_res_logits.reshape(-1, 1, LOW_RES_SIZE, LOW_RES_SIZE),
+        (IMAGE_SIZE, IMAGE_SIZE),
+        mode="bilinear",
+        align_corners=False,
+    )
+    scaled = interpolate(
+        frame[..., :height, :width], (tile.height, tile.width), mode="bilinear", align_corners=False
+    )
+    return scaled.reshape(*leading, tile.height, tile.width)

@@ -1,0 +1,110 @@
+"""Turns a seed into a full SAM state dict, the same on every machine: untrained weights for tests and trials.
+
+The recipe (``RANDOM_RECIPE`` = 1):
+
+* Two ``torch.Generator`` on the CPU, one for the image encoder and one for the decoder, are seeded with the
+  first eight bytes of SHA-256 of ``"embedcache random recipe 1: PART: SEED"``. So the decoder of a seed is the
+  same for every model type.
+* Parameters and buffers are drawn in the sorted order of their names, each from one 60-bit integer a value.
+  Integers, and not torch's normal draws, because those differ in their last bits between kinds of CPU.
+* ``bell(σ)``: the four 15-bit pieces of the integer, summed, centred and scaled: a bell with standard deviation
+  σ that ends at ±3.46 σ. ``flat(b)``: the lowest 24 bits as a uniform value in [−b, b).
+
+=====================================================  ==================================================
+norms                                                  weight 1, bias 0, nothing drawn
+``pos_embed``                                          bell(0.02): segment-anything itself starts at zero,
+``rel_pos_h``, ``rel_pos_w``                           bell(0.05)  and a forgotten term would go unseen
+other weights of the image encoder                     bell(1/√fan-in); its biases bell(0.05)
+``positional_encoding_gaussian_matrix``, embeddings    bell(1)
+other weights and biases of the decoder                flat(1/√fan-in), as torch's own layers start
+=====================================================  ==================================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from embedcache.sam.parts import build_decoder_parts, build_encoder
+
+RANDOM_RECIPE = 1
+"""Revision of the recipe above; another recipe gives other weights, so it gets another number."""
+
+_LAYER_NORM_2D: type[nn.Module] = type(build_encoder("vit_tiny").get_submodule("neck.1"))
+_PIECE_BITS = 15
+_PIECES = 4
+# Sum of four independent uniform integers 0…2¹⁵−1: its mean and standard deviation
+_BELL_MEAN = _PIECES * (2**_PIECE_BITS - 1) / 2
+_BELL_STD = math.sqrt(_PIECES * (2 ** (2 * _PIECE_BITS) - 1) / 12)
+
+
+def random_encoder_state(model_type: str, seed: int) -> dict[str, Tensor]:
+    """Untrained weights of an image encoder, keys ``image_encoder.*``, float32."""
+    root = nn.ModuleDict({"image_encoder": build_encoder(model_type)})
+    return dict(_draw_all(root, _generator("encoder", seed)))
+
+
+def random_decoder_state(seed: int) -> dict[str, Tensor]:
+    """Untrained weights of the decoder, keys ``mask_decoder.*`` and ``prompt_encoder.*``, float32."""
+    prompt_encoder, mask_decoder = build_decoder_parts()
+    root = nn.ModuleDict({"mask_decoder": mask_decoder, "prompt_encoder": prompt_encoder})
+    return dict(_draw_all(root, _generator("decoder", seed)))
+
+
+def _generator(part: str, seed: int) -> torch.Generator:
+    text = f"embedcache random recipe {RANDOM_RECIPE}: {part}: {seed}"
+    return torch.Generator("cpu").manual_seed(
+        int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    )
+
+
+def _draw_all(root: nn.Module, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
+    for name, empty in sorted(root.state_dict().items()):
+        owner_name, _, own_name = name.rpartition(".")
+        yield name, _draw(root.get_submodule(owner_name), own_name, name, empty.shape, generator)
+
+
+def _draw(
+    owner: nn.Module, own_name: str, name: str, shape: torch.Size, generator: torch.Generator
+) -> Tensor:
+    if isinstance(owner, nn.LayerNorm | _LAYER_NORM_2D):
+        return torch.ones(shape) if own_name == "weight" else torch.zeros(shape)
+    if own_name == "pos_embed":
+        return _bell(shape, 0.02, generator)
+    if own_name in ("rel_pos_h", "rel_pos_w"):
+        return _bell(shape, 0.05, generator)
+    if own_name == "positional_encoding_gaussian_matrix" or isinstance(owner, nn.Embedding):
+        return _bell(shape, 1.0, generator)
+    if name.startswith("image_encoder."):
+        return _bell(shape, 1 / math.sqrt(_fan_in(owner)) if own_name == "weight" else 0.05, generator)
+    return _flat(shape, 1 / math.sqrt(_fan_in(owner)), generator)
+
+
+def _fan_in(layer: nn.Module) -> int:
+    """Torch's own notion: values of one row of the weight (for a transposed convolution: output channels)."""
+    weight = layer.get_parameter("weight")
+    return math.prod(weight.shape[1:])
+
+
+def _integers(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    return torch.randint(
+        0, 2 ** (_PIECE_BITS * _PIECES), tuple(shape), generator=generator, dtype=torch.int64
+    )
+
+
+def _bell(shape: torch.Size, std: float, generator: torch.Generator) -> Tensor:
+    integers = _integers(shape, generator)
+    total = torch.zeros_like(integers)
+    for piece in range(_PIECES):
+        total += (integers >> (piece * _PIECE_BITS)) & (2**_PIECE_BITS - 1)
+    centred: Tensor = total.double() - _BELL_MEAN
+    return (centred * (std / _BELL_STD)).float()
+
+
+def _flat(shape: torch.Size, bound: float, generator: torch.Generator) -> Tensor:
+    fraction: Tensor = (_integers(shape, generator) & (2**24 - 1)).double() / 2**23 - 1
+    return (fraction * bound).float()
