@@ -1,0 +1,22 @@
+"""What is read: volumes, the tiles they are cut into, and how pixels become model input."""
+
+from embedcache.volume.identity import pixel_digest, volume_identity
+from embedcache.volume.image_volume import ImageVolume
+from embedcache.volume.preprocess import Preprocess, resolve_preprocess
+from embedcache.volume.selection import Selection, select
+from embedcache.volume.tiles import TileGrid
+from embedcache.volume.volume import ImageRecord, Volume, open_volume
+
+__all__ = [
+    "ImageRecord",
+    "ImageVolume",
+    "Preprocess",
+    "Selection",
+    "TileGrid",
+    "Volume",
+    "open_volume",
+    "pixel_digest",
+    "resolve_preprocess",
+    "select",
+    "volume_identity",
+]

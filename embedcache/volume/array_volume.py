@@ -1,0 +1,333 @@
+"""Turns an N-dimensional array on disk (npy, HDF5, NIfTI, and Zarr through its subclass) into a ``Volume``.
+
+The axes are told from the metadata where it names them, else from the shape: trailing 3 is colour, leading
+ones are dropped, two dimensions are one plane. Chunked sources are read in slabs along z that are cached,
+because a plane cut out of 128³ chunks costs 128 planes of decoding.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from embedcache.errors import VolumeError
+from embedcache.files import digest_json, sha256_hex
+from embedcache.volume.cache import BlockCache
+from embedcache.volume.volume import Volume, check_dtype, to_pixels
+
+SLAB_BYTES = 256 << 20
+"""A slab holds at most this many bytes (but at least one plane), however deep the source's chunks are."""
+
+READ_ERRORS = (OSError, EOFError, ValueError, TypeError, KeyError, RuntimeError, zlib.error)
+"""What zarr, numcodecs, h5py and nibabel raise for bytes that cannot be read or decoded."""
+
+Fetch = Callable[[tuple[int | slice, ...]], npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Which dimension of an array is which; all others have length 1.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Shape of the array.
+    z, c : int or None
+        Dimension of the planes, of the colours.
+    y, x : int
+        Dimensions of rows and columns.
+    """
+
+    shape: tuple[int, ...]
+    z: int | None
+    y: int
+    x: int
+    c: int | None = None
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Planes, height, width."""
+        return (1 if self.z is None else self.shape[self.z]), self.shape[self.y], self.shape[self.x]
+
+    def pick(self, lengths: Sequence[int]) -> tuple[int, int, int]:
+        """The (z, y, x) entries of one number per dimension."""
+        return (1 if self.z is None else int(lengths[self.z])), int(lengths[self.y]), int(lengths[self.x])
+
+    def fetch(self, get: Fetch, box: tuple[slice, slice, slice]) -> npt.NDArray[Any]:
+        """Read a box as (z, y, x) or (z, y, x, 3)."""
+        index: list[int | slice] = [0] * len(self.shape)
+        index[self.y], index[self.x] = box[1], box[2]
+        if self.z is not None:
+            index[self.z] = box[0]
+        if self.c is not None:
+            index[self.c] = slice(None)
+        values = np.asarray(get(tuple(index)))
+        kept = [axis for axis, part in enumerate(index) if isinstance(part, slice)]
+        wanted = [axis for axis in (self.z, self.y, self.x, self.c) if axis is not None]
+        values = values.transpose([kept.index(axis) for axis in wanted])
+        return values if self.z is not None else values[np.newaxis]
+
+
+def axes_of(shape: tuple[int, ...], source: str, names: Sequence[str] | None = None) -> Axes:
+    """Tell which dimension is which, by name or by shape.
+
+    Raises
+    ------
+    VolumeError
+        When more than three dimensions (and three colours) are longer than 1.
+    """
+    if 0 in shape:
+        raise VolumeError(f"{source}: the array of shape {shape} is empty.")
+    if names is not None and len(names) == len(shape):
+        axes = _axes_by_name(shape, [name.lower() for name in names])
+    else:
+        axes = _axes_by_shape(shape)
+    if axes is None:
+        named = "" if names is None else f" with axes {list(names)}"
+        raise VolumeError(
+            f"{source}: an array of shape {shape}{named} is not a volume; "
+            "expected (Z, Y, X), (Y, X), or (Z, Y, X, 3), with leading axes of length 1 at most.",
+            hint="Write the channel or time point that you need as a volume of its own.",
+        )
+    return axes
+
+
+def _axes_by_name(shape: tuple[int, ...], names: list[str]) -> Axes | None:
+    at = {name: axis for axis, name in enumerate(names)}
+    if "y" not in at or "x" not in at:
+        return None
+    colour = at.get("c") if "c" in at and shape[at["c"]] == 3 else None
+    used = {at["y"], at["x"], at.get("z"), colour}
+    if any(length != 1 for axis, length in enumerate(shape) if axis not in used):
+        return None
+    return Axes(shape, at.get("z"), at["y"], at["x"], colour)
+
+
+def _axes_by_shape(shape: tuple[int, ...]) -> Axes | None:
+    first = 0
+    while len(shape) - first > (4 if shape[-1] == 3 else 3):
+        if shape[first] != 1:
+            return None
+        first += 1
+    left = len(shape) - first
+    if left == 4:
+        return Axes(shape, first, first + 1, first + 2, first + 3)
+    if left == 3 and shape[-1] == 3:
+        return Axes(shape, None, first, first + 1, first + 2)
+    if left == 3:
+        return Axes(shape, first, first + 1, first + 2)
+    return Axes(shape, None, first, first + 1) if left == 2 else None
+
+
+class ArrayVolume(Volume):
+    """A uniform volume over something that is indexed like an array.
+
+    Parameters
+    ----------
+    source, kind : str
+        As in :class:`Volume`.
+    get : callable
+        Takes a tuple of integers and slices, one per dimension, and returns the values.
+    dtype : numpy.dtype
+        Of the stored values.
+    axes : Axes
+        Which dimension is which.
+    chunks : tuple of int, optional
+        Storage grid per dimension of the array; without it crops are read directly.
+    metadata_digest : str
+        SHA-256 of the metadata that describes the array.
+    level : int
+        Pyramid level.
+    close : callable, optional
+        Closes the file behind it.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        kind: str,
+        get: Fetch,
+        *,
+        dtype: np.dtype[Any],
+        axes: Axes,
+        metadata_digest: str,
+        chunks: Sequence[int] | None = None,
+        level: int = 0,
+        close: Callable[[], None] | None = None,
+    ) -> None:
+        self.source, self.kind, self.level = source, kind, level
+        self.dtype = check_dtype(dtype, source)
+        self.channels = 1 if axes.c is None else 3
+        self.n_planes, self._height, self._width = axes.size
+        grid = None if chunks is None else axes.pick(chunks)
+        # A chunk may be declared longer than the array.
+        self.chunks = None if grid is None else (
+            min(grid[0], self.n_planes), min(grid[1], self._height), min(grid[2], self._width)
+        )  # fmt: skip
+        self._get, self._axes, self._metadata_digest, self._close = get, axes, metadata_digest, close
+        self._cache = BlockCache()
+
+    def plane_size(self, plane: int) -> tuple[int, int]:
+        """Height and width, the same for all planes."""
+        return self._height, self._width
+
+    def read(self, plane: int, rows: slice, columns: slice) -> npt.NDArray[Any]:
+        """Read a crop; see :meth:`Volume.read`."""
+        y0, y1, x0, x1 = self._crop(plane, rows, columns)
+        if self.chunks is None:
+            direct: npt.NDArray[Any] = self._fetch((plane, plane + 1), (y0, y1), (x0, x1))[0]
+            return direct
+        z, y, x = self._slab(plane, (y0, y1), (x0, x1))
+        slab = self._cache.get((z, y, x), lambda: self._fetch(z, y, x))
+        crop: npt.NDArray[Any] = slab[plane - z[0], y0 - y[0] : y1 - y[0], x0 - x[0] : x1 - x[0]].copy()
+        return crop
+
+    def header(self) -> dict[str, Any]:
+        """Kind, shape, dtype, channels, level, chunk grid and the digest of the metadata."""
+        return {
+            "kind": self.kind,
+            "shape": [self.n_planes, self._height, self._width],
+            "dtype": self.dtype.name,
+            "channels": self.channels,
+            "level": self.level,
+            "chunks": None if self.chunks is None else list(self.chunks),
+            "metadata": f"sha256:{self._metadata_digest}",
+        }
+
+    def close(self) -> None:
+        """Let go of the file and the cached slabs."""
+        self._cache.clear()
+        if self._close is not None:
+            self._close()
+
+    def _slab(
+        self, plane: int, rows: tuple[int, int], columns: tuple[int, int]
+    ) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        """The piece of the storage grid around a crop, made thinner along z where it would be too large."""
+        assert self.chunks is not None
+        depth, height, width = self.chunks
+        y = rows[0] // height * height, min(-(-rows[1] // height) * height, self._height)
+        x = columns[0] // width * width, min(-(-columns[1] // width) * width, self._width)
+        plane_bytes = (y[1] - y[0]) * (x[1] - x[0]) * self.channels * self.dtype.itemsize
+        thickness = min(depth, max(1, SLAB_BYTES // plane_bytes))
+        start = plane // depth * depth
+        end = min(start + depth, self.n_planes)
+        z0 = start + (plane - start) // thickness * thickness
+        return (z0, min(z0 + thickness, end)), y, x
+
+    def _fetch(self, z: tuple[int, int], y: tuple[int, int], x: tuple[int, int]) -> npt.NDArray[Any]:
+        try:
+            return to_pixels(self._axes.fetch(self._get, (slice(*z), slice(*y), slice(*x))))
+        except READ_ERRORS as error:
+            raise VolumeError(
+                f"{self.source}: planes {z[0]}:{z[1]}, rows {y[0]}:{y[1]}, columns {x[0]}:{x[1]} cannot be read "
+                f"({type(error).__name__}: {error}).",
+                hint="A chunk there is damaged or cannot be decoded: fetch that part of the volume again.",
+            ) from error
+
+
+def open_npy(path: Path) -> ArrayVolume:
+    """Open a ``.npy`` file as a memory map."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise VolumeError(f"{path} is not a readable .npy array ({error}).") from error
+    with path.open("rb") as stream:
+        head = stream.read(int(array.offset))
+
+    def get(index: tuple[int | slice, ...]) -> npt.NDArray[Any]:
+        # A copy, so that no crop keeps the whole file mapped.
+        return np.array(array[index])
+
+    return ArrayVolume(
+        str(path),
+        "npy",
+        get,
+        dtype=array.dtype,
+        axes=axes_of(array.shape, str(path)),
+        metadata_digest=sha256_hex(head),
+    )
+
+
+def open_hdf5(text: str) -> ArrayVolume:
+    """Open ``FILE.h5:DATASET``; the dataset may be left out when the file holds one array at its top."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise VolumeError(
+            f"{text}: reading HDF5 needs h5py, which is not installed.",
+            hint="Install it with: pip install 'embedcache[hdf5]'",
+        ) from error
+    # A folder on the way may hold a colon too, so the dataset starts behind the last file ending.
+    name, _, dataset = text.rpartition(":") if not Path(text).exists() else (text, "", "")
+    path = Path(name or text).absolute()
+    if not path.is_file():
+        raise VolumeError(f"{path} does not exist.", hint="HDF5 volumes are given as FILE.h5:DATASET.")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise VolumeError(f"{path} is not a readable HDF5 file ({error}).") from error
+    tops = [key for key in file if isinstance(file[key], h5py.Dataset)]
+    if not dataset and len(tops) == 1:
+        dataset = tops[0]
+    if dataset not in file or not isinstance(file[dataset], h5py.Dataset):
+        file.close()
+        raise VolumeError(
+            f"{path} holds no array '{dataset}'."
+            if dataset
+            else f"{path}: which of its arrays is the volume?",
+            hint=f"Give it as {path}:DATASET. Arrays at its top: {', '.join(tops) or 'none'}.",
+        )
+    array = file[dataset]
+    metadata = {"dataset": dataset, "dtype": array.dtype.str, "shape": list(array.shape),
+                "chunks": array.chunks and list(array.chunks), "compression": array.compression}  # fmt: skip
+    return ArrayVolume(
+        f"{path}:{dataset}",
+        "hdf5",
+        array.__getitem__,
+        dtype=array.dtype,
+        axes=axes_of(array.shape, f"{path}:{dataset}"),
+        chunks=array.chunks,
+        metadata_digest=digest_json(metadata),
+        close=file.close,
+    )
+
+
+def open_nifti(path: Path) -> ArrayVolume:
+    """Open ``.nii`` or ``.nii.gz``; its (X, Y, Z) order is read as planes (Z, Y, X)."""
+    try:
+        import nibabel
+    except ImportError as error:
+        raise VolumeError(
+            f"{path}: reading NIfTI needs nibabel, which is not installed.",
+            hint="Install it with: pip install 'embedcache[nifti]'",
+        ) from error
+    try:
+        image: Any = nibabel.load(path)
+    except (OSError, ValueError, nibabel.filebasedimages.ImageFileError) as error:
+        raise VolumeError(f"{path} is not a readable NIfTI file ({error}).") from error
+    names = ["x", "y", "z", "t", "c", "u", "v"][: len(image.shape)]
+    proxy = image.dataobj
+    scaled = (proxy.slope, proxy.inter) != (1.0, 0.0)
+    dtype = np.dtype(np.float32) if scaled else image.get_data_dtype()
+
+    def get(index: tuple[int | slice, ...]) -> npt.NDArray[Any]:
+        return np.asarray(proxy[index]).astype(dtype)
+
+    planes_deep = (image.shape[0], image.shape[1], 1, *([1] * (len(names) - 3)))
+    return ArrayVolume(
+        str(path),
+        "nifti",
+        get,
+        dtype=dtype,
+        axes=axes_of(tuple(image.shape), str(path), names),
+        # A gzip stream has no places to jump to; whole planes are cached instead of crops.
+        chunks=planes_deep if path.name.endswith(".gz") else None,
+        metadata_digest=sha256_hex(bytes(image.header.binaryblock)),
+    )

@@ -1,0 +1,223 @@
+"""Turns the pixels of a tile into SAM's input: colour recipe, window, scale, mean and deviation, padding.
+
+The intensity window is resolved once for a volume and never per plane or tile, so that contrast does not jump at
+seams. 8-bit images with their own range take the way of SAM's predictor exactly, rounding included.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from embedcache.errors import VolumeError
+from embedcache.geometry import IMAGE_SIZE, PIXEL_MEAN, PIXEL_STD, Tile, scaled_size
+from embedcache.volume.volume import Volume
+
+UINT8_WINDOW = (0.0, 255.0)
+_DEPTH = re.compile(r"(\d+)-(\d+)")
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How pixels become model input; part of a store's identity.
+
+    Parameters
+    ----------
+    channels : str
+        ``"repeat"``, ``"rgb"``, ``"adjacent:STEP"`` or ``"depth:A-B,C-D,E-F"`` (plane ranges, ends included).
+    window : tuple of float
+        Pixels are mapped linearly from ``window`` to 0…255 and clipped.
+    revision : int
+        Changes whenever the same settings give other input.
+    """
+
+    channels: str
+    window: tuple[float, float] = UINT8_WINDOW
+    revision: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", _canonical(self.channels))
+        low, high = float(self.window[0]), float(self.window[1])
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise VolumeError(f"--window {low}:{high}: expected two finite numbers, the smaller one first.")
+        object.__setattr__(self, "window", (low, high))
+        if self.revision != 1:
+            raise VolumeError(f"Preprocessing revision {self.revision} is unknown here; expected 1.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"channels": self.channels, "window": list(self.window), "revision": self.revision}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
+        """From :meth:`to_dict`."""
+        low, high = values["window"]
+        return cls(str(values["channels"]), (float(low), float(high)), int(values.get("revision", 1)))
+
+    @property
+    def depth_ranges(self) -> tuple[tuple[int, int], ...]:
+        """Plane ranges of the depth recipe, ends included; empty for the others."""
+        found = _DEPTH.findall(self.channels) if self.channels.startswith("depth:") else []
+        return tuple((int(first), int(last)) for first, last in found)
+
+    def n_planes(self, volume: Volume) -> int:
+        """Planes to encode: one composite for the depth recipe, else those of the volume."""
+        return 1 if self.depth_ranges else volume.n_planes
+
+    def read(self, volume: Volume, tile: Tile) -> npt.NDArray[Any]:
+        """Read a tile's pixels in the source's data type, before the window.
+
+        Returns
+        -------
+        ndarray (h, w) or (h, w, 3)
+            Float32 for the depth recipe, whose colours are means over planes.
+        """
+        rows, columns = tile.slices
+        if self.depth_ranges:
+            means = [_mean_plane(volume, first, last, rows, columns) for first, last in self.depth_ranges]
+            return np.stack(means, axis=-1)
+        if self.channels.startswith("adjacent:"):
+            step = int(self.channels.split(":")[1])
+            planes = [min(max(tile.plane + shift, 0), volume.n_planes - 1) for shift in (-step, 0, step)]
+            return np.stack([volume.read(plane, rows, columns) for plane in planes], axis=-1)
+        return volume.read(tile.plane, rows, columns)
+
+    def to_input(self, pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Pixels of a tile as SAM's input.
+
+        Parameters
+        ----------
+        pixels : ndarray (h, w) or (h, w, 3)
+            As :meth:`read` returns them.
+
+        Returns
+        -------
+        ndarray (3, 1024, 1024), float32
+            Scaled by the longer side, normalised, then padded with zeros at the bottom and right. NaN stays NaN.
+        """
+        height, width = scaled_size(pixels.shape[0], pixels.shape[1], IMAGE_SIZE)
+        if height == 0 or width == 0:
+            raise VolumeError(
+                f"A tile of {pixels.shape[0]} × {pixels.shape[1]} pixels is too narrow: nothing of it is left "
+                f"at {IMAGE_SIZE} pixels.",
+                hint="Choose a smaller --tile.",
+            )
+        planes = pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
+        exact = self._is_exact(pixels)
+        if not exact:
+            planes = _windowed(planes, self.window)
+        out = np.zeros((3, IMAGE_SIZE, IMAGE_SIZE), np.float32)
+        mean, std = np.array(PIXEL_MEAN, np.float32), np.array(PIXEL_STD, np.float32)
+        for channel in range(3):
+            if channel < planes.shape[2]:
+                # PIL resizes each band by itself, in 8 bits with rounding or as float32: SAM's own way.
+                band = np.ascontiguousarray(planes[..., channel])
+                scaled = np.asarray(Image.fromarray(band).resize((width, height), Image.Resampling.BILINEAR))
+            out[channel, :height, :width] = (scaled.astype(np.float32) - mean[channel]) / std[channel]
+        return out
+
+    def to_image(self, pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+        """Pixels of a tile as a picture ``(h, w, 3)`` at the tile's own size; NaN becomes 0."""
+        planes = pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
+        if not self._is_exact(pixels):
+            planes = np.nan_to_num(_windowed(planes, self.window), nan=0.0)
+            planes = np.floor(planes + np.float32(0.5)).astype(np.uint8)
+        return np.ascontiguousarray(np.broadcast_to(planes, (*planes.shape[:2], 3)))
+
+    def _is_exact(self, pixels: npt.NDArray[Any]) -> bool:
+        return pixels.dtype == np.uint8 and self.window == UINT8_WINDOW
+
+
+def resolve_preprocess(
+    volume: Volume, *, channels: str | None = None, window: str | None = None
+) -> Preprocess:
+    """Settle colours and intensity window for a volume, once.
+
+    Parameters
+    ----------
+    volume : Volume
+        Its dtype and channels decide the defaults; a percentile window reads a fixed sample of it.
+    channels : str, optional
+        See :class:`Preprocess`; by default ``"rgb"`` for colour and ``"repeat"`` for grey.
+    window : str, optional
+        ``"dtype"``, ``"MIN:MAX"`` or ``"p1:p99"``; by default ``"dtype"`` for 8-bit pixels, else ``"p1:p99"``.
+
+    Raises
+    ------
+    VolumeError
+        When the recipe does not fit the volume, or no window can be found.
+    """
+    from embedcache.volume.window import resolve_window
+
+    recipe = _canonical(channels) if channels else ("rgb" if volume.channels == 3 else "repeat")
+    if volume.channels == 3 and recipe != "rgb":
+        raise VolumeError(
+            f"{volume.source} is in colour, and --channels {recipe} builds colours from grey planes.",
+            hint="Leave --channels out, or give rgb; convert the images to grey to use the other recipes.",
+        )
+    if volume.channels == 1 and recipe == "rgb":
+        raise VolumeError(
+            f"{volume.source} is grey, and --channels rgb needs colour.",
+            hint="Leave --channels out, or give repeat, adjacent or depth:A-B,C-D,E-F.",
+        )
+    if not volume.uniform and recipe != "repeat" and recipe != "rgb":
+        raise VolumeError(
+            f"{volume.source} is a collection of images; --channels {recipe} needs planes that lie on each other.",
+            hint="Leave --channels out; for slices of one volume save them as TIFF or Zarr.",
+        )
+    preprocess = Preprocess(recipe)
+    for first, last in preprocess.depth_ranges:
+        if last >= volume.n_planes:
+            raise VolumeError(
+                f"--channels {recipe}: planes {first}-{last} lie outside {volume.source}, which has planes "
+                f"0 to {volume.n_planes - 1}."
+            )
+    return Preprocess(recipe, resolve_window(volume, window))
+
+
+def _canonical(channels: str) -> str:
+    """The one way of writing a colour recipe, so that equal recipes give equal fingerprints."""
+    text = channels.strip().lower().replace(" ", "")
+    if text in ("repeat", "rgb"):
+        return text
+    if text == "adjacent":
+        return "adjacent:1"
+    step = re.fullmatch(r"adjacent:(\d+)", text)
+    if step and int(step[1]) > 0:
+        return f"adjacent:{int(step[1])}"
+    if text.startswith("depth:"):
+        parts = [_DEPTH.fullmatch(part) for part in text[len("depth:") :].split(",")]
+        ranges = [(int(part[1]), int(part[2])) for part in parts if part]
+        if len(parts) == len(ranges) == 3 and all(first <= last for first, last in ranges):
+            return "depth:" + ",".join(f"{first}-{last}" for first, last in ranges)
+    raise VolumeError(
+        f"--channels {channels}: expected repeat, rgb, adjacent[:STEP] or depth:A-B,C-D,E-F "
+        "(three ranges of planes, ends included, the smaller number first)."
+    )
+
+
+def _mean_plane(
+    volume: Volume, first: int, last: int, rows: slice, columns: slice
+) -> npt.NDArray[np.float32]:
+    total = volume.read(first, rows, columns).astype(np.float64)
+    for plane in range(first + 1, last + 1):
+        total += volume.read(plane, rows, columns)
+    return (total / (last - first + 1)).astype(np.float32)
+
+
+def _windowed(pixels: npt.NDArray[Any], window: tuple[float, float]) -> npt.NDArray[np.float32]:
+    """Map the window to 0…255 and clip, in float32 where that holds the source's values exactly."""
+    wide = pixels.dtype.itemsize > 4 or (pixels.dtype.itemsize == 4 and pixels.dtype.kind != "f")
+    values: npt.NDArray[Any] = pixels.astype(np.float64 if wide else np.float32)
+    low, high = window
+    values -= values.dtype.type(low)
+    values *= values.dtype.type(255.0 / (high - low))
+    mapped: npt.NDArray[np.float32] = np.clip(values, 0.0, 255.0).astype(np.float32)
+    return mapped

@@ -1,0 +1,204 @@
+"""Turns ``--z-range``, ``--bbox`` and ``--mask`` into the tiles that are wanted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from embedcache.errors import VolumeError
+from embedcache.volume.volume import Volume, open_volume
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which part of a volume is wanted; the parts given must all hold.
+
+    Parameters
+    ----------
+    z_range : str, optional
+        ``"A:B"`` or ``"A:B:STEP"``: planes from A up to, not including, B.
+    bbox : str, optional
+        ``"Y0:Y1,X0:X1"`` in volume px, ends excluded; every tile that touches it is wanted.
+    mask : str, optional
+        Path of an image or volume; every tile that touches a value above 0 is wanted.
+    """
+
+    z_range: str | None = None
+    bbox: str | None = None
+    mask: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.z_range is not None:
+            _parse_z_range(self.z_range)
+        if self.bbox is not None:
+            _parse_bbox(self.bbox)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"z_range": self.z_range, "bbox": self.bbox, "mask": self.mask}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Selection:
+        """From :meth:`to_dict`."""
+        return cls(values.get("z_range"), values.get("bbox"), values.get("mask"))
+
+
+def select(table: npt.NDArray[np.int64], selection: Selection, *, volume: Volume) -> npt.NDArray[np.bool_]:
+    """Which tiles of a table touch the selection.
+
+    Parameters
+    ----------
+    table : ndarray (N, 5)
+        Tiles by number, as :meth:`TileGrid.table` makes it.
+    selection : Selection
+        What is wanted.
+    volume : Volume
+        The volume that the table belongs to.
+
+    Returns
+    -------
+    ndarray (N,) of bool
+        False wherever a number has no tile.
+
+    Raises
+    ------
+    VolumeError
+        When the selection lies outside the volume, or the mask does not fit it.
+    """
+    wanted: npt.NDArray[np.bool_] = table[:, 0] >= 0
+    planes = int(table[:, 0].max()) + 1 if wanted.any() else 0
+    if selection.z_range is not None:
+        wanted &= _planes_wanted(selection.z_range, planes, volume)[table[:, 0]]
+    if selection.bbox is not None:
+        y0, y1, x0, x1 = _inside(selection.bbox, table, volume)
+        wanted &= (table[:, 1] < y1) & (table[:, 1] + table[:, 3] > y0)
+        wanted &= (table[:, 2] < x1) & (table[:, 2] + table[:, 4] > x0)
+    if selection.mask is not None:
+        wanted = _touching_mask(selection.mask, table, wanted, planes, volume)
+    return wanted
+
+
+def _parse_z_range(text: str) -> tuple[int, int | None, int]:
+    match = re.fullmatch(r"(\d*):(\d*)(?::(\d+))?", text.replace(" ", ""))
+    if match is None:
+        raise VolumeError(
+            f"--z-range {text}: expected FIRST:END or FIRST:END:STEP, such as 100:200 or 0:65:2."
+        )
+    first, end, step = int(match[1] or 0), int(match[2]) if match[2] else None, int(match[3] or 1)
+    if step < 1 or (end is not None and end <= first):
+        raise VolumeError(
+            f"--z-range {text} holds no plane: the end is not included, and the step is at least 1."
+        )
+    return first, end, step
+
+
+def _parse_bbox(text: str) -> tuple[int, int, int, int]:
+    match = re.fullmatch(r"(\d+):(\d+),(\d+):(\d+)", text.replace(" ", ""))
+    if match is None:
+        raise VolumeError(f"--bbox {text}: expected Y0:Y1,X0:X1 in pixels, such as 0:2048,1024:4096.")
+    y0, y1, x0, x1 = (int(number) for number in match.groups())
+    if y0 >= y1 or x0 >= x1:
+        raise VolumeError(f"--bbox {text} is empty: each first number must be below the second.")
+    return y0, y1, x0, x1
+
+
+def _planes_wanted(text: str, planes: int, volume: Volume) -> npt.NDArray[np.bool_]:
+    first, end, step = _parse_z_range(text)
+    last = planes if end is None else end
+    if first >= planes or last > planes:
+        raise VolumeError(
+            f"--z-range {text} lies outside {volume.source}, which has planes 0 to {planes - 1}."
+        )
+    wanted = np.zeros(max(planes, 1), np.bool_)
+    wanted[first:last:step] = True
+    return wanted
+
+
+def _inside(text: str, table: npt.NDArray[np.int64], volume: Volume) -> tuple[int, int, int, int]:
+    y0, y1, x0, x1 = _parse_bbox(text)
+    height = int((table[:, 1] + table[:, 3]).max(initial=0))
+    width = int((table[:, 2] + table[:, 4]).max(initial=0))
+    if y1 > height or x1 > width:
+        most = "" if volume.uniform else " at most"
+        raise VolumeError(
+            f"--bbox {text} lies outside {volume.source}, "
+            f"whose planes are{most} {height} × {width} pixels (0:{height},0:{width})."
+        )
+    return y0, y1, x0, x1
+
+
+def _touching_mask(
+    path: str, table: npt.NDArray[np.int64], wanted: npt.NDArray[np.bool_], planes: int, volume: Volume
+) -> npt.NDArray[np.bool_]:
+    result = wanted.copy()
+    with open_volume(path) as mask:
+        plane_of = _plane_of_mask(mask, planes, volume)
+        seen: dict[tuple[int, ...], bool] = {}
+        for number in np.flatnonzero(wanted):
+            plane, *box = (int(value) for value in table[number])
+            key = (plane_of(plane), *box)
+            if key not in seen:
+                seen[key] = _touches(mask, key[0], plane, box, table, volume)
+            result[number] = seen[key]
+    return result
+
+
+def _plane_of_mask(mask: Volume, planes: int, volume: Volume) -> Callable[[int], int]:
+    """Which plane of the mask belongs to a plane of the volume."""
+    if mask.n_planes == 1:
+        return lambda plane: 0
+    if not mask.uniform and not volume.uniform:
+        stems = {PurePath(mask.plane_name(plane)).stem: plane for plane in range(mask.n_planes)}
+        names = [PurePath(volume.plane_name(plane)).stem for plane in range(planes)]
+        missing = [name for name in names if name not in stems]
+        if missing:
+            more = " …" if len(missing) > 5 else ""
+            raise VolumeError(
+                f"--mask {mask.source} has no image for {', '.join(missing[:5])}{more}.",
+                hint="Masks are matched to images by their names without the ending.",
+            )
+        return lambda plane: stems[names[plane]]
+    if mask.n_planes != planes:
+        raise VolumeError(
+            f"--mask {mask.source} has {mask.n_planes} planes, the volume has {planes}.",
+            hint="Give a mask of the same planes, or one 2-D image for all of them.",
+        )
+    return lambda plane: plane
+
+
+def _touches(
+    mask: Volume, mask_plane: int, plane: int, box: list[int], table: npt.NDArray[np.int64], volume: Volume
+) -> bool:
+    size, own = volume.plane_size(plane), mask.plane_size(mask_plane)
+    up, down = mask_factor(size, own, f"--mask {mask.source}", volume)
+    y0, x0, height, width = box
+    rows = _scaled(y0, y0 + height, up, down, own[0])
+    columns = _scaled(x0, x0 + width, up, down, own[1])
+    return bool((mask.read(mask_plane, rows, columns) > 0).any())
+
+
+def mask_factor(size: tuple[int, int], own: tuple[int, int], name: str, volume: Volume) -> tuple[int, int]:
+    """By which integer a mask is larger, and by which it is smaller, than a plane; one of them is 1.
+
+    A pyramid rounds its sizes up or down, so a size may be off by less than the factor.
+    """
+    for larger, smaller, swap in ((own, size, False), (size, own, True)):
+        factor = max(1, round(larger[0] / smaller[0]))
+        if all(abs(big - small * factor) < factor for big, small in zip(larger, smaller, strict=True)):
+            return (1, factor) if swap else (factor, 1)
+    raise VolumeError(
+        f"{name} is {own[0]} × {own[1]} pixels, the plane of {volume.source} is {size[0]} × {size[1]}.",
+        hint="Expected the same size, or an integer multiple or fraction of it.",
+    )
+
+
+def _scaled(start: int, stop: int, up: int, down: int, size: int) -> slice:
+    """Volume px to pixels of the mask, rounded outward and kept inside it."""
+    first = min(start * up // down, size - 1)
+    return slice(first, min(max(-(-stop * up // down), first + 1), size))

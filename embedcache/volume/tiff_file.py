@@ -1,0 +1,236 @@
+"""Turns pages of one TIFF file into heads and pixels: mapped when stored plainly, decoded page by page otherwise.
+
+tifffile reads what it has codecs for; LZW, JPEG and the like go through Pillow's libtiff when the
+``imagecodecs`` package is not installed.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+from PIL import TiffImagePlugin
+
+from embedcache.errors import VolumeError
+from embedcache.volume.cache import BlockCache
+from embedcache.volume.image_file import DECODE_ERRORS, Head, pillow_pixels
+from embedcache.volume.volume import check_dtype, to_pixels
+
+TIFF_ERRORS = (*DECODE_ERRORS, RuntimeError, tifffile.TiffFileError)
+
+ALL_PAGES_CHECKED = 512
+"""Up to so many pages are compared at opening; of more, the first, middle and last, and each when read."""
+
+
+class TiffFile:
+    """The full-size pages of one TIFF file, all of one size and type.
+
+    Parameters
+    ----------
+    path : Path
+        The file; it is closed again after each access.
+
+    Attributes
+    ----------
+    head : Head
+        Of every page.
+    n_pages : int
+        Number of full-size pages; reduced copies of a pyramid do not count.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._maps: dict[int, tuple[int, str, tuple[int, ...]]] = {}
+        self._series: tuple[int, str, tuple[int, ...]] | None = None
+        with self._opened() as tif:
+            self._pages = self._full_pages(tif)
+            self.head = page_head(tif.pages[self._pages[0]], path)
+            self.n_pages = len(self._pages)
+            self._check_equal(tif)
+            if len(tif.pages) == 1:
+                self._find_hidden_planes(tif)
+
+    def read(self, page: int, crop: tuple[slice, slice], cache: BlockCache) -> npt.NDArray[Any]:
+        """A crop of one page, ``(h, w)`` or ``(h, w, 3)``; decoded pages are kept in ``cache``."""
+        try:
+            mapped = self._mapped(page)
+            if mapped is not None:
+                return _without_alpha(to_pixels(mapped[crop]))
+            plane = cache.get((str(self.path), page), lambda: self._decode(page))
+        except TIFF_ERRORS as error:
+            raise _damaged(self.path, error, page) from error
+        return plane[crop].copy()
+
+    def require(self, head: Head, first: Path) -> None:
+        """Refuse the file when it is not one page like those of ``first``, as opening could not check all."""
+        if self.n_pages != 1 or self.head != head:
+            raise VolumeError(
+                f"{self.path} has {self.n_pages} page(s) of {_in_words(self.head)}, "
+                f"{first.name} one of {_in_words(head)}; the planes of one volume must be alike.",
+                hint="Take it out of the folder, or put it right.",
+            )
+
+    def _opened(self) -> tifffile.TiffFile:
+        try:
+            return tifffile.TiffFile(self.path)
+        except TIFF_ERRORS as error:
+            raise _damaged(self.path, error) from error
+
+    def _full_pages(self, tif: tifffile.TiffFile) -> list[int]:
+        count = len(tif.pages)
+        if count > ALL_PAGES_CHECKED:
+            return list(range(count))
+        return [index for index in range(count) if index == 0 or not page_of(tif, index).is_reduced]
+
+    def _check_equal(self, tif: tifffile.TiffFile) -> None:
+        known = self._pages
+        if self.n_pages > ALL_PAGES_CHECKED:
+            known = [known[0], known[self.n_pages // 2], known[-1]]
+        for index in known:
+            self._check_page(tif.pages[index], index)
+
+    def _check_page(self, page: Any, index: int) -> None:
+        head = page_head(page, self.path)
+        if head != self.head:
+            raise VolumeError(
+                f"{self.path}: page {index} is {_in_words(head)}, page 0 is {_in_words(self.head)}; "
+                "the pages of one volume must be alike.",
+                hint="Save the pages as single files into a folder; there, sizes may differ.",
+            )
+
+    def _find_hidden_planes(self, tif: tifffile.TiffFile) -> None:
+        """ImageJ and tifffile write large stacks with one page entry; the other planes follow it in the file."""
+        if not (tif.is_imagej or tif.is_shaped):
+            return
+        series = tif.series[0]
+        shape = tuple(int(length) for length in series.shape)
+        page = tif.pages[0]
+        if series.dataoffset is None or len(shape) <= len(page.shape) or page.dtype is None:
+            return
+        planes = int(np.prod(shape[: len(shape) - len(page.shape)]))
+        if planes > 1 and shape[-len(page.shape) :] == tuple(page.shape):
+            dtype = np.dtype(page.dtype).newbyteorder(tif.byteorder)
+            self._series = int(series.dataoffset), dtype.str, (planes, *page.shape)
+            self.n_pages = planes
+
+    def _mapped(self, page: int) -> npt.NDArray[Any] | None:
+        """The page as a memory map when its pixels lie in the file as they are; else None."""
+        if self._series is not None:
+            offset, dtype, shape = self._series
+            bytes_before = page * int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
+            return np.memmap(self.path, dtype, "r", offset + bytes_before, shape[1:])
+        if page not in self._maps:
+            with self._lock, self._opened() as tif:
+                entry = page_of(tif, self._pages[page])
+                self._check_page(entry, page)
+                plain = entry.is_memmappable and entry.axes in ("YX", "YXS") and not _needs_conversion(entry)
+                place: tuple[int, str, tuple[int, ...]] = (0, "", ())
+                if plain:
+                    place = (int(entry.dataoffsets[0]), np.dtype(entry.dtype).newbyteorder(tif.byteorder).str,
+                             tuple(entry.shape))  # fmt: skip
+                self._maps[page] = place
+        offset, dtype, shape = self._maps[page]
+        return np.memmap(self.path, dtype, "r", offset, shape) if shape else None
+
+    def _decode(self, page: int) -> npt.NDArray[Any]:
+        with self._opened() as tif:
+            entry = page_of(tif, self._pages[page])
+            try:
+                if _is_palette(entry):
+                    return self._decode_by_pillow(page)
+                values = np.asarray(entry.asarray(maxworkers=1))
+            except TIFF_ERRORS as error:
+                return self._decode_by_pillow(page, error)
+            if entry.axes == "SYX":
+                values = np.moveaxis(values, 0, -1)
+            if entry.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+                values = ~values  # zero is white there: turned so that bright is large, for booleans too
+            return to_pixels(_without_alpha(values))
+
+    def _decode_by_pillow(self, page: int, first_error: Exception | None = None) -> npt.NDArray[Any]:
+        with self.path.open("rb") as stream:
+            try:
+                image = TiffImagePlugin.TiffImageFile(stream)
+                image.seek(self._pages[page])
+                values = pillow_pixels(image)
+            except TIFF_ERRORS as error:
+                raise first_error or error from error
+        if values.dtype != self.head.dtype and not _palette_of_bits(self.head, values):
+            raise first_error or ValueError(f"decoded as {values.dtype}, not {self.head.dtype}")
+        return values
+
+
+def page_of(tif: tifffile.TiffFile, index: int) -> Any:
+    """One page with all its tags."""
+    return tif.pages[index]
+
+
+def page_head(page: Any, path: Path) -> Head:
+    """Head of one TIFF page."""
+    axes, shape = page.axes, tuple(page.shape)
+    if page.dtype is None or axes not in ("YX", "YXS", "SYX"):
+        raise VolumeError(
+            f"{path}: a page with axes {axes} and shape {shape} is not a plane of a volume.",
+            hint="Save it as grey or RGB pages.",
+        )
+    height, width = (shape[1], shape[2]) if axes == "SYX" else (shape[0], shape[1])
+    samples = 1 if axes == "YX" else shape[0] if axes == "SYX" else shape[2]
+    if samples > 4:
+        raise VolumeError(
+            f"{path}: {samples} samples per pixel are neither grey nor colour.",
+            hint="Write the channels that you need as grey planes.",
+        )
+    dtype = check_dtype(np.dtype(page.dtype), str(path))
+    if _is_palette(page):
+        return Head(height, width, 3, "uint8")
+    return Head(height, width, 3 if samples >= 3 else 1, dtype.name)
+
+
+def head_of(path: Path) -> Head:
+    """Head of a file of one page; several full-size pages in one file of a folder are refused."""
+    file = TiffFile(path)
+    if file.n_pages != 1:
+        raise VolumeError(
+            f"{path} has {file.n_pages} pages: in a folder, each TIFF file is one plane.",
+            hint=f"Open that file alone, as --volume {path}.",
+        )
+    return file.head
+
+
+def _is_palette(page: Any) -> bool:
+    return bool(page.photometric == tifffile.PHOTOMETRIC.PALETTE)
+
+
+def _needs_conversion(page: Any) -> bool:
+    return _is_palette(page) or page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
+
+
+def _palette_of_bits(head: Head, values: npt.NDArray[Any]) -> bool:
+    return head.dtype == "uint8" and values.dtype == np.uint8
+
+
+def _without_alpha(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Drop transparency: (h, w, 4) to 3 colours, (h, w, 2) and (h, w, 1) to grey."""
+    if values.ndim == 2:
+        return values
+    return values[..., :3] if values.shape[-1] >= 3 else values[..., 0]
+
+
+def _in_words(head: Head) -> str:
+    return f"{head.height} × {head.width} {'colour' if head.channels == 3 else 'grey'} {head.dtype}"
+
+
+def _damaged(path: Path, error: Exception, page: int | None = None) -> VolumeError:
+    where = str(path) if page is None else f"{path}, page {page}"
+    codec = "imagecodecs" in str(error)
+    return VolumeError(
+        f"{where} cannot be read as TIFF ({type(error).__name__}: {error}).",
+        hint="Install the codecs with: pip install imagecodecs"
+        if codec
+        else "The file is damaged or incomplete: fetch it again.",
+    )

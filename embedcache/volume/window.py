@@ -1,0 +1,110 @@
+"""Turns ``--window`` into two numbers, from the data type or from pixels at places that never change."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from embedcache.errors import VolumeError
+from embedcache.volume.volume import Volume
+
+SAMPLES = 64
+"""Crops that the sample takes from a volume."""
+
+SAMPLE_SIDE = 128
+"""Side of one crop; on a 128-grid each touches few chunks."""
+
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+
+
+def resolve_window(volume: Volume, window: str | None) -> tuple[float, float]:
+    """The intensities that become 0 and 255.
+
+    Parameters
+    ----------
+    volume : Volume
+        Read only for percentiles.
+    window : str, optional
+        ``"dtype"``, ``"MIN:MAX"``, ``"pA:pB"``; None for the default of the data type.
+
+    Raises
+    ------
+    VolumeError
+        When the text is none of these, or the sample has no two values apart.
+    """
+    text = window.strip().lower() if window else ("dtype" if volume.dtype == np.uint8 else "p1:p99")
+    if text == "dtype":
+        return _of_dtype(volume)
+    percentiles = re.fullmatch(rf"p({_NUMBER}):p({_NUMBER})", text)
+    if percentiles:
+        return _of_sample(volume, float(percentiles[1]), float(percentiles[2]), text)
+    numbers = re.fullmatch(rf"({_NUMBER}):({_NUMBER})", text)
+    if numbers and float(numbers[1]) < float(numbers[2]):
+        return float(numbers[1]), float(numbers[2])
+    raise VolumeError(
+        f"--window {window}: expected dtype, MIN:MAX (the smaller number first) or percentiles such as p1:p99."
+    )
+
+
+def _of_dtype(volume: Volume) -> tuple[float, float]:
+    if volume.dtype.kind == "f":
+        raise VolumeError(
+            f"--window dtype: {volume.source} holds {volume.dtype} pixels, which have no natural range.",
+            hint="Use --window p1:p99 or --window MIN:MAX.",
+        )
+    limits = np.iinfo(volume.dtype)
+    return float(limits.min), float(limits.max)
+
+
+def _of_sample(volume: Volume, lower: float, upper: float, text: str) -> tuple[float, float]:
+    if not 0 <= lower < upper <= 100:
+        raise VolumeError(f"--window {text}: expected percentiles from p0 to p100, the smaller one first.")
+    sample = sample_pixels(volume)
+    finite = sample[np.isfinite(sample)]
+    if not finite.size:
+        raise VolumeError(
+            f"{volume.source}: all {sample.size} sampled pixels are NaN or infinite; no window can be taken.",
+            hint="Check the volume, or give the window as --window MIN:MAX.",
+        )
+    low, high = (float(value) for value in np.percentile(finite.astype(np.float64), [lower, upper]))
+    if low == high:
+        # More than 98 % of one value, as around a small object: the whole range still tells it apart.
+        low, high = float(finite.min()), float(finite.max())
+    if low == high:
+        raise VolumeError(
+            f"{volume.source}: all {finite.size} sampled pixels are {low:g}; one value makes no window.",
+            hint="Give it as --window MIN:MAX.",
+        )
+    return low, high
+
+
+def sample_pixels(volume: Volume) -> npt.NDArray[Any]:
+    """Pixels of 64 crops at places spread by a fixed low-discrepancy sequence, as one flat array."""
+    crops = []
+    for number in range(SAMPLES):
+        fractions = [_radical_inverse(number + 1, base) for base in (2, 3, 5)]
+        plane = min(int(fractions[0] * volume.n_planes), volume.n_planes - 1)
+        height, width = volume.plane_size(plane)
+        rows, columns = _place(fractions[1], height), _place(fractions[2], width)
+        crops.append(volume.read(plane, rows, columns).ravel())
+    return np.concatenate(crops)
+
+
+def _place(fraction: float, size: int) -> slice:
+    """A crop of at most 128 pixels, on multiples of 128 so that it does not straddle chunks."""
+    slots = max(1, size // SAMPLE_SIDE)
+    start = min(int(fraction * slots), slots - 1) * SAMPLE_SIDE
+    return slice(start, min(start + SAMPLE_SIDE, size))
+
+
+def _radical_inverse(number: int, base: int) -> float:
+    """The Halton sequence: evenly spread fractions that depend on nothing but their number."""
+    value, weight = 0.0, 1.0
+    while number:
+        weight /= base
+        value += weight * (number % base)
+        number //= base
+    return value
