@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import google_crc32c
+import numpy as np
 
 from embedcache.errors import LockedError, StorageError
 
@@ -29,7 +30,8 @@ Buffer = bytes | bytearray | memoryview
 
 def crc32c(data: Buffer) -> int:
     """CRC-32C (Castagnoli) of ``data``, as Zarr's ``crc32c`` codec stores it."""
-    return int(google_crc32c.value(bytes(data) if isinstance(data, bytearray) else data))
+    # the extension refuses memoryviews, but takes a numpy array without a copy
+    return int(google_crc32c.value(data if isinstance(data, bytes) else np.frombuffer(data, np.uint8)))
 
 
 def sha256_hex(data: Buffer) -> str:
@@ -83,16 +85,51 @@ def write_file(path: Path, parts: Buffer | Iterable[Buffer]) -> int:
         When the disk refuses (full, denied, failing); an older file of that name is left as it was.
     """
     pieces = [parts] if isinstance(parts, bytes | bytearray | memoryview) else parts
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+    partial = partial_name(path)
+    written = stage_file(partial, pieces)
+    publish_file(partial, path)
+    return written
+
+
+def partial_name(path: Path) -> Path:
+    """Name under which the bytes of ``path`` are gathered before they are published."""
+    return path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+
+
+def stage_file(partial: Path, pieces: Iterable[Buffer]) -> int:
+    """Write and fsync a file that nobody looks at yet; on failure nothing is left. Returns bytes written.
+
+    Raises
+    ------
+    StorageError
+        When the disk refuses.
+    """
+    try:
+        make_folder(partial.parent)
+        return _write_and_sync(partial, pieces)
+    except OSError as error:
+        _remove_quietly(partial)
+        raise storage_error(error, partial) from error
+    except BaseException:
+        _remove_quietly(partial)
+        raise
+
+
+def publish_file(partial: Path, path: Path) -> None:
+    """Give a staged file its final name, durably; an older file of that name is replaced in one step.
+
+    Raises
+    ------
+    StorageError
+        When the disk refuses; an older file of that name is left as it was.
+    """
     try:
         make_folder(path.parent)
-        written = _write_and_sync(partial, pieces)
         partial.replace(path)
         fsync_folder(path.parent)
     except OSError as error:
         _remove_quietly(partial)
         raise storage_error(error, path) from error
-    return written
 
 
 def _write_and_sync(path: Path, pieces: Iterable[Buffer]) -> int:
@@ -116,7 +153,7 @@ def create_file(path: Path, data: Buffer) -> None:
     StorageError
         When the disk refuses.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+    partial = partial_name(path)
     try:
         make_folder(path.parent)
         _write_and_sync(partial, [data])
@@ -130,37 +167,98 @@ def create_file(path: Path, data: Buffer) -> None:
         _remove_quietly(partial)
 
 
-def append_line(path: Path, line: str) -> None:
+def append_line(path: Path, line: str) -> int:
     """Append one line to a file and make it durable before returning.
 
-    A torn last line, left by a killed writer, is closed first by a line break so that it cannot swallow ours.
+    A last line without its line break was never acknowledged (its writer was killed); it is cut off first.
+    When the disk refuses, the file is cut back to where it was.
+
+    Returns
+    -------
+    int
+        Offset in the file at which the line begins.
+
+    Raises
+    ------
+    StorageError
+        When the disk refuses.
     """
     try:
         make_folder(path.parent)
         existed = path.exists()
-        with path.open("a+b") as stream:
-            stream.seek(0, os.SEEK_END)
-            if stream.tell() > 0:
-                stream.seek(-1, os.SEEK_END)
-                if stream.read(1) != b"\n":
-                    stream.write(b"\n")
-            stream.write(line.encode("utf-8") + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            start = _end_of_last_line(descriptor)
+            try:
+                os.ftruncate(descriptor, start)
+                _write_all(descriptor, line.encode("utf-8") + b"\n", start)
+                os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, start)
+                raise
+        finally:
+            os.close(descriptor)
         if not existed:
             fsync_folder(path.parent)
+    except OSError as error:
+        raise storage_error(error, path) from error
+    return start
+
+
+def _end_of_last_line(descriptor: int) -> int:
+    """Offset behind the last line break of an open file."""
+    end = os.fstat(descriptor).st_size
+    while end > 0:
+        start = max(0, end - 65536)
+        found = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
+
+
+def _write_all(descriptor: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def cut_file(path: Path, size: int) -> None:
+    """Cut a file to its first ``size`` bytes, durably.
+
+    Raises
+    ------
+    StorageError
+        When the disk refuses.
+    """
+    try:
+        with path.open("r+b") as stream:
+            stream.truncate(size)
+            os.fsync(stream.fileno())
     except OSError as error:
         raise storage_error(error, path) from error
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its missing parents; durable through the fsync of what is written into it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Make a folder and its missing parents, durably."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for new in reversed(missing):
+        new.mkdir(exist_ok=True)
+        fsync_folder(new.parent)
 
 
-def remove_litter(folder: Path) -> int:
-    """Remove ``*.partial`` files below ``folder`` (the writer's lock must be held); return how many."""
-    litter = [path for path in folder.rglob(f"*{PARTIAL_SUFFIX}") if path.is_file() and not path.is_symlink()]
+def remove_litter(folder: Path, *, deep: bool = True) -> int:
+    """Remove ``*.partial`` files in ``folder`` (``deep``: and below it); return how many.
+
+    The writer's lock must be held: the files of a living writer look the same.
+    """
+    pattern = f"*{PARTIAL_SUFFIX}"
+    found = folder.rglob(pattern) if deep else folder.glob(pattern)
+    litter = [path for path in found if path.is_file() and not path.is_symlink()]
     for path in litter:
         _remove_quietly(path)
     return len(litter)
@@ -179,8 +277,10 @@ def folder_bytes(folder: Path) -> int:
 
 
 @contextmanager
-def exclusive_lock(path: Path) -> Iterator[None]:
+def exclusive_lock(path: Path, *, guarded: Path | None = None) -> Iterator[None]:
     """Hold an advisory lock on ``path`` for the block; a dead holder's lock is gone with it.
+
+    ``guarded`` is what the lock protects, for the message (default: the folder of the lock file).
 
     The kernel drops a ``flock`` when its holder dies, so neither clocks nor process numbers decide.
 
@@ -203,7 +303,7 @@ def exclusive_lock(path: Path) -> Iterator[None]:
             stream.seek(0)
             holder = stream.read().strip() or "another process"
             raise LockedError(
-                f"{path.parent} is being written by {holder}.",
+                f"{guarded or path.parent} is being written by {holder}.",
                 hint="Wait until it has finished, or stop it; what it has committed is kept.",
             ) from error
         except OSError as error:

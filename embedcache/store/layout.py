@@ -1,0 +1,206 @@
+"""Turns a store's numbers into names and Zarr metadata: which file holds what, and what ``zarr.json`` says.
+
+Nothing here touches embeddings; the bytes of a shard are in ``shard.py``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from embedcache.errors import CorruptionError, InputError
+from embedcache.files import canonical_json, crc32c, write_file
+from embedcache.geometry import EMBEDDING_SHAPE
+
+GROUP_FILE = "zarr.json"
+EMBEDDINGS = "image_embeddings"
+TILES = "tiles"
+JOURNAL = "journal"
+DECODER = "decoder.safetensors"
+LOCK = "writer.lock"
+
+ATTRIBUTE = "embedcache"
+"""The one key of the group's attributes under which everything of ours stands."""
+
+TILE_COLUMNS = ("plane", "y0", "x0", "height", "width")
+TILE_ROWS = 4096
+"""Rows of one chunk of the ``tiles`` array."""
+
+NO_TILE = -1
+"""Value of a row of ``tiles`` whose number has no tile."""
+
+JSON_LIMIT = 64 << 20
+"""Bytes above which a metadata file is refused instead of parsed."""
+
+_LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
+_CRC = {"name": "crc32c"}
+
+
+def shard_path(root: Path, shard: int) -> Path:
+    """File of one shard: Zarr's key ``c/SHARD/0/0/0`` of ``image_embeddings``."""
+    return root / EMBEDDINGS / "c" / str(shard) / "0" / "0" / "0"
+
+
+def tiles_path(root: Path, chunk: int) -> Path:
+    """File of one chunk of the ``tiles`` array."""
+    return root / TILES / "c" / str(chunk) / "0"
+
+
+def group_metadata(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """``zarr.json`` of a group."""
+    return {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
+
+
+def embeddings_metadata(n_tiles: int, shard_tiles: int) -> dict[str, Any]:
+    """``zarr.json`` of ``image_embeddings``: one chunk an embedding, ``shard_tiles`` of them a file."""
+    inner = {
+        "chunk_shape": [1, *EMBEDDING_SHAPE],
+        "codecs": [_LITTLE, _CRC],
+        "index_codecs": [_LITTLE, _CRC],
+        "index_location": "end",
+    }
+    return _array_metadata(
+        shape=[n_tiles, *EMBEDDING_SHAPE],
+        chunk=[shard_tiles, *EMBEDDING_SHAPE],
+        data_type="float16",
+        fill_value="NaN",
+        codecs=[{"name": "sharding_indexed", "configuration": inner}],
+        dimension_names=["tile", "channel", "row", "column"],
+    )
+
+
+def tiles_metadata(n_tiles: int) -> dict[str, Any]:
+    """``zarr.json`` of ``tiles``: one row a tile number, five int64 columns."""
+    return _array_metadata(
+        shape=[n_tiles, len(TILE_COLUMNS)],
+        chunk=[TILE_ROWS, len(TILE_COLUMNS)],
+        data_type="int64",
+        fill_value=NO_TILE,
+        codecs=[_LITTLE, _CRC],
+        dimension_names=["tile", "column"],
+        attributes={"columns": list(TILE_COLUMNS)},
+    )
+
+
+def _array_metadata(
+    *,
+    shape: list[int],
+    chunk: list[int],
+    data_type: str,
+    fill_value: str | int,
+    codecs: list[dict[str, Any]],
+    dimension_names: list[str],
+    attributes: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": shape,
+        "data_type": data_type,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": fill_value,
+        "codecs": codecs,
+        "attributes": attributes or {},
+        "dimension_names": dimension_names,
+    }
+
+
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """The bytes of a metadata file: sorted, indented, ending in a line break; no NaN."""
+    return (json.dumps(value, sort_keys=True, indent=2, allow_nan=False) + "\n").encode("ascii")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a metadata file.
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is none.
+    InputError
+        When it is too large, is not JSON, or holds something other than an object.
+    """
+    with path.open("rb") as stream:
+        data = stream.read(JSON_LIMIT + 1)
+    if len(data) > JSON_LIMIT:
+        raise InputError(f"{path}: larger than {JSON_LIMIT} bytes; that is no metadata of ours.")
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not readable as JSON ({type(error).__name__}: {error}).") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}.")
+    return value
+
+
+def array_length(root: Path, array: str) -> int:
+    """Number of tile numbers that an array's metadata speaks of; -1 when the array has none yet."""
+    try:
+        shape = read_json(root / array / GROUP_FILE).get("shape")
+    except FileNotFoundError:
+        return -1
+    if not (isinstance(shape, list) and shape and isinstance(shape[0], int) and shape[0] >= 0):
+        raise InputError(
+            f"{root / array / GROUP_FILE}: expected a shape, found {canonical_json(shape)[:80]}."
+        )
+    return shape[0]
+
+
+def write_lengths(root: Path, n_tiles: int, shard_tiles: int) -> None:
+    """Set the first axis of both arrays, each in one step; arrays that have that length are left alone."""
+    if array_length(root, EMBEDDINGS) != n_tiles:
+        write_file(root / EMBEDDINGS / GROUP_FILE, json_bytes(embeddings_metadata(n_tiles, shard_tiles)))
+    if array_length(root, TILES) != n_tiles:
+        write_file(root / TILES / GROUP_FILE, json_bytes(tiles_metadata(n_tiles)))
+
+
+def write_tiles(root: Path, table: npt.NDArray[np.int64], *, first: int = 0) -> None:
+    """Write the chunks of ``tiles`` that hold rows ``first`` and after; rows of the chunk before stay.
+
+    Parameters
+    ----------
+    root : Path
+        The store.
+    table : ndarray of int64, shape (N, 5)
+        The whole table.
+    first : int
+        First row that is new; chunks that end before it are not touched.
+    """
+    for chunk in range(first // TILE_ROWS, -(-len(table) // TILE_ROWS)):
+        rows = np.full((TILE_ROWS, len(TILE_COLUMNS)), NO_TILE, dtype="<i8")
+        part = table[chunk * TILE_ROWS : (chunk + 1) * TILE_ROWS]
+        rows[: len(part)] = part
+        data = rows.tobytes()
+        write_file(tiles_path(root, chunk), [data, crc32c(data).to_bytes(4, "little")])
+
+
+def read_tiles(root: Path, n_tiles: int) -> npt.NDArray[np.int64]:
+    """Read the first ``n_tiles`` rows of ``tiles``, checked, as a read-only array (N, 5).
+
+    Raises
+    ------
+    CorruptionError
+        When a chunk is missing or differs from its checksum.
+    """
+    chunks = -(-n_tiles // TILE_ROWS)
+    table = np.empty((chunks * TILE_ROWS, len(TILE_COLUMNS)), dtype=np.int64)
+    for chunk in range(chunks):
+        path = tiles_path(root, chunk)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError as error:
+            raise CorruptionError(f"{path}: a part of the store's tile table is missing.") from error
+        rows, stored = data[:-4], data[-4:]
+        expected = TILE_ROWS * len(TILE_COLUMNS) * 8
+        if len(rows) != expected or crc32c(rows).to_bytes(4, "little") != stored:
+            raise CorruptionError(f"{path}: the store's tile table differs from its checksum.")
+        table[chunk * TILE_ROWS : (chunk + 1) * TILE_ROWS] = np.frombuffer(rows, "<i8").reshape(TILE_ROWS, -1)
+    table = table[:n_tiles]
+    table.flags.writeable = False
+    return table

@@ -1,0 +1,158 @@
+"""Turns what decides an embedding's bytes into two digests: the embedding space and the fingerprint.
+
+``embedding_space`` covers what gives an embedding its meaning (encoder, precision, preprocessing);
+``fingerprint`` covers that and which volume was cut how, and how it is stored. A store has one fingerprint.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from embedcache.errors import InputError, MismatchError
+from embedcache.files import canonical_json, digest_json
+from embedcache.volume.preprocess import Preprocess
+from embedcache.volume.tiles import TileGrid
+
+FORMAT = 1
+"""Number of the store format that this version writes."""
+
+STORE_DTYPES = ("float16",)
+"""Element types that this version stores."""
+
+_FIELDS = (
+    "model_type",
+    "encoder_digest",
+    "precision",
+    "preprocess",
+    "volume",
+    "grid",
+    "store_dtype",
+    "format",
+)
+
+
+@dataclass(frozen=True)
+class EncodeSpec:
+    """Everything that decides the bytes of a store's embeddings, and nothing else.
+
+    Parameters
+    ----------
+    model_type : str
+        "vit_b", "vit_l", "vit_h" or "vit_tiny".
+    encoder_digest : str
+        "sha256:…" over the image encoder's weights.
+    precision : str
+        "fp32" or "bf16": resolved, never "auto".
+    preprocess : Preprocess
+        Intensity window, channel recipe, revision.
+    volume : dict
+        The volume's identity, JSON values only.
+    grid : TileGrid
+        The rule that cuts the volume into tiles.
+    store_dtype : str
+        Element type of the stored embeddings.
+    format : int
+        Number of the store format.
+    """
+
+    model_type: str
+    encoder_digest: str
+    precision: str
+    preprocess: Preprocess
+    volume: dict[str, Any]
+    grid: TileGrid
+    store_dtype: str = "float16"
+    format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        if self.store_dtype not in STORE_DTYPES:
+            raise InputError(
+                f"store dtype {self.store_dtype!r}: this version stores {' and '.join(STORE_DTYPES)}."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values, from which :meth:`from_dict` makes an equal spec; what it gives survives a file."""
+        values = {
+            "model_type": self.model_type,
+            "encoder_digest": self.encoder_digest,
+            "precision": self.precision,
+            "preprocess": self.preprocess.to_dict(),
+            "volume": self.volume,
+            "grid": self.grid.rule(),
+            "store_dtype": self.store_dtype,
+            "format": self.format,
+        }
+        plain: dict[str, Any] = json.loads(canonical_json(values))  # tuples become lists, as after reading
+        return plain
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EncodeSpec:
+        """Make a spec from :meth:`to_dict`'s values.
+
+        Raises
+        ------
+        InputError
+            When a field is missing or unknown, or a value is of the wrong kind.
+        MismatchError
+            When the format is newer than this version knows.
+        """
+        found = values.get("format")
+        if isinstance(found, int) and found > FORMAT:
+            raise MismatchError(
+                f"The spec has format {found}; this version of embedcache reads formats up to {FORMAT}.",
+                hint="Install a newer embedcache: pip install --upgrade embedcache",
+            )
+        if set(values) != set(_FIELDS):
+            odd = sorted(set(values) ^ set(_FIELDS))
+            raise InputError(f"The spec lacks or does not know the fields {', '.join(map(repr, odd))}.")
+        if not isinstance(values["volume"], dict):
+            raise InputError("The spec's field 'volume' is not an object.")
+        try:
+            preprocess = Preprocess.from_dict(values["preprocess"])
+            grid = TileGrid.from_rule(values["grid"])
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise InputError(f"The spec's preprocess or grid is malformed: {error}.") from error
+        return cls(
+            model_type=str(values["model_type"]),
+            encoder_digest=str(values["encoder_digest"]),
+            precision=str(values["precision"]),
+            preprocess=preprocess,
+            volume=values["volume"],
+            grid=grid,
+            store_dtype=str(values["store_dtype"]),
+            format=int(values["format"]),
+        )
+
+    @cached_property
+    def embedding_space(self) -> str:
+        """Digest of what gives an embedding its meaning, "sha256:<64 hex>"; equal: may be used together."""
+        values = self.to_dict()
+        names = ("encoder_digest", "model_type", "precision", "preprocess")
+        return "sha256:" + digest_json({name: values[name] for name in names})
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the whole spec, "sha256:<64 hex>"; a store never mixes two."""
+        return "sha256:" + digest_json(self.to_dict())
+
+    def differences(self, other: EncodeSpec) -> dict[str, tuple[object, object]]:
+        """Fields that differ, as dotted name to (value here, value in ``other``)."""
+        return leaf_differences(self.to_dict(), other.to_dict())
+
+
+def leaf_differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
+) -> dict[str, tuple[object, object]]:
+    """Compare two JSON objects leaf by leaf; a field that one of them lacks counts as ``None`` there."""
+    found: dict[str, tuple[object, object]] = {}
+    for name in sorted(set(old) | set(new)):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found |= leaf_differences(before, after, f"{prefix}{name}.")
+        elif before != after or (name in old) != (name in new):
+            found[prefix + name] = (before, after)
+    return found

@@ -1,0 +1,487 @@
+"""Turns a folder into an ``EmbeddingStore``: what was encoded, proven; where the two stages meet.
+
+A store is a Zarr v3 group with a journal beside its arrays. Only what the journal records is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from embedcache.errors import CorruptionError, InputError, MismatchError, MissingTilesError, StorageError
+from embedcache.files import (
+    canonical_json,
+    create_file,
+    exclusive_lock,
+    make_folder,
+    remove_litter,
+    sha256_hex,
+    storage_error,
+    write_file,
+)
+from embedcache.geometry import Tile
+from embedcache.sam.decoder import Decoder
+from embedcache.store import layout
+from embedcache.store.journal import CREATED, MAIN, JournalWriter, encode_line, mend
+from embedcache.store.predictor import StorePredictor
+from embedcache.store.reader import EmbeddingReader
+from embedcache.store.record import TileRecord
+from embedcache.store.spec import FORMAT, EncodeSpec
+from embedcache.store.state import COMMITTED, FAILED, SKIPPED, StoreState
+from embedcache.store.status import StoreStatus
+from embedcache.store.writer import StoreWriter, table_record
+from embedcache.volume.volume import ImageRecord, Volume
+
+SHARD_TILES = 64
+"""Embeddings of one shard file, unless told otherwise."""
+
+SHARD_TILES_LIMIT = 4096
+
+
+class EmbeddingStore:
+    """The embeddings of one volume under one recipe; made by :meth:`create` and :meth:`open`.
+
+    The object shows a snapshot of the journal; :meth:`refresh` takes a new one, and a writer of the same object
+    keeps it up to date.
+
+    Attributes
+    ----------
+    path : Path
+        Absolute path of the folder.
+    spec : EncodeSpec
+        What decides the embeddings' bytes.
+    provenance : dict
+        Source, versions, device, licence, recipe; as given at creation.
+    shard_tiles : int
+        Embeddings of one shard file.
+    state : StoreState
+        The journal, replayed.
+    table : ndarray of int64, shape (N, 5)
+        Plane, y0, x0, height, width of each tile number; −1 where a number has no tile. Read-only.
+    """
+
+    def __init__(self, path: Path, attributes: Mapping[str, Any]) -> None:
+        self.path = path
+        self._attributes = dict(attributes)
+        self.spec = EncodeSpec.from_dict(attributes["spec"])
+        self.fingerprint = self.spec.fingerprint
+        self.embedding_space = self.spec.embedding_space
+        self.provenance: dict[str, Any] = dict(attributes["provenance"])
+        self.shard_tiles = int(attributes["shard_tiles"])
+        self.state = self.read_state()
+        self.table = layout.read_tiles(path, self.state.n_tiles)
+        self._reader = EmbeddingReader(self)
+
+    # ---- making and opening
+
+    @classmethod
+    def create(
+        cls,
+        path: Path | str,
+        *,
+        spec: EncodeSpec,
+        table: npt.NDArray[np.int64],
+        decoder_state: Mapping[str, Tensor],
+        provenance: Mapping[str, Any],
+        images: Sequence[ImageRecord] = (),
+        shard_tiles: int = SHARD_TILES,
+    ) -> EmbeddingStore:
+        """Make a store, or open the one that is there when it is of the same fingerprint.
+
+        Parameters
+        ----------
+        path : Path or str
+            The folder; missing, empty, a store, or one whose making was interrupted.
+        spec : EncodeSpec
+            What decides the embeddings' bytes.
+        table : ndarray of int64, shape (N, 5)
+            The grid's table.
+        decoder_state : dict of str to Tensor
+            ``prompt_encoder.*`` and ``mask_decoder.*`` of the checkpoint.
+        provenance : dict
+            JSON values; outside the fingerprint.
+        images : sequence of ImageRecord
+            The image table of a collection.
+        shard_tiles : int
+            Embeddings of one shard file, of a new store.
+
+        Raises
+        ------
+        MismatchError
+            When a store of another fingerprint is there; with the fields that differ. It is not touched.
+        InputError
+            When the folder holds something else.
+        """
+        root = Path(path).absolute()
+        if not (root / layout.GROUP_FILE).exists():
+            if not 1 <= shard_tiles <= SHARD_TILES_LIMIT:
+                raise InputError(f"shard tiles {shard_tiles}: expected 1 to {SHARD_TILES_LIMIT}.")
+            _refuse_foreign(root)
+            with exclusive_lock(root / layout.JOURNAL / layout.LOCK, guarded=root):
+                if not (root / layout.GROUP_FILE).exists():
+                    _write_new(root, spec, table, decoder_state, provenance, images, shard_tiles)
+        store = cls.open(root)
+        if store.fingerprint != spec.fingerprint:
+            raise MismatchError(
+                f"{root} holds embeddings of another volume, model or recipe.",
+                differences=store.spec.differences(spec),
+                hint="Choose another --store, or use the options that this one was made with (--like STORE).",
+            )
+        return store
+
+    @classmethod
+    def open(cls, path: Path | str) -> EmbeddingStore:
+        """Open a store.
+
+        Raises
+        ------
+        InputError
+            When the folder is no store, or its making was interrupted.
+        MismatchError
+            When a newer version wrote it.
+        CorruptionError
+            When its journal, tile table or metadata are broken.
+        """
+        root = Path(path).absolute()
+        try:
+            metadata = layout.read_json(root / layout.GROUP_FILE)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise _no_store(root) from error
+        except PermissionError as error:
+            raise StorageError(f"Cannot read {root}: permission was denied.") from error
+        group = metadata.get("attributes")
+        attributes = group.get(layout.ATTRIBUTE) if isinstance(group, dict) else None
+        if not isinstance(attributes, dict):
+            raise InputError(f"{root} is a Zarr group, but no store of embeddings.")
+        _check_attributes(root, attributes)
+        return cls(root, attributes)
+
+    def __reduce__(self) -> tuple[Callable[[Path], EmbeddingStore], tuple[Path]]:
+        return EmbeddingStore.open, (self.path,)
+
+    def __repr__(self) -> str:
+        return f"EmbeddingStore({str(self.path)!r}, {int(self.committed.sum())} of {len(self)} tile numbers)"
+
+    def refresh(self) -> None:
+        """Take a new snapshot of the journal."""
+        state = self.read_state()
+        if state.n_tiles != self.state.n_tiles:
+            self.table = layout.read_tiles(self.path, state.n_tiles)
+        self.state = state
+
+    def read_state(self) -> StoreState:
+        """Replay the journal as it is on disk now; the snapshot is not changed."""
+        return StoreState.read(self.path / layout.JOURNAL, self.shard_tiles)
+
+    def reload_table(self) -> None:
+        """Read the tile table again, to the length that the snapshot has."""
+        self.table = layout.read_tiles(self.path, self.state.n_tiles)
+
+    # ---- tiles and images
+
+    def __len__(self) -> int:
+        return self.state.n_tiles
+
+    def tile(self, number: int) -> Tile:
+        """The tile of a number.
+
+        Raises
+        ------
+        InputError
+            When the number is out of range or has no tile.
+        """
+        if not 0 <= number < len(self) or self.table[number, 0] < 0:
+            raise InputError(f"{self.path}: number {number} has no tile (numbers 0 to {len(self) - 1}).")
+        return Tile(*(int(value) for value in self.table[number]))
+
+    def describe(self, number: int) -> str:
+        """A tile in words: its number and place."""
+        plane, y0, x0, height, width = (int(value) for value in self.table[number])
+        if plane < 0:
+            return f"tile {number} (a number without a tile)"
+        rows, columns = f"rows {y0}:{y0 + height}", f"columns {x0}:{x0 + width}"
+        return f"tile {number} ({self.plane_name(plane)}, {rows}, {columns})"
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all planes are of one size (an array), rather than a collection of images."""
+        return not self.state.images
+
+    @property
+    def images(self) -> tuple[ImageRecord, ...]:
+        """The image table of a collection; empty for an array."""
+        return tuple(self.state.images)
+
+    def plane_name(self, plane: int) -> str:
+        """Name of a plane: the image's, or "z=12"."""
+        return f"z={plane}" if self.uniform else self.state.images[plane].name
+
+    def plane_size(self, plane: int) -> tuple[int, int]:
+        """Height and width of a plane in volume px."""
+        if not self.uniform:
+            image = self.state.images[plane]
+            return image.height, image.width
+        return self._uniform_size
+
+    @cached_property
+    def _uniform_size(self) -> tuple[int, int]:
+        """The grid covers every plane to its edges, so that the tiles say how large a plane is."""
+        bottom, right = (int((self.table[:, at] + self.table[:, at + 2]).max(initial=0)) for at in (1, 2))
+        return bottom, right
+
+    # ---- what is there
+
+    @property
+    def wanted(self) -> npt.NDArray[np.bool_]:
+        """Tiles that some selection asked for, (N,)."""
+        return self.state.wanted.copy()
+
+    @property
+    def committed(self) -> npt.NDArray[np.bool_]:
+        """Tiles whose embeddings are there, (N,)."""
+        return np.asarray(self.state.flags == COMMITTED)
+
+    @property
+    def skipped(self) -> npt.NDArray[np.bool_]:
+        """Tiles that were left out on purpose, (N,)."""
+        return np.asarray(self.state.flags == SKIPPED)
+
+    @property
+    def failed(self) -> dict[int, str]:
+        """Tiles that could not be encoded, with the reason; they are missing as well."""
+        return dict(self.state.failed)
+
+    @property
+    def missing(self) -> npt.NDArray[np.bool_]:
+        """Tiles that are wanted and neither there nor skipped, (N,)."""
+        flags = self.state.flags
+        return np.asarray(self.state.wanted & (flags != COMMITTED) & (flags != SKIPPED))
+
+    @property
+    def numerics(self) -> dict[str, Any] | None:
+        """What may change bits but not meaning, as decided at the first commit."""
+        return dict(self.state.numerics[0]) if self.state.numerics else None
+
+    @property
+    def n_shards(self) -> int:
+        """Number of shards that the tile numbers fill."""
+        return -(-len(self) // self.shard_tiles)
+
+    def record(self, number: int) -> TileRecord:
+        """What the journal says of a committed tile.
+
+        Raises
+        ------
+        MissingTilesError
+            When it is not committed.
+        """
+        shard, slot = divmod(number, self.shard_tiles)
+        record = self.state.shard_record(shard) if 0 <= number < len(self) else None
+        if record is None or slot not in record.slots:
+            raise MissingTilesError(f"{self.path} has no record of tile {number}.")
+        at = int(np.searchsorted(record.slots, slot))
+        return TileRecord(
+            crc32c=int(record.crc[at]),
+            input_digest=record.digest_of(at),
+            minimum=float(record.minimum[at]),
+            maximum=float(record.maximum[at]),
+        )
+
+    def status(self) -> StoreStatus:
+        """Counts and sizes, for people and for ``status``."""
+        flags, wanted = self.state.flags, self.state.wanted
+        missing = int(self.missing.sum())
+        return StoreStatus(
+            store=str(self.path),
+            fingerprint=self.fingerprint,
+            embedding_space=self.embedding_space,
+            spec=self.spec.to_dict(),
+            tiles_total=int((self.table[:, 0] >= 0).sum()),
+            tiles_wanted=int(wanted.sum()),
+            tiles_committed=int((flags == COMMITTED).sum()),
+            tiles_skipped=int((flags == SKIPPED).sum()),
+            tiles_failed=int((flags == FAILED).sum()),
+            tiles_missing=missing,
+            bytes=int(self.state.shard_bytes.sum()),
+            complete=bool(wanted.any()) and missing == 0,
+        )
+
+    # ---- reading
+
+    def __getitem__(self, number: int) -> Tensor:
+        """One embedding, float32 (256, 64, 64), checked."""
+        return self._reader.read([number])[0]
+
+    def reader(self) -> EmbeddingReader:
+        """A reader of batches with files of its own."""
+        return EmbeddingReader(self)
+
+    def decoder_state(self) -> dict[str, Tensor]:
+        """The checkpoint's own ``prompt_encoder.*`` and ``mask_decoder.*``.
+
+        Raises
+        ------
+        CorruptionError
+            When the file is missing or not the one that was written at creation.
+        """
+        path = self.path / layout.DECODER
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError as error:
+            raise CorruptionError(f"{path} is missing.") from error
+        if sha256_hex(data) != self._attributes["decoder_sha256"]:
+            raise CorruptionError(f"{path} is not the file that was written when the store was made.")
+        try:
+            return dict(safetensors.torch.load(data))
+        except SafetensorError as error:
+            raise CorruptionError(f"{path} cannot be read: {error}.") from error
+
+    def decoder(self) -> Decoder:
+        """The checkpoint's own prompt encoder and mask decoder."""
+        return Decoder.from_state(self.decoder_state())
+
+    def predictor(self, number: int, volume: Volume | None = None) -> StorePredictor:
+        """An object like SAM's predictor with this tile as its image.
+
+        Parameters
+        ----------
+        number : int
+            Tile number.
+        volume : Volume, optional
+            Only to show the tile's pixels; prediction needs none.
+        """
+        return StorePredictor(
+            self.decoder(), self[number], self.tile(number), volume=volume, preprocess=self.spec.preprocess
+        )
+
+    # ---- writing
+
+    @contextmanager
+    def writer(self) -> Iterator[StoreWriter]:
+        """Hold the store for writing; what a killed writer left is cleaned up and settled first.
+
+        Raises
+        ------
+        LockedError
+            When another process is writing.
+        StorageError
+            When the store cannot be written.
+        """
+        folder = self.path / layout.JOURNAL
+        with exclusive_lock(folder / layout.LOCK, guarded=self.path):
+            self._clean()
+            mend(folder / MAIN)
+            self.refresh()
+            writer = StoreWriter(self, JournalWriter(folder / MAIN, self.state.sequence + 1))
+            writer.settle()
+            yield writer
+
+    def _clean(self) -> None:
+        for name in ("", layout.EMBEDDINGS, layout.JOURNAL):
+            remove_litter(self.path / name, deep=False)
+        remove_litter(self.path / layout.TILES)
+
+    def write_attributes(self) -> None:
+        """Copy the journal's numerics into the group's attributes, where they differ; for the writer."""
+        numerics = {"first": self.numerics, "allowed": self.state.numerics[1:]}
+        if self.state.numerics and self._attributes.get("numerics") != numerics:
+            self._attributes["numerics"] = numerics
+            _write_group(self.path, self._attributes)
+
+
+def _write_group(root: Path, attributes: Mapping[str, Any]) -> None:
+    metadata = layout.group_metadata({layout.ATTRIBUTE: attributes})
+    write_file(root / layout.GROUP_FILE, layout.json_bytes(metadata))
+
+
+def _write_new(
+    root: Path,
+    spec: EncodeSpec,
+    table: npt.NDArray[np.int64],
+    decoder_state: Mapping[str, Tensor],
+    provenance: Mapping[str, Any],
+    images: Sequence[ImageRecord],
+    shard_tiles: int,
+) -> None:
+    """Write everything of a new store; the group's metadata comes last and makes it one."""
+    decoder = safetensors.torch.save({name: value.contiguous() for name, value in decoder_state.items()})
+    attributes = {
+        "format": FORMAT,
+        "fingerprint": spec.fingerprint,
+        "embedding_space": spec.embedding_space,
+        "spec": spec.to_dict(),
+        "shard_tiles": shard_tiles,
+        "decoder_sha256": sha256_hex(decoder),
+        "numerics": None,
+        "provenance": dict(provenance),
+    }
+    metadata = layout.json_bytes(layout.group_metadata({layout.ATTRIBUTE: attributes}))
+    try:
+        make_folder(root)
+    except OSError as error:
+        raise storage_error(error, root) from error
+    write_file(root / layout.JOURNAL / layout.GROUP_FILE, layout.json_bytes(layout.group_metadata({})))
+    write_file(root / layout.DECODER, decoder)
+    layout.write_tiles(root, table)
+    layout.write_lengths(root, len(table), shard_tiles)
+    line = encode_line({**table_record(len(table), images), "seq": 0})
+    write_file(root / layout.JOURNAL / CREATED, line.encode("ascii") + b"\n")
+    create_file(root / layout.GROUP_FILE, metadata)
+
+
+def _refuse_foreign(root: Path) -> None:
+    """Refuse a folder that is neither missing, nor empty, nor a store whose making was interrupted."""
+    if not root.exists():
+        return
+    if not root.is_dir():
+        raise InputError(f"{root} is a file; a store is a folder.")
+    ours = {layout.JOURNAL, layout.EMBEDDINGS, layout.TILES, layout.DECODER}
+    names = sorted(path.name for path in root.iterdir())
+    foreign = [name for name in names if name not in ours and not name.endswith(".partial")]
+    if foreign:
+        raise InputError(
+            f"{root} is not empty and no store: it holds {', '.join(foreign[:3])}.",
+            hint="Choose a --store that does not exist yet.",
+        )
+    if (root / layout.EMBEDDINGS / "c").exists():
+        raise CorruptionError(f"{root} holds embeddings, but its {layout.GROUP_FILE} is missing.")
+
+
+def _no_store(root: Path) -> InputError:
+    if not root.exists():
+        return InputError(f"{root} does not exist.", hint="`embedcache status` lists the stores there are.")
+    if root.is_dir() and (root / layout.JOURNAL / layout.LOCK).exists():
+        return InputError(
+            f"{root} is a store whose making was interrupted before the first embedding.",
+            hint="Run the same encode command again; it completes it.",
+        )
+    return InputError(f"{root} is no store of embeddings: it has no {layout.GROUP_FILE}.")
+
+
+def _check_attributes(root: Path, attributes: Mapping[str, Any]) -> None:
+    found = attributes.get("format")
+    if isinstance(found, int) and found > FORMAT:
+        raise MismatchError(
+            f"{root} has store format {found}; this version of embedcache reads formats up to {FORMAT}.",
+            hint="Install a newer embedcache: pip install --upgrade embedcache",
+        )
+    if found != FORMAT:
+        raise InputError(f"{root} says that its store format is {canonical_json(found)}; expected {FORMAT}.")
+    for name in ("spec", "provenance"):
+        if not isinstance(attributes.get(name), dict):
+            raise InputError(f"{root}: its attributes lack {name!r}.")
+    tiles = attributes.get("shard_tiles")
+    if not (isinstance(tiles, int) and 1 <= tiles <= SHARD_TILES_LIMIT):
+        raise InputError(f"{root} says {tiles!r} tiles a shard; expected 1 to {SHARD_TILES_LIMIT}.")
+    spec = EncodeSpec.from_dict(attributes["spec"])
+    if attributes.get("fingerprint") != spec.fingerprint:
+        raise CorruptionError(f"{root}: its spec is not the one that its fingerprint was taken of.")
