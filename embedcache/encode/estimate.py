@@ -1,0 +1,129 @@
+"""Turns a prepared job into an ``Estimate``: what encoding would take, from a few tiles encoded here and now."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from embedcache.encode.options import EncodeOptions
+from embedcache.encode.plan import FREE_MARGIN_BYTES, EncodePlan
+from embedcache.encode.prepare import EncodeJob, device_name, prepare
+from embedcache.encode.tile_reader import read_tile
+from embedcache.files import free_bytes, write_file
+from embedcache.geometry import EMBEDDING_VALUES, Tile
+from embedcache.progress import Progress
+from embedcache.sam.encoder import Encoder
+
+TIMED_BATCHES = 2
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one ``encode`` would take.
+
+    Parameters
+    ----------
+    store : str
+        Where the store is or would be.
+    tiles_total, tiles_selected, tiles_missing, files : int
+        Tiles of the volume, asked for, not there yet; files that hold the selected ones.
+    bytes, bytes_free : int
+        Bytes of the missing embeddings, and free on that disk.
+    seconds_per_tile, seconds_estimated : float
+        From a few tiles timed on this machine.
+    break_even_epochs : float
+        Epochs after which encoding once is cheaper than an encoder in the training loop.
+    fits : bool
+        Whether the disk is large enough.
+    device, precision : str
+        Where and how the encoder would run.
+    """
+
+    store: str
+    tiles_total: int
+    tiles_selected: int
+    tiles_missing: int
+    files: int
+    bytes: int
+    bytes_free: int
+    seconds_per_tile: float
+    seconds_estimated: float
+    break_even_epochs: float
+    fits: bool
+    device: str
+    precision: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object of ``embedcache plan --json``."""
+        return asdict(self)
+
+
+def estimate(options: EncodeOptions, progress: Progress) -> Estimate:
+    """Time a few tiles and multiply; write nothing that stays."""
+    job = prepare(options, progress)
+    plan = job.plan()
+    free = free_bytes(job.store_path)
+    read, encode = _time_tiles(job, plan, progress)
+    write = _time_writing()
+    per_tile = max(encode, read) + write  # reading runs beside encoding
+    # An epoch with the encoder inside costs reading and encoding again; from the cache it costs reading it back.
+    saved = max(read + encode - write, 1e-9)
+    missing = int(plan.missing.sum())
+    return Estimate(
+        store=str(job.store_path),
+        tiles_total=plan.total,
+        tiles_selected=int(plan.selected.sum()),
+        tiles_missing=missing,
+        files=plan.files,
+        bytes=plan.bytes_needed,
+        bytes_free=free,
+        seconds_per_tile=per_tile,
+        seconds_estimated=per_tile * missing,
+        break_even_epochs=(read + encode + write) / saved,
+        fits=plan.bytes_needed == 0 or plan.bytes_needed + FREE_MARGIN_BYTES <= free,
+        device=device_name(job.device),
+        precision=job.spec.precision,
+    )
+
+
+def _time_tiles(job: EncodeJob, plan: EncodePlan, progress: Progress) -> tuple[float, float]:
+    """Seconds per tile for reading (with preprocessing) and for encoding, the first batch not counted."""
+    asked = None if job.options.batch_size is None else {"batch": job.options.batch_size}
+    encoder = Encoder(job.weights, device=job.device, precision=job.precision, numerics=asked)
+    numbers = np.flatnonzero(plan.selected)
+    wanted = encoder.batch * (TIMED_BATCHES + 1)
+    sample = [int(number) for number in numbers[np.linspace(0, len(numbers) - 1, wanted).astype(int)]]
+    read_seconds, inputs = 0.0, []
+    for number in sample:
+        tile = read_tile(
+            job.volume, job.preprocess, number, Tile(*map(int, job.table[number])), skip_empty=False
+        )
+        read_seconds += tile.read_seconds + tile.preprocess_seconds
+        if tile.input is not None:
+            inputs.append(tile.input)
+    progress.start("timing the encoder", TIMED_BATCHES + 1)
+    durations = []
+    for start in range(0, len(inputs), encoder.batch):
+        begin = time.perf_counter()
+        encoder(torch.from_numpy(np.stack(inputs[start : start + encoder.batch])))
+        durations.append(time.perf_counter() - begin)
+        progress.advance()
+    progress.finish()
+    counted = durations[1:] or durations or [0.0]
+    return read_seconds / max(len(sample), 1), float(np.mean(counted)) / encoder.batch
+
+
+def _time_writing() -> float:
+    """Seconds to write one embedding durably, measured in the system's temporary folder."""
+    block = np.random.default_rng(0).integers(0, 256, EMBEDDING_VALUES * 2, dtype=np.uint8).tobytes()
+    repeats = 8
+    with tempfile.TemporaryDirectory(prefix="embedcache-") as folder:
+        begin = time.perf_counter()
+        write_file(Path(folder) / "probe", [block] * repeats)
+        return (time.perf_counter() - begin) / repeats

@@ -1,0 +1,196 @@
+"""Turns a recipe (of a store or a checkpoint) and a caller's wishes into ``EncodeOptions``.
+
+A *recipe* is the part of the options that decides the embedding space and the grid: a plain JSON object kept in
+every store's provenance and in every checkpoint, so that a new volume can be encoded in the same way.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from embedcache.errors import ConfigError, InputError
+from embedcache.store import EmbeddingStore
+
+RECIPE_FIELDS = (
+    "model",
+    "checkpoint",
+    "tile",
+    "overlap",
+    "level",
+    "channels",
+    "window",
+    "precision",
+    "store_dtype",
+)
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """What stage one is asked to do. The defaults are those of ``embedcache encode``.
+
+    Parameters
+    ----------
+    volume : str
+        Path of the volume.
+    store : str, optional
+        Path of the store; by default a folder of ``cache_dir`` named for volume, model, tile and fingerprint.
+    model, checkpoint : str
+        Model name, and ``auto``, ``random:SEED`` or a file.
+    tile : int or None
+        Side of a tile in pixels of the level; None takes each plane whole (``full``).
+    overlap : int
+        Pixels that neighbouring tiles share.
+    level : int
+        Pyramid level that is encoded.
+    z_range, bbox, mask : str, optional
+        The selection: ``A:B[:STEP]``, ``Y0:Y1,X0:X1``, and a mask whose positive pixels are wanted.
+    skip_empty : bool, optional
+        Do not encode tiles whose pixels are all zero; by default on where a mask is given.
+    channels, window : str, optional
+        The channel recipe and the intensity window; by default what suits the volume.
+    precision, store_dtype, device : str
+        ``auto``, ``bf16`` or ``fp32``; ``float16``; ``auto`` or a torch device.
+    batch_size : int, optional
+        Tiles in one encoder call.
+    shard_tiles : int
+        Embeddings in one file of the store; the unit of commit.
+    cache_dir : str
+        Where stores live when ``store`` is not given: ``$EMBEDCACHE_DIR`` or ``./embeddings``.
+    check_pixels : int or None
+        How many recorded tiles are read again and compared before their embeddings are reused; None: all.
+    allow_numerics : bool
+        Go on although this machine computes with other bits than the store's first commit.
+    licence : str
+        Licence of the data, kept in the store's provenance.
+    """
+
+    volume: str
+    store: str | None = None
+    model: str = "vit_b"
+    checkpoint: str = "auto"
+    tile: int | None = 1024
+    overlap: int = 0
+    level: int = 0
+    z_range: str | None = None
+    bbox: str | None = None
+    mask: str | None = None
+    skip_empty: bool | None = None
+    channels: str | None = None
+    window: str | None = None
+    precision: str = "auto"
+    store_dtype: str = "float16"
+    device: str = "auto"
+    batch_size: int | None = None
+    shard_tiles: int = 64
+    cache_dir: str = field(default_factory=lambda: default_cache_dir())
+    check_pixels: int | None = 16
+    allow_numerics: bool = False
+    licence: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse values that no volume could make right."""
+        if self.store_dtype != "float16":
+            raise ConfigError(f"--store-dtype {self.store_dtype}: this version stores float16 only.")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ConfigError(f"--batch-size {self.batch_size}: must be at least 1.")
+        if not 1 <= self.shard_tiles <= 4096:
+            raise ConfigError(f"--shard-tiles {self.shard_tiles}: must lie between 1 and 4096.")
+        if self.check_pixels is not None and self.check_pixels < 0:
+            raise ConfigError(f"--check-pixels {self.check_pixels}: give a number of tiles from 0, or 'all'.")
+
+    @property
+    def skips_empty(self) -> bool:
+        """Whether all-zero tiles are left out: as asked, else on where a mask is given."""
+        return self.mask is not None if self.skip_empty is None else self.skip_empty
+
+    def with_recipe(self, recipe: Mapping[str, Any]) -> EncodeOptions:
+        """The same wishes with every option of the recipe taken from ``recipe``."""
+        known = {name: recipe[name] for name in RECIPE_FIELDS if name in recipe}
+        if known.get("tile") == "full":
+            known["tile"] = None
+        return replace(self, **known)
+
+
+def default_cache_dir() -> str:
+    """``$EMBEDCACHE_DIR``, or ``embeddings`` in the current folder."""
+    return os.environ.get("EMBEDCACHE_DIR") or "embeddings"
+
+
+def options_from(volume: str | Path, wishes: Mapping[str, Any], like: object = None) -> EncodeOptions:
+    """Options for a volume from keyword wishes; ``like`` overrides the recipe part.
+
+    Raises
+    ------
+    ConfigError
+        A wish that is no option.
+    """
+    names = {option.name for option in fields(EncodeOptions)}
+    unknown = sorted(set(wishes) - names)
+    if unknown:
+        raise ConfigError(
+            f"encode has no option {', '.join(unknown)}.", hint=f"Known: {', '.join(sorted(names))}."
+        )
+    given = {name: value for name, value in wishes.items() if value is not None or name == "check_pixels"}
+    for path_option in ("store", "cache_dir", "mask", "checkpoint"):
+        if path_option in given:
+            given[path_option] = str(given[path_option])
+    if "tile" in given:
+        given["tile"] = parse_tile(given["tile"])
+    options = EncodeOptions(volume=str(volume), **given)
+    return options if like is None else options.with_recipe(recipe_of(like))
+
+
+def parse_tile(text: object) -> int | None:
+    """``full`` to None, digits to a number of pixels."""
+    if text is None or text == "full":
+        return None
+    try:
+        tile = int(str(text))
+    except ValueError:
+        tile = 0
+    if tile < 16:
+        raise ConfigError(f"--tile {text}: expected 'full' or a number of pixels from 16.")
+    return tile
+
+
+def recipe_of(like: object) -> dict[str, Any]:
+    """The recipe of a store, a checkpoint, a run folder, or of an object that has one.
+
+    Raises
+    ------
+    InputError
+        When ``like`` holds no recipe.
+    """
+    if isinstance(like, Mapping):
+        return dict(like)
+    if isinstance(like, EmbeddingStore):
+        return dict(like.provenance["recipe"])
+    recipe = getattr(like, "recipe", None)
+    if isinstance(recipe, Mapping):
+        return dict(recipe)
+    path = Path(str(like))
+    if path.is_dir() and (path / "best.safetensors").is_file():
+        path = path / "best.safetensors"
+    if path.is_dir():
+        return dict(EmbeddingStore.open(path).provenance["recipe"])
+    return _recipe_of_checkpoint(path)
+
+
+def _recipe_of_checkpoint(path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+        recipe = json.loads(metadata["embedcache"])["recipe"]
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise InputError(
+            f"{path}: neither a store nor a checkpoint of embedcache ({error}).",
+            hint="--like takes a store (a .zarr folder), a run folder, or a run's best.safetensors.",
+        ) from error
+    return dict(recipe)

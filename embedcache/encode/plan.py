@@ -1,0 +1,126 @@
+"""Turns a volume, options and what a store already holds into an ``EncodePlan``: what is missing, what it takes.
+
+Nothing here encodes or writes; the plan says which shards hold missing tiles, how many bytes they need, and
+refuses when the disk is too small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from embedcache.errors import StorageError
+from embedcache.geometry import EMBEDDING_VALUES
+
+FREE_MARGIN_BYTES = 64 << 20
+"""Bytes that stay free beside the embeddings: journal, decoder, and room to replace one shard."""
+
+
+@dataclass(frozen=True)
+class EncodePlan:
+    """What one ``encode`` has to do.
+
+    Parameters
+    ----------
+    total : int
+        Tiles of the whole grid (numbers without a tile are not counted).
+    selected : (N,) bool
+        Tiles this command asks for.
+    missing : (N,) bool
+        Selected tiles the store does not hold yet and did not skip.
+    shard_tiles : int
+        Tile numbers in one shard.
+    bytes_per_tile : int
+        Bytes of one stored embedding, its checksum and index entry included.
+    """
+
+    total: int
+    selected: npt.NDArray[np.bool_]
+    missing: npt.NDArray[np.bool_]
+    shard_tiles: int
+    bytes_per_tile: int = EMBEDDING_VALUES * 2 + 4 + 16
+
+    @property
+    def bytes_needed(self) -> int:
+        """Bytes the missing embeddings will take."""
+        return int(self.missing.sum()) * self.bytes_per_tile
+
+    @property
+    def bytes_selected(self) -> int:
+        """Bytes of all selected embeddings, whether they are there or not."""
+        return int(self.selected.sum()) * self.bytes_per_tile
+
+    @property
+    def files(self) -> int:
+        """Shards, and so files, that hold selected tiles."""
+        return len(np.unique(np.flatnonzero(self.selected) // self.shard_tiles))
+
+    def shards(self) -> Iterator[tuple[int, list[int]]]:
+        """Each shard with missing tiles, and their numbers, in order."""
+        numbers = np.flatnonzero(self.missing)
+        owners = numbers // self.shard_tiles
+        for shard in np.unique(owners):
+            yield int(shard), [int(number) for number in numbers[owners == shard]]
+
+    def require_space(self, bytes_free: int, where: str) -> None:
+        """Refuse before the first byte when the disk cannot hold what is missing.
+
+        Raises
+        ------
+        StorageError
+            Names the bytes needed and free, and selections that would fit.
+        """
+        if self.bytes_needed == 0 or self.bytes_needed + FREE_MARGIN_BYTES <= bytes_free:
+            return
+        usable = max(bytes_free - FREE_MARGIN_BYTES, 0)
+        times = self.bytes_needed / max(usable, 1)
+        levels = max(1, int(np.ceil(np.log(times) / np.log(4.0)))) if usable else None
+        way_out = (
+            f"To fit: --level {levels} more (each level takes a quarter of the tiles per plane), a step of "
+            f"--z-range A:B:{int(np.ceil(times))}, a --bbox or --mask with {100 / times:.0f} % of the tiles, "
+            "or a --cache-dir on a larger disk."
+            if usable and times < 1e6
+            else "Free some space, or give a --cache-dir on a larger disk."
+        )
+        raise StorageError(
+            f"{where}: {int(self.missing.sum()):,} embeddings need {readable_bytes(self.bytes_needed)}, "
+            f"but only {readable_bytes(bytes_free)} are free. Nothing was written.",
+            hint=way_out,
+        )
+
+
+def plan_encode(
+    table: npt.NDArray[np.int64],
+    selected: npt.NDArray[np.bool_],
+    done: npt.NDArray[np.bool_] | None,
+    shard_tiles: int,
+) -> EncodePlan:
+    """The plan for a tile table, a selection, and the tiles a store holds or has skipped.
+
+    Parameters
+    ----------
+    table : (N, 5) int64
+        The tile table.
+    selected : (N,) bool
+        What is asked for.
+    done : (M,) bool, M ≤ N, optional
+        What needs no work; None when there is no store yet. Numbers from M on are new.
+    shard_tiles : int
+        Tile numbers in one shard.
+    """
+    missing = selected.copy()
+    if done is not None:
+        missing[: len(done)] &= ~done
+    return EncodePlan(int((table[:, 0] >= 0).sum()), selected, missing, shard_tiles)
+
+
+def readable_bytes(count: float) -> str:
+    """Bytes with a unit, as people read them: ``1.9 GiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if count < 1024 or unit == "TiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError("unreachable")

@@ -1,0 +1,237 @@
+"""Turns ``EncodeOptions`` into an ``EncodeJob``: everything opened, resolved and identified, nothing written.
+
+This is where each wrong input is refused: volume, selection, channels, window, weights, and a store that is not
+the one this command would have made.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from embedcache.encode.options import EncodeOptions
+from embedcache.encode.plan import EncodePlan, plan_encode
+from embedcache.errors import MismatchError, VolumeError
+from embedcache.files import digest_json
+from embedcache.progress import Progress
+from embedcache.sam.encoder import Precision, resolve_device, resolve_precision
+from embedcache.sam.weights import Weights, resolve_weights
+from embedcache.store import EmbeddingStore, EncodeSpec
+from embedcache.volume import (
+    ImageRecord,
+    ImageVolume,
+    Preprocess,
+    Selection,
+    TileGrid,
+    Volume,
+    open_volume,
+    resolve_preprocess,
+    select,
+    volume_identity,
+)
+
+FINGERPRINT_LETTERS = 6
+GROUP_FILE = "zarr.json"
+
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """One ``encode``, ready to be planned and done.
+
+    Parameters
+    ----------
+    options : EncodeOptions
+        The wishes.
+    volume : Volume
+        The opened source; for an image folder, in the order of the store's image table.
+    weights : Weights
+        The model's tensors.
+    spec : EncodeSpec
+        What decides every embedding; its fingerprint names the store.
+    table : (N, 5) int64
+        The tile table of the whole volume.
+    images : tuple of ImageRecord
+        The image table of a folder; empty for arrays.
+    store_path : Path
+        Where the store is or will be.
+    store : EmbeddingStore or None
+        The store, when it exists already.
+    device : torch.device
+        Where the encoder runs.
+    """
+
+    options: EncodeOptions
+    volume: Volume
+    weights: Weights
+    spec: EncodeSpec
+    table: npt.NDArray[np.int64]
+    images: tuple[ImageRecord, ...]
+    store_path: Path
+    store: EmbeddingStore | None
+    device: torch.device
+
+    @property
+    def precision(self) -> Precision:
+        """The resolved precision, as the encoder takes it."""
+        return resolve_precision(self.spec.precision, self.device)
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """The frozen preprocessing of this job."""
+        return self.spec.preprocess
+
+    @property
+    def selection(self) -> Selection:
+        """The selection asked for."""
+        return Selection(z_range=self.options.z_range, bbox=self.options.bbox, mask=self.options.mask)
+
+    def plan(self) -> EncodePlan:
+        """What is selected and what of it is missing.
+
+        Raises
+        ------
+        VolumeError
+            When the selection lies outside the volume or selects nothing.
+        """
+        selected = select(self.table, self.selection, volume=self.volume)
+        if not selected.any():
+            raise VolumeError(
+                f"The selection holds no tile of {self.volume.source}.",
+                hint="Widen --z-range, --bbox or --mask.",
+            )
+        done = None if self.store is None else self.store.committed | self.store.skipped
+        shard_tiles = self.options.shard_tiles if self.store is None else self.store.shard_tiles
+        return plan_encode(self.table, selected, done, shard_tiles)
+
+    def provenance(self) -> dict[str, Any]:
+        """Where the embeddings come from: source, weights, versions, licence, and the recipe to do it again."""
+        window = ":".join(f"{edge:.17g}" for edge in self.preprocess.window)
+        recipe = {
+            "model": self.options.model,
+            "checkpoint": self.weights.source,
+            "tile": self.options.tile or "full",
+            "overlap": self.options.overlap,
+            "level": self.options.level,
+            "channels": self.preprocess.channels,
+            "window": window,
+            "precision": self.spec.precision,
+            "store_dtype": self.spec.store_dtype,
+        }
+        packages = ("embedcache", "torch", "zarr", "numpy", "segment-anything")
+        return {
+            "source": self.volume.source,
+            "weights": self.weights.source,
+            "untrained": self.weights.untrained,
+            "licence": self.options.licence,
+            "versions": {name: version(name) for name in packages},
+            "python": platform.python_version(),
+            "device": device_name(self.device),
+            "recipe": recipe,
+        }
+
+
+def prepare(options: EncodeOptions, progress: Progress) -> EncodeJob:
+    """Open and resolve everything ``options`` name; write nothing.
+
+    Raises
+    ------
+    InputError
+        For a wrong volume, channel recipe, window, weights or device.
+    MismatchError
+        When the store named by the options was made by another spec.
+    """
+    volume = open_volume(options.volume, level=options.level)
+    preprocess = resolve_preprocess(volume, channels=options.channels, window=options.window)
+    grid = TileGrid(tile=options.tile, overlap=options.overlap)
+    device = resolve_device(options.device)
+    weights = resolve_weights(options.model, options.checkpoint, progress=progress)
+    spec = EncodeSpec(
+        model_type=weights.model_type,
+        encoder_digest=weights.encoder_digest,
+        precision=resolve_precision(options.precision, device),
+        preprocess=preprocess,
+        volume=volume_identity(volume, grid, preprocess),
+        grid=grid,
+        store_dtype=options.store_dtype,
+    )
+    path = _store_path(options, volume, spec)
+    store = _existing_store(path, spec)
+    images: tuple[ImageRecord, ...] = ()
+    if isinstance(volume, ImageVolume):
+        if store is not None:
+            volume = volume.reordered([record.name for record in store.images])
+        images = _image_table(volume, store)
+    table = _table(volume, preprocess, grid, images)
+    job = EncodeJob(options, volume, weights, spec, table, images, path, store, device)
+    return job if store is None else replace(job, options=replace(options, shard_tiles=store.shard_tiles))
+
+
+def _store_path(options: EncodeOptions, volume: Volume, spec: EncodeSpec) -> Path:
+    if options.store is not None:
+        return Path(options.store).absolute()
+    # An image folder's identity is per image, so its path keeps two folders of one name apart.
+    digest = (
+        spec.fingerprint if volume.uniform else "sha256:" + digest_json([spec.fingerprint, volume.source])
+    )
+    tile = "full" if options.tile is None else f"t{options.tile}"
+    stem = Path(volume.source).name.split(".")[0] or "volume"
+    name = f"{stem}-{options.model}-{tile}-{digest.removeprefix('sha256:')[:FINGERPRINT_LETTERS]}.zarr"
+    return Path(options.cache_dir).absolute() / name
+
+
+def _existing_store(path: Path, spec: EncodeSpec) -> EmbeddingStore | None:
+    if not (path / GROUP_FILE).exists():
+        return None  # EmbeddingStore.create refuses a folder that holds something else
+    store = EmbeddingStore.open(path)
+    differences = store.spec.differences(spec)
+    if differences:
+        raise MismatchError(
+            f"{path} holds embeddings made in another way than this command would make them. "
+            "Nothing was written.",
+            differences=differences,
+            hint="Use the same volume and options as before (--like STORE takes them over), or another --store.",
+        )
+    return store
+
+
+def _image_table(volume: ImageVolume, store: EmbeddingStore | None) -> tuple[ImageRecord, ...]:
+    recorded = {} if store is None else {record.name: record for record in store.images}
+    table: list[ImageRecord] = []
+    changed: dict[str, tuple[object, object]] = {}
+    for plane in range(volume.n_planes):
+        name = volume.plane_name(plane)
+        known = recorded.get(name)
+        if known is not None and not volume.has(plane):
+            table.append(known)  # recorded once, no longer in the folder: its embeddings stay usable
+            continue
+        now = volume.image_record(plane)
+        if known is not None and known != now:
+            changed[name] = (known.to_dict(), now.to_dict())
+        table.append(now)
+    if changed:
+        raise MismatchError(
+            f"{volume.source}: {len(changed)} image(s) changed since they were encoded. Nothing was written.",
+            differences=changed,
+            hint="Give a changed image a new name, or encode into another --store.",
+        )
+    return tuple(table)
+
+
+def _table(
+    volume: Volume, preprocess: Preprocess, grid: TileGrid, images: tuple[ImageRecord, ...]
+) -> npt.NDArray[np.int64]:
+    if not volume.uniform:
+        return grid.table_images([(record.height, record.width) for record in images])
+    return grid.table_uniform(preprocess.n_planes(volume), *volume.plane_size(0))
+
+
+def device_name(device: torch.device) -> str:
+    """``cpu``, or the GPU's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -1,0 +1,59 @@
+"""The plan says exactly what is missing and refuses a disk that is too small."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedcache.encode.plan import FREE_MARGIN_BYTES, plan_encode, readable_bytes
+from embedcache.errors import StorageError
+
+
+def table(count: int) -> np.ndarray:
+    return np.array([[number, 0, 0, 8, 8] for number in range(count)], dtype=np.int64)
+
+
+@given(
+    selected=st.lists(st.booleans(), min_size=1, max_size=40),
+    done=st.lists(st.booleans(), max_size=40),
+    shard_tiles=st.integers(1, 9),
+)
+def test_shards_list_every_missing_tile_once_in_its_own_shard(selected, done, shard_tiles):
+    wanted = np.array(selected)
+    there = np.array(done[: len(selected)], dtype=bool)
+    plan = plan_encode(table(len(wanted)), wanted, there, shard_tiles)
+    listed = [number for _, members in plan.shards() for number in members]
+    expected = [n for n in range(len(wanted)) if wanted[n] and not (n < len(there) and there[n])]
+    assert listed == expected
+    assert all(number // shard_tiles == shard for shard, members in plan.shards() for number in members)
+    assert plan.bytes_needed == len(expected) * plan.bytes_per_tile
+
+
+def test_numbers_without_a_tile_are_not_counted():
+    rows = table(4)
+    rows[3] = -1
+    assert plan_encode(rows, np.array([True, True, True, False]), None, 4).total == 3
+
+
+def test_a_disk_that_is_too_small_is_refused_with_a_way_out():
+    plan = plan_encode(table(1000), np.ones(1000, bool), None, 64)
+    with pytest.raises(StorageError) as refusal:
+        plan.require_space(FREE_MARGIN_BYTES + plan.bytes_needed // 3, "/somewhere")
+    assert refusal.value.exit_code == 6
+    for word in ("2.0 GiB", "/somewhere", "Nothing was written", "--level", "--z-range", "--mask"):
+        assert word in str(refusal.value)
+
+
+def test_a_disk_that_fits_and_an_empty_plan_are_not_refused():
+    plan = plan_encode(table(10), np.ones(10, bool), None, 64)
+    plan.require_space(plan.bytes_needed + FREE_MARGIN_BYTES, "/somewhere")
+    plan_encode(table(10), np.ones(10, bool), np.ones(10, bool), 64).require_space(0, "/somewhere")
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(12, "12 B"), (2 << 20, "2.0 MiB"), (3 << 40, "3.0 TiB"), (1 << 52, "4096.0 TiB")]
+)
+def test_bytes_are_readable(count, text):
+    assert readable_bytes(count) == text
