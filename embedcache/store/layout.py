@@ -56,6 +56,17 @@ def group_metadata(attributes: Mapping[str, Any]) -> dict[str, Any]:
     return {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
 
 
+def root_metadata(attributes: Mapping[str, Any], n_tiles: int, shard_tiles: int) -> dict[str, Any]:
+    """``zarr.json`` of the store: the attributes, and the metadata of both arrays once more.
+
+    With these a reader need not list the folder, which https cannot do; and it does not stumble over the
+    files in it that are not Zarr's.
+    """
+    arrays = {EMBEDDINGS: embeddings_metadata(n_tiles, shard_tiles), TILES: tiles_metadata(n_tiles)}
+    consolidated = {"kind": "inline", "must_understand": False, "metadata": arrays}
+    return {**group_metadata({ATTRIBUTE: dict(attributes)}), "consolidated_metadata": consolidated}
+
+
 def embeddings_metadata(n_tiles: int, shard_tiles: int) -> dict[str, Any]:
     """``zarr.json`` of ``image_embeddings``: one chunk an embedding, ``shard_tiles`` of them a file."""
     inner = {

@@ -10,6 +10,7 @@ import binascii
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -54,8 +55,8 @@ class ShardRecord:
         CRC-32C of each embedding.
     minimum, maximum : ndarray of float16
         Of each embedding.
-    input_digests : bytes
-        32 bytes of SHA-256 of each tile's input pixels.
+    inputs : str
+        Base64 of 32 bytes of SHA-256 of each tile's input pixels; packed, as few ever look.
     skipped, failed : dict of int to str
         Slot to reason.
     digest : str
@@ -75,7 +76,7 @@ class ShardRecord:
     crc: npt.NDArray[np.uint32]
     minimum: npt.NDArray[np.float16]
     maximum: npt.NDArray[np.float16]
-    input_digests: bytes
+    inputs: str
     skipped: dict[int, str] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
     digest: str = ""
@@ -95,7 +96,7 @@ class ShardRecord:
             "crcs": pack(self.crc.astype("<u4").tobytes()),
             "min": pack(self.minimum.astype("<f2").tobytes()),
             "max": pack(self.maximum.astype("<f2").tobytes()),
-            "inputs": pack(self.input_digests),
+            "inputs": self.inputs,
             "skipped": _by_reason(self.skipped),
             "failed": _by_reason(self.failed),
             "digest": self.digest,
@@ -123,7 +124,7 @@ class ShardRecord:
                 crc=np.frombuffer(unpack(values["crcs"]), "<u4"),
                 minimum=np.frombuffer(unpack(values["min"]), "<f2"),
                 maximum=np.frombuffer(unpack(values["max"]), "<f2"),
-                input_digests=unpack(values["inputs"]),
+                inputs=values["inputs"],
                 skipped=_by_slot(values["skipped"], shard_tiles),
                 failed=_by_slot(values["failed"], shard_tiles),
                 digest=values["digest"],
@@ -136,9 +137,8 @@ class ShardRecord:
                 len(record.crc),
                 len(record.minimum),
                 len(record.maximum),
-                len(record.input_digests) // DIGEST_BYTES,
             }
-            if sizes != {len(slots)}:
+            if sizes != {len(slots)} or len(record.inputs) != -(-len(slots) * DIGEST_BYTES // 3) * 4:
                 raise ValueError("its parts differ in length")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptionError(
@@ -148,7 +148,11 @@ class ShardRecord:
 
     def digest_of(self, position: int) -> str:
         """Input digest (64 hex digits) of the tile at ``position`` of ``slots``."""
-        return self.input_digests[position * DIGEST_BYTES : (position + 1) * DIGEST_BYTES].hex()
+        return self._inputs[position * DIGEST_BYTES : (position + 1) * DIGEST_BYTES].hex()
+
+    @cached_property
+    def _inputs(self) -> bytes:
+        return unpack(self.inputs)
 
 
 def pack(data: bytes) -> str:
@@ -158,7 +162,7 @@ def pack(data: bytes) -> str:
 
 def unpack(text: str) -> bytes:
     """Base64 text as bytes; ``ValueError`` when it is none."""
-    return binascii.a2b_base64(text.encode("ascii"), strict_mode=True) if text else b""
+    return binascii.a2b_base64(text)
 
 
 def pack_flags(flags: npt.NDArray[np.bool_]) -> dict[str, Any]:

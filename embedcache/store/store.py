@@ -390,17 +390,13 @@ class EmbeddingStore:
             remove_litter(self.path / name, deep=False)
         remove_litter(self.path / layout.TILES)
 
-    def write_attributes(self) -> None:
-        """Copy the journal's numerics into the group's attributes, where they differ; for the writer."""
-        numerics = {"first": self.numerics, "allowed": self.state.numerics[1:]}
-        if self.state.numerics and self._attributes.get("numerics") != numerics:
-            self._attributes["numerics"] = numerics
-            _write_group(self.path, self._attributes)
-
-
-def _write_group(root: Path, attributes: Mapping[str, Any]) -> None:
-    metadata = layout.group_metadata({layout.ATTRIBUTE: attributes})
-    write_file(root / layout.GROUP_FILE, layout.json_bytes(metadata))
+    def write_group(self) -> None:
+        """Copy the journal's numerics and lengths into the group's metadata, if they differ; for the writer."""
+        self._attributes["numerics"] = self.state.numerics
+        metadata = layout.root_metadata(self._attributes, len(self), self.shard_tiles)
+        path = self.path / layout.GROUP_FILE
+        if layout.read_json(path) != metadata:
+            write_file(path, layout.json_bytes(metadata))
 
 
 def _write_new(
@@ -421,10 +417,10 @@ def _write_new(
         "spec": spec.to_dict(),
         "shard_tiles": shard_tiles,
         "decoder_sha256": sha256_hex(decoder),
-        "numerics": None,
+        "numerics": [],
         "provenance": dict(provenance),
     }
-    metadata = layout.json_bytes(layout.group_metadata({layout.ATTRIBUTE: attributes}))
+    metadata = layout.json_bytes(layout.root_metadata(attributes, len(table), shard_tiles))
     try:
         make_folder(root)
     except OSError as error:

@@ -12,7 +12,6 @@ import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,8 +22,8 @@ from embedcache.files import Buffer, crc32c, partial_name, publish_file, sha256_
 from embedcache.geometry import EMBEDDING_SHAPE
 from embedcache.store import layout
 from embedcache.store.journal import JournalWriter
-from embedcache.store.record import DIGEST_BYTES, ShardRecord, pack_flags
-from embedcache.store.shard import CRC_BYTES, ShardFile, embedding_bytes, encode_index, shard_bytes
+from embedcache.store.record import DIGEST_BYTES, ShardRecord, pack, pack_flags
+from embedcache.store.shard import CRC_BYTES, ShardFile, embedding_bytes, encode_index
 from embedcache.store.spec import leaf_differences
 from embedcache.volume.volume import ImageRecord
 
@@ -70,7 +69,7 @@ class StoreWriter:
                     hint="Use the recorded ones, or allow the difference with --allow-numerics.",
                 )
             self._record({"kind": "numerics", "numerics": asked})
-            self._store.write_attributes()
+            self._store.write_group()
         self._numerics = self._store.state.numerics.index(asked)
         return asked
 
@@ -101,6 +100,7 @@ class StoreWriter:
         layout.write_lengths(store.path, len(table), store.shard_tiles)
         self._record(table_record(len(table), records))
         store.reload_table()
+        store.write_group()
 
     def add_selection(self, selection: Mapping[str, Any], wanted: npt.NDArray[np.bool_]) -> None:
         """Record what was asked for.
@@ -230,7 +230,7 @@ class StoreWriter:
                     settled += 1
                     break
         layout.write_lengths(store.path, len(store), store.shard_tiles)
-        store.write_attributes()
+        store.write_group()
         return settled
 
     def _record(self, record: Mapping[str, Any]) -> None:
@@ -278,7 +278,7 @@ def _empty(shard: int) -> ShardRecord:
         crc=np.zeros(0, np.uint32),
         minimum=np.zeros(0, np.float16),
         maximum=np.zeros(0, np.float16),
-        input_digests=b"",
+        inputs="",
     )
 
 
@@ -301,7 +301,7 @@ def _merge(
         crc=np.array([rows[slot][0] for slot in order], dtype=np.uint32),
         minimum=np.array([rows[slot][1] for slot in order], dtype=np.float16),
         maximum=np.array([rows[slot][2] for slot in order], dtype=np.float16),
-        input_digests=b"".join(rows[slot][3] for slot in order),
+        inputs=pack(b"".join(rows[slot][3] for slot in order)),
     )
 
 
@@ -326,13 +326,3 @@ def _hashed(pieces: Iterator[Buffer], digest: hashlib._Hash) -> Iterator[Buffer]
     for piece in pieces:
         digest.update(piece)
         yield piece
-
-
-def expected_size(record: ShardRecord, shard_tiles: int) -> int:
-    """Bytes that the shard file of a record has."""
-    return shard_bytes(len(record.slots), shard_tiles) if len(record.slots) else 0
-
-
-def journal_path(root: Path, name: str) -> Path:
-    """File of one journal writer."""
-    return root / layout.JOURNAL / name
