@@ -1,0 +1,136 @@
+"""Turns the options that ``encode``, ``plan`` and ``predict --volume`` share into an ``EncodeOptions``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from embedcache.encode import EncodeOptions
+from embedcache.encode.options import options_from
+from embedcache.errors import ConfigError
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+
+def selection_options(function: Decorated) -> Decorated:
+    """Add ``--z-range``, ``--bbox``, ``--mask``, ``--skip-empty``."""
+    return _apply(
+        function,
+        click.option(
+            "--z-range", metavar="A:B[:STEP]", help="Only these planes (of a folder: these images)."
+        ),
+        click.option(
+            "--bbox", metavar="Y0:Y1,X0:X1", help="Only tiles that touch this box, in pixels of the level."
+        ),
+        click.option("--mask", metavar="FILE", help="Only tiles where this mask is positive."),
+        click.option(
+            "--skip-empty/--no-skip-empty",
+            default=None,
+            help="Leave out tiles that are all zero.  [default: on where a mask is given]",
+        ),
+    )
+
+
+def machine_options(function: Decorated) -> Decorated:
+    """Add ``--batch-size``, ``--device`` and ``--cache-dir``."""
+    return _apply(
+        function,
+        click.option(
+            "--batch-size", type=int, help="Tiles in one encoder call.  [default: what suits the device]"
+        ),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+        click.option(
+            "--cache-dir",
+            envvar="EMBEDCACHE_DIR",
+            default="embeddings",
+            show_default=True,
+            help="Where stores live; $EMBEDCACHE_DIR sets it too.",
+        ),
+    )
+
+
+def recipe_options(function: Decorated) -> Decorated:
+    """Add the options that decide the embedding space and the grid."""
+    return _apply(
+        function,
+        click.option(
+            "--store",
+            metavar="S",
+            help="The store.  [default: a folder of --cache-dir, named for what it holds]",
+        ),
+        click.option(
+            "--like", metavar="STORE|CHECKPOINT", help="Take every option of the recipe from there."
+        ),
+        click.option(
+            "--model", default="vit_b", show_default=True, help="vit_b, vit_l, vit_h, or a registered name."
+        ),
+        click.option(
+            "--checkpoint",
+            default="auto",
+            show_default=True,
+            metavar="FILE|auto|random:SEED",
+            help="Weights: a file, the usual folders and then a download, or random ones.",
+        ),
+        click.option(
+            "--tile", default="1024", show_default=True, metavar="N|full", help="Side of a tile in pixels."
+        ),
+        click.option(
+            "--overlap", type=int, default=0, show_default=True, help="Pixels neighbouring tiles share."
+        ),
+        click.option("--level", type=int, default=0, show_default=True, help="Pyramid level."),
+        click.option(
+            "--channels",
+            metavar="repeat|adjacent[:STEP]|rgb|depth:A-B,C-D,E-F",
+            help="What becomes red, green and blue.  [default: rgb for colour, else repeat]",
+        ),
+        click.option(
+            "--window",
+            metavar="dtype|MIN:MAX|pA:pB",
+            help="Intensities mapped to 0…255.  [default: dtype for uint8, else p1:p99 of the volume]",
+        ),
+        click.option(
+            "--precision",
+            type=click.Choice(["auto", "bf16", "fp32"]),
+            default="auto",
+            show_default=True,
+            help="auto: bf16 where the device has it.",
+        ),
+        click.option(
+            "--store-dtype",
+            type=click.Choice(["float16"]),
+            default="float16",
+            show_default=True,
+            help="Type of the stored embeddings.",
+        ),
+        click.option(
+            "--shard-tiles", type=int, default=64, show_default=True, help="Embeddings in one file."
+        ),
+        click.option("--licence", default="", metavar="TEXT", help="Licence of the data, kept in the store."),
+    )
+
+
+def _apply(function: Decorated, *options: Callable[[Decorated], Decorated]) -> Decorated:
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def encode_options(volume: str, like: str | None, wishes: dict[str, Any]) -> EncodeOptions:
+    """``EncodeOptions`` from parsed options."""
+    wishes = {name.replace("-", "_"): value for name, value in wishes.items()}
+    if "check_pixels" in wishes:
+        wishes["check_pixels"] = parse_check_pixels(wishes["check_pixels"])
+    tile = wishes.pop("tile", None)
+    return options_from(volume, wishes | ({} if tile is None else {"tile": tile}), like)
+
+
+def parse_check_pixels(text: str | int) -> int | None:
+    """A number of tiles, or ``all`` to None."""
+    if text == "all":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"--check-pixels {text}: expected a number of tiles, or 'all'.") from None

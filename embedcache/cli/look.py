@@ -1,0 +1,120 @@
+"""The commands that look: status, info."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from embedcache.cli.app import app
+from embedcache.cli.defaults import stores_in
+from embedcache.cli.output import print_json, print_pairs, print_table
+from embedcache.cli.work import cache_dir_option, json_option, warn_untrained
+from embedcache.encode.plan import readable_bytes
+from embedcache.store import EmbeddingStore
+from embedcache.volume import open_volume
+
+
+@app.command(
+    short_help="What a store holds; which stores and runs there are.",
+    epilog="Example: embedcache status embeddings/scroll1-vit_b-t1024-3fa9c1.zarr --json",
+)
+@click.argument("store", required=False, metavar="[S]")
+@cache_dir_option
+@click.option("--runs", default="runs", show_default=True, help="Where runs live.")
+@json_option
+def status(store: str | None, cache_dir: str, runs: str, as_json: bool) -> None:
+    """Show what a store holds; without one, which stores and runs there are."""
+    if store is None:
+        _status_of_folders(Path(cache_dir), Path(runs), as_json)
+        return
+    opened = EmbeddingStore.open(store)
+    figures = opened.status().to_dict()
+    if as_json:
+        print_json(figures)
+        return
+    spec = figures.pop("spec")
+    rows: list[tuple[str, object]] = [(name.replace("_", " "), value) for name, value in figures.items()]
+    rows = [
+        (name, readable_bytes(int(str(value)))) if name == "bytes" else (name, value) for name, value in rows
+    ]
+    rows += [("model", spec.get("model_type")), ("precision", spec.get("precision"))]
+    rows += [("source", opened.provenance.get("source")), ("weights", opened.provenance.get("weights"))]
+    print_pairs("status", rows)
+    for number, reason in list(opened.failed.items())[:10]:
+        click.echo(f"failed: tile {number}: {reason}", err=True)
+    if opened.provenance.get("untrained"):
+        warn_untrained()
+
+
+def _status_of_folders(cache_dir: Path, runs: Path, as_json: bool) -> None:
+    stores = [EmbeddingStore.open(path).status().to_dict() for path in stores_in(cache_dir)]
+    summaries = [_summary(path) for path in sorted(runs.glob("*/summary.json"))] if runs.is_dir() else []
+    if as_json:
+        print_json({"stores": stores, "runs": summaries})
+        return
+    print_table(
+        f"stores in {cache_dir.absolute()}",
+        ("store", "wanted", "committed", "missing", "bytes", "complete"),
+        [
+            (
+                Path(row["store"]).name,
+                row["tiles_wanted"],
+                row["tiles_committed"],
+                row["tiles_missing"],
+                readable_bytes(row["bytes"]),
+                row["complete"],
+            )
+            for row in stores
+        ],
+    )
+    print_table(
+        f"runs in {runs.absolute()}",
+        ("run", "metric", "best", "prompt source", "steps"),
+        [
+            (row.get("run"), row.get("metric"), row.get("best"), row.get("prompt_source"), row.get("steps"))
+            for row in summaries
+        ],
+    )
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+@app.command(
+    short_help="What a volume is, and what encode would do with it.",
+    epilog="Example: embedcache info scroll1.zarr --level 2",
+)
+@click.argument("volume", metavar="V")
+@click.option("--level", type=int, default=0, show_default=True, help="Pyramid level.")
+@json_option
+def info(volume: str, level: int, as_json: bool) -> None:
+    """Show what a volume is: kind, shape, type, chunks, and which channels and window `encode` would take."""
+    from embedcache.volume import resolve_preprocess
+
+    with open_volume(volume, level=level) as opened:
+        sizes = [
+            opened.plane_size(plane) for plane in range(min(opened.n_planes, 1 if opened.uniform else 10_000))
+        ]
+        preprocess = resolve_preprocess(opened)
+        figures: dict[str, Any] = {
+            "volume": opened.source,
+            "kind": opened.kind,
+            "planes": opened.n_planes,
+            "height": max(height for height, _ in sizes),
+            "width": max(width for _, width in sizes),
+            "sizes_differ": len(set(sizes)) > 1,
+            "dtype": str(opened.dtype),
+            "channels": opened.channels,
+            "level": opened.level,
+            "chunks": list(opened.chunks) if opened.chunks else None,
+            "encode_channels": preprocess.channels,
+            "encode_window": list(preprocess.window),
+        }
+    if as_json:
+        print_json(figures)
+    else:
+        print_pairs("info", list(figures.items()))

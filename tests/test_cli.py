@@ -1,0 +1,147 @@
+"""The door: exit codes, JSON on stdout alone, config file, signals, help."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embedcache.cli.app import SECTIONS, app, register, run
+from embedcache.cli.config import first_config
+from embedcache.cli.output import readable
+
+register()
+ENCODE = ["encode", "--model", "vit_tiny", "--tile", "64", "--precision", "fp32", "--device", "cpu"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder with one small volume."""
+    np.save(tmp_path / "scan.npy", np.random.default_rng(0).integers(0, 255, (2, 64, 64), dtype=np.uint8))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("EMBEDCACHE_DIR", raising=False)
+    return tmp_path
+
+
+def test_json_is_one_object_on_stdout_and_the_rest_on_stderr(folder, capsys):
+    assert run([*ENCODE, "--volume", "scan.npy", "--json"]) == 0
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    for key in (
+        "store fingerprint embedding_space tiles_total tiles_selected tiles_encoded tiles_reused tiles_skipped "
+        "tiles_failed seconds seconds_by_stage tiles_per_second bytes_written device precision"
+    ).split():
+        assert key in result
+    assert result["tiles_encoded"] == 2
+    assert "encoding" in err
+    assert run([*ENCODE, "--volume", "scan.npy", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert (again["tiles_encoded"], again["encoder_calls"], again["store"]) == (0, 0, result["store"])
+    assert run(["status", result["store"], "--json"]) == 0
+    status = json.loads(capsys.readouterr().out)
+    assert status["complete"] is True
+    assert status["tiles_committed"] == 2
+    assert run(["status", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["stores"]) == 1
+
+
+def test_a_second_encode_says_that_nothing_is_to_be_done(folder, capsys):
+    run([*ENCODE, "--volume", "scan.npy"])
+    capsys.readouterr()
+    assert run([*ENCODE, "--volume", "scan.npy"]) == 0
+    assert "Nothing to do" in capsys.readouterr().err
+
+
+def test_options_may_stand_in_the_config_file_and_are_announced(folder, capsys):
+    (folder / "embedcache.toml").write_text(
+        '[encode]\nvolume = "scan.npy"\nmodel = "vit_tiny"\ntile = 64\nz-range = "0:1"\nprecision = "fp32"\n'
+    )
+    assert run(["encode", "--json", "--z_range", "1:2"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["tiles_selected"] == 1
+    assert "embedcache.toml: encode.volume = 'scan.npy'" in err
+    assert "z_range" not in err, "the command line wins, and what it replaces is not announced"
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [("[encode]\ntiel = 3\n", "tiel"), ("[enkode]\ntile = 3\n", "enkode"), ("tile = = 3", "embedcache.toml")],
+)
+def test_a_wrong_config_file_is_refused(folder, capsys, text, word):
+    (folder / "embedcache.toml").write_text(text)
+    assert run(["encode", "--volume", "scan.npy"]) == 2
+    assert word in capsys.readouterr().err
+
+
+def test_init_writes_a_file_that_can_be_read_and_never_touches_one(folder, capsys):
+    assert run(["init", "--volume", "scan.npy", "--model", "vit_tiny"]) == 0
+    assert run(["encode", "--tile", "64", "--json"]) == 0
+    text = (folder / "embedcache.toml").read_text()
+    assert run(["init"]) == 2
+    assert (folder / "embedcache.toml").read_text() == text == first_config("scan.npy", None, "vit_tiny")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "word"),
+    [
+        (["encode", "--volume", "nowhere.zarr"], 2, "nowhere.zarr"),
+        (["encode"], 2, "--volume"),
+        (["encode", "--volume", "scan.npy", "--model", "vit_q"], 2, "vit_q"),
+        (
+            ["encode", "--volume", "scan.npy", "--model", "vit_tiny", "--check-pixels", "some"],
+            2,
+            "check-pixels",
+        ),
+        (["status", "nowhere.zarr"], 2, "nowhere.zarr"),
+        (["train"], 2, "no store"),
+        (["predict", "--checkpoint", "c", "--output", "o"], 2, "--store or --volume"),
+        (["evaluate", "--store", "nowhere.zarr", "--labels", "x.tif"], 2, "nowhere.zarr"),
+        (["fly"], 2, "fly"),
+    ],
+)
+def test_wrong_usage_exits_with_2_and_names_the_fault(folder, capsys, arguments, code, word):
+    assert run(arguments) == code
+    out, err = capsys.readouterr()
+    assert word in err
+    assert out == ""
+
+
+def test_several_stores_are_listed_and_none_is_taken(folder, capsys):
+    run([*ENCODE, "--volume", "scan.npy", "--z-range", "0:1"])
+    run([*ENCODE, "--volume", "scan.npy", "--z-range", "0:1", "--window", "0:99"])
+    capsys.readouterr()
+    assert run(["train"]) == 2
+    assert "2 stores" in capsys.readouterr().err
+
+
+def test_a_mismatch_exits_with_3_and_shows_the_field(folder, capsys):
+    run([*ENCODE, "--volume", "scan.npy", "--store", "s.zarr", "--z-range", "0:1"])
+    capsys.readouterr()
+    assert run([*ENCODE, "--volume", "scan.npy", "--store", "s.zarr", "--window", "0:99"]) == 3
+    assert "window" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [name for names in SECTIONS.values() for name in names])
+def test_every_command_has_a_sentence_and_an_example(name, capsys):
+    assert run([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "Example: embedcache " + name in text
+    first = (app.commands[name].help or "").split("\n\n")[0].strip()
+    assert first[0].isupper()
+    assert first.endswith(".")
+
+
+def test_the_commands_page_is_up_to_date(capsys):
+    page = (Path(__file__).parents[1] / "docs" / "cli.md").read_text(encoding="utf-8")
+    for names in SECTIONS.values():
+        for name in names:
+            assert f"### embedcache {name}" in page
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(True, "yes"), (1234567, "1,234,567"), (0.123456, "0.1235"), (None, "—")]
+)
+def test_values_are_readable(value, text):
+    assert readable(value) == text

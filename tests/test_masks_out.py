@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from embedcache.errors import InputError, StorageError
+from embedcache.results.masks_out import Values, run_lengths, write_masks
+
+
+@dataclass
+class Painted:
+    """Planes painted beforehand; those not in ``painted`` are not predicted."""
+
+    sizes: Sequence[tuple[int, int]]
+    painted: dict[int, np.ndarray] = field(default_factory=dict)
+    uniform: bool = True
+
+    @property
+    def planes(self) -> list[int]:
+        return sorted(self.painted)
+
+    @property
+    def names(self) -> list[str]:
+        return [f"z={i}" if self.uniform else f"photo_{i}.jpg" for i in range(len(self.sizes))]
+
+    def probabilities(self, plane: int) -> np.ndarray:
+        return self.painted[plane]
+
+
+@pytest.fixture
+def stack() -> Painted:
+    planes = np.random.default_rng(0).random((2, 6, 7), np.float32)
+    planes[0, :2] = np.nan
+    return Painted([(6, 7)] * 4, {1: planes[0], 2: planes[1]})
+
+
+@pytest.fixture
+def photos() -> Painted:
+    rng = np.random.default_rng(1)
+    sizes = [(5, 8), (9, 4), (3, 3)]
+    return Painted(sizes, {i: rng.random(sizes[i], np.float32) for i in (0, 1)}, uniform=False)
+
+
+MASK = Values(0.5)
+
+
+def test_zarr_holds_the_masks_in_their_planes_with_ome_metadata(tmp_path: Path, stack: Painted) -> None:
+    write_masks(tmp_path / "m.zarr", stack, MASK, about={"threshold": 0.5})
+    group = zarr.open_group(str(tmp_path / "m.zarr"), mode="r")
+    masks = group["0"][...]
+    assert masks.dtype == np.uint8
+    assert masks.shape == (4, 6, 7)
+    np.testing.assert_array_equal(masks[2], (stack.painted[2] > 0.5) * 255)
+    assert not masks[[0, 3]].any()
+    assert not masks[1, :2].any()
+    assert group.attrs["ome"]["version"] == "0.5"
+    assert group.attrs["ome"]["multiscales"][0]["datasets"][0]["path"] == "0"
+    assert group.attrs["embedcache"]["predicted"] == ["z=1", "z=2"]
+
+
+def test_probabilities_in_zarr_are_nan_where_not_predicted(tmp_path: Path, stack: Painted) -> None:
+    write_masks(tmp_path / "p.zarr", stack, Values(0.5, probabilities=True), about={})
+    stored = zarr.open_group(str(tmp_path / "p.zarr"), mode="r")["0"][...]
+    assert np.isnan(stored[[0, 3]]).all()
+    np.testing.assert_array_equal(stored[1], stack.painted[1])
+
+
+def test_a_collection_becomes_one_zarr_image_per_photo(tmp_path: Path, photos: Painted) -> None:
+    write_masks(tmp_path / "m.zarr", photos, MASK, about={})
+    group = zarr.open_group(str(tmp_path / "m.zarr"), mode="r")
+    assert sorted(name for name, _ in group.groups()) == ["photo_0", "photo_1"]
+    np.testing.assert_array_equal(group["photo_1/0"][...], (photos.painted[1] > 0.5) * 255)
+
+
+def test_tiff_pages_stay_in_step_with_planes(tmp_path: Path, stack: Painted) -> None:
+    write_masks(tmp_path / "m.tif", stack, MASK, about={"threshold": 0.5})
+    with tifffile.TiffFile(tmp_path / "m.tif") as file:
+        assert len(file.pages) == 4
+        np.testing.assert_array_equal(file.pages[2].asarray(), (stack.painted[2] > 0.5) * 255)
+        assert not file.pages[3].asarray().any()
+
+
+def test_tiff_pages_of_a_collection_keep_their_sizes(tmp_path: Path, photos: Painted) -> None:
+    write_masks(tmp_path / "m.tiff", photos, Values(0.5, probabilities=True), about={})
+    with tifffile.TiffFile(tmp_path / "m.tiff") as file:
+        assert [page.shape for page in file.pages] == [(5, 8), (9, 4), (3, 3)]
+        np.testing.assert_array_equal(file.pages[1].asarray(), photos.painted[1])
+        assert np.isnan(file.pages[2].asarray()).all()
+
+
+def test_a_folder_gets_one_png_per_predicted_photo_under_its_own_name(tmp_path: Path, photos: Painted) -> None:
+    write_masks(tmp_path / "masks", photos, MASK, about={})
+    assert sorted(path.name for path in (tmp_path / "masks").glob("*.png")) == ["photo_0.png", "photo_1.png"]
+    pixels = np.asarray(Image.open(tmp_path / "masks" / "photo_1.png"))
+    np.testing.assert_array_equal(pixels, (photos.painted[1] > 0.5) * 255)
+
+
+def test_one_plane_may_be_one_png(tmp_path: Path, stack: Painted) -> None:
+    single = Painted(stack.sizes, {1: stack.painted[1]})
+    write_masks(tmp_path / "m.png", single, Values(0.5, probabilities=True), about={})
+    pixels = np.asarray(Image.open(tmp_path / "m.png"))
+    np.testing.assert_allclose(pixels / 255, np.nan_to_num(stack.painted[1]), atol=0.002)
+
+
+@given(hnp.arrays(np.bool_, st.tuples(st.integers(1, 9), st.integers(1, 9))))
+def test_run_lengths_paint_the_mask_again(mask: np.ndarray) -> None:
+    numbers = [int(word) for word in run_lengths(mask).split()]
+    again = np.zeros(mask.size, bool)
+    for start, length in zip(numbers[::2], numbers[1::2], strict=True):
+        assert not again[start - 1 : start - 1 + length].any()
+        again[start - 1 : start - 1 + length] = True
+    np.testing.assert_array_equal(again.reshape(mask.shape), mask)
+
+
+def test_csv_has_a_line_per_predicted_photo(tmp_path: Path, photos: Painted) -> None:
+    write_masks(tmp_path / "m.csv", photos, MASK, about={})
+    with (tmp_path / "m.csv").open() as stream:
+        rows = list(csv.reader(stream))
+    assert rows[0] == ["Id", "Predicted"]
+    assert [row[0] for row in rows[1:]] == ["photo_0", "photo_1"]
+    assert rows[1][1] == run_lengths(photos.painted[0] > 0.5)
+
+
+def test_several_planes_are_refused_as_one_png(tmp_path: Path, stack: Painted) -> None:
+    with pytest.raises(InputError, match="2 planes"):
+        write_masks(tmp_path / "m.png", stack, MASK, about={})
+    assert not (tmp_path / "m.png").exists()
+
+
+def test_probabilities_are_refused_as_run_lengths(tmp_path: Path, stack: Painted) -> None:
+    with pytest.raises(InputError, match="not probabilities"):
+        write_masks(tmp_path / "m.csv", stack, Values(0.5, probabilities=True), about={})
+
+
+def test_a_zarr_that_is_not_ours_is_never_replaced(tmp_path: Path, stack: Painted) -> None:
+    zarr.create_array(str(tmp_path / "scan.zarr"), shape=(3,), dtype="uint8")[...] = 7
+    with pytest.raises(InputError, match="not replaced"):
+        write_masks(tmp_path / "scan.zarr", stack, MASK, about={})
+    assert (zarr.open_array(str(tmp_path / "scan.zarr"), mode="r")[...] == 7).all()
+
+
+def test_masks_of_an_earlier_run_are_replaced(tmp_path: Path, stack: Painted) -> None:
+    for threshold in (0.2, 0.8):
+        write_masks(tmp_path / "m.zarr", stack, Values(threshold), about={"threshold": threshold})
+    group = zarr.open_group(str(tmp_path / "m.zarr"), mode="r")
+    assert group.attrs["embedcache"]["threshold"] == 0.8
+    assert [path.name for path in tmp_path.iterdir()] == ["m.zarr"]
+
+
+def test_a_failure_half_way_leaves_the_earlier_masks(tmp_path: Path, stack: Painted) -> None:
+    write_masks(tmp_path / "m.zarr", stack, MASK, about={"first": True})
+
+    def fail() -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(StorageError, match="No space"):
+        write_masks(tmp_path / "m.zarr", stack, MASK, about={}, done=fail)
+    assert zarr.open_group(str(tmp_path / "m.zarr"), mode="r").attrs["embedcache"]["first"]
