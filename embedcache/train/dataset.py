@@ -1,0 +1,264 @@
+"""Turns a store and labels into training items: embedding, targets, weights and prompts of one tile each.
+
+What an item holds depends on (seed, epoch, tile number) only: not on the order of reading, the number of
+workers, or what was drawn before.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from embedcache.errors import LabelError, MissingTilesError
+from embedcache.geometry import Tile
+from embedcache.sam.decoder import Prompts
+from embedcache.store import EmbeddingStore
+from embedcache.train.labels import Labels, open_labels
+from embedcache.train.objects import check_objects, default_objects, find_objects
+from embedcache.train.prompts import TilePrompts, check_prompts, collate_prompts, make_prompts
+from embedcache.train.targets import low_res_targets
+
+REMEMBERED_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class TrainingItem:
+    """One tile, ready for the decoder.
+
+    Parameters
+    ----------
+    number : int
+        The tile's number in its store.
+    tile : Tile
+        Its place.
+    image_embedding : float32 (256, 64, 64)
+    low_res_masks : float32 (P, 256, 256)
+        Targets, 0 or 1; P ≥ 1.
+    weight : float32 (256, 256)
+        0 in the padding and where nothing is supervised, else 1.
+    prompts : TilePrompts
+        For the P objects, in the 1024 frame.
+    """
+
+    number: int
+    tile: Tile
+    image_embedding: Tensor
+    low_res_masks: Tensor
+    weight: Tensor
+    prompts: TilePrompts
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Items of B images with Q objects in all, image by image.
+
+    Parameters
+    ----------
+    numbers : tuple of int
+        Tile numbers, one per image.
+    image_embeddings : float32 (B, 256, 64, 64)
+    low_res_masks : float32 (Q, 256, 256)
+    weight : float32 (Q, 256, 256)
+        Each object with the weight of its image.
+    prompts : Prompts
+        Ragged: ``prompts.counts`` gives the objects of each image.
+    """
+
+    numbers: tuple[int, ...]
+    image_embeddings: Tensor
+    low_res_masks: Tensor
+    weight: Tensor
+    prompts: Prompts
+
+    @property
+    def prompted(self) -> bool:
+        """Whether it holds any prompt."""
+        return self.prompts.point_coords is not None or self.prompts.boxes is not None
+
+    def unprompted(self) -> Batch:
+        """The same images asked without a prompt: one query each, for all of its objects at once."""
+        ends = np.cumsum(self.prompts.counts)
+        starts = [0, *(int(end) for end in ends[:-1])]
+        masks = [
+            self.low_res_masks[start:end].amax(dim=0)
+            for start, end in zip(starts, map(int, ends), strict=True)
+        ]
+        return Batch(
+            self.numbers,
+            self.image_embeddings,
+            torch.stack(masks),
+            self.weight[starts],
+            Prompts.none(len(self.numbers)),
+        )
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        return Batch(
+            self.numbers,
+            self.image_embeddings.to(device, non_blocking=True),
+            self.low_res_masks.to(device, non_blocking=True),
+            self.weight.to(device, non_blocking=True),
+            self.prompts.to(device),
+        )
+
+
+def collate(items: Sequence[TrainingItem]) -> Batch:
+    """Items as one ragged batch for one call of the decoder; use it as a DataLoader's ``collate_fn``."""
+    counts = [len(item.low_res_masks) for item in items]
+    return Batch(
+        numbers=tuple(item.number for item in items),
+        image_embeddings=torch.stack([item.image_embedding for item in items]),
+        low_res_masks=torch.cat([item.low_res_masks for item in items]),
+        weight=torch.cat(
+            [item.weight[None].expand(n, -1, -1) for item, n in zip(items, counts, strict=True)]
+        ),
+        prompts=collate_prompts([item.prompts for item in items], counts),
+    )
+
+
+class EmbeddingDataset(Dataset[TrainingItem]):
+    """A torch dataset of a store's labelled tiles, for the trainer and for one's own loop.
+
+    Parameters
+    ----------
+    store : EmbeddingStore
+    labels : path or Labels
+        Opened by :func:`~embedcache.train.labels.open_labels` when a path.
+    prompts : str, optional
+        A kind of :mod:`embedcache.train.prompts`; default: none for semantic labels, box for instances.
+    tiles : sequence of int, optional
+        Tile numbers; default: all encoded tiles that the labels touch. For prompted objects, tiles without
+        any object are left out.
+    task : "auto", "semantic" or "instances"
+        How to read a path's values.
+    objects : "whole", "components" or "ids", optional
+        Default: ids for prompted instances, else whole.
+    max_objects : int
+        At most this many objects of a tile, drawn anew each epoch.
+    seed : int
+        With the epoch and the tile's number it decides everything random.
+
+    Raises
+    ------
+    LabelError, ConfigError, MissingTilesError
+    """
+
+    def __init__(
+        self,
+        store: EmbeddingStore,
+        labels: str | Path | Labels,
+        *,
+        prompts: str | None = None,
+        tiles: Sequence[int] | npt.NDArray[np.int64] | None = None,
+        task: str = "auto",
+        seed: int = 0,
+        objects: str | None = None,
+        max_objects: int = 8,
+    ) -> None:
+        self.store = store
+        self.labels = labels if isinstance(labels, Labels) else open_labels(labels, store, task=task)
+        kind = self.labels.kind
+        self.prompts = check_prompts(prompts or ("none" if kind == "semantic" else "box"))
+        self.objects = check_objects(objects or default_objects(kind, self.prompts), kind, self.prompts)
+        self.max_objects = max_objects
+        self.seed = seed
+        self.epoch = 0
+        self.tiles = self._choose(tiles)
+        self._crops: OrderedDict[int, tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]] = OrderedDict()
+        self._crop_bytes = 0
+        self._lock = threading.Lock()
+        self._reader: Any = None
+
+    def _choose(self, tiles: Sequence[int] | npt.NDArray[np.int64] | None) -> npt.NDArray[np.int64]:
+        if tiles is None:
+            touched = self.labels.tiles(self.store)
+            chosen = touched[self.store.committed[touched]]
+        else:
+            chosen = np.asarray(tiles, dtype=np.int64)
+            absent = chosen[~self.store.committed[chosen]]
+            if len(absent):
+                raise MissingTilesError(
+                    f"{len(absent)} of {len(chosen)} tiles are not in {self.store.path}, "
+                    f"the first is number {absent[0]}: {self.store.tile(int(absent[0]))}."
+                )
+        if self.objects != "whole":
+            chosen = chosen[self.labels.positive(self.store, chosen) > 0]
+        if len(chosen) == 0:
+            raise LabelError(f"No encoded tile of {self.store.path} is labelled by {self.labels.source}.")
+        return chosen
+
+    def __len__(self) -> int:
+        return len(self.tiles)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw prompts and objects anew, as every epoch should."""
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> TrainingItem:
+        return self.item(int(self.tiles[index]), self.epoch)
+
+    def item(self, number: int, epoch: int) -> TrainingItem:
+        """The item of a tile in an epoch."""
+        if self._reader is None:
+            self._reader = self.store.reader()
+        return self.item_with(number, epoch, self._reader.read([number])[0])
+
+    def item_with(self, number: int, epoch: int, embedding: Tensor) -> TrainingItem:
+        """The item of a tile whose embedding was read already, float32 (256, 64, 64)."""
+        tile = self.store.tile(number)
+        rng = np.random.default_rng([self.seed, epoch, number])
+        masks, supervised = self.masks(number, rng)
+        targets, weight = low_res_targets(masks, supervised, tile)
+        return TrainingItem(
+            number=number,
+            tile=tile,
+            image_embedding=embedding,
+            low_res_masks=torch.from_numpy(targets),
+            weight=torch.from_numpy(weight),
+            prompts=make_prompts(self.prompts, masks, tile, rng),
+        )
+
+    def masks(
+        self, number: int, rng: np.random.Generator, limit: int | None = None
+    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Objects of a tile, bool (P, height, width) with P ≥ 1, and where labels count, (height, width)."""
+        labels, supervised = self._crop(number)
+        masks = find_objects(labels, supervised, self.objects, limit=limit or self.max_objects, rng=rng)
+        if len(masks) == 0:  # only specks: ask for all of them at once rather than for nothing
+            masks = np.asarray((labels > 0) & supervised)[None]
+        return masks, supervised
+
+    def _crop(self, number: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+        """Labels and supervision of a tile; as many as fit into a budget are kept, the oldest go."""
+        with self._lock:
+            if number in self._crops:
+                self._crops.move_to_end(number)
+                return self._crops[number]
+            tile = self.store.tile(number)
+            found = (self.labels.crop(tile), self.labels.supervised(tile))
+            self._crops[number] = found
+            self._crop_bytes += found[0].nbytes + found[1].nbytes
+            while self._crop_bytes > REMEMBERED_BYTES and len(self._crops) > 1:
+                old = self._crops.popitem(last=False)[1]
+                self._crop_bytes -= old[0].nbytes + old[1].nbytes
+            return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a DataLoader's worker gets: no open files, no locks."""
+        state = self.__dict__.copy()
+        state.update(_reader=None, _lock=None, _crops=OrderedDict(), _crop_bytes=0)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()

@@ -1,0 +1,194 @@
+"""Turns stores, label paths and options into all a training loop needs, checked before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from embedcache.errors import ConfigError, LabelError, MismatchError
+from embedcache.progress import Progress
+from embedcache.sam.decoder import Decoder
+from embedcache.store import EmbeddingStore
+from embedcache.train.checkpoint import Checkpoint, check_space
+from embedcache.train.dataset import EmbeddingDataset
+from embedcache.train.labels import Labels, open_labels
+from embedcache.train.needed import require_tiles
+from embedcache.train.objects import check_objects, default_objects
+from embedcache.train.options import TrainOptions
+from embedcache.train.prompts import prompt_source
+from embedcache.train.split import Part, Split, make_split
+from embedcache.train.task import Task
+from embedcache.train.validation import Held
+
+StoreLike = EmbeddingStore | str | Path
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a training works on.
+
+    Parameters
+    ----------
+    stores, labels : tuple
+        Pairs.
+    task, prompts, objects : str
+        Resolved.
+    split : Split
+    train : tuple of Held
+        Training tiles, asked with ``prompts``.
+    val : tuple of Held
+        Held-out tiles, asked as the figure that chooses the model is: without prompts for semantic labels
+        (``free``), with the first prompt for instances (``oracle``).
+    val_source : "free" or "oracle"
+    interactive : tuple of Held
+        For semantic labels with oracle prompts: the same tiles with these, reported apart; else empty.
+    """
+
+    stores: tuple[EmbeddingStore, ...]
+    labels: tuple[Labels, ...]
+    task: Task
+    prompts: str
+    objects: str
+    split: Split
+    train: tuple[Held, ...]
+    val: tuple[Held, ...]
+    val_source: str
+    interactive: tuple[Held, ...]
+
+
+def prepare(
+    stores: StoreLike | Sequence[StoreLike],
+    labels: str | Path | Sequence[str | Path],
+    options: TrainOptions,
+    progress: Progress,
+) -> Setup:
+    """Open and check everything; nothing is written.
+
+    Raises
+    ------
+    LabelError, ConfigError, MismatchError, MissingTilesError
+    """
+    opened = tuple(_open(store) for store in _as_list(stores))
+    paths = _as_list(labels)
+    if len(opened) != len(paths):
+        raise ConfigError(f"{len(opened)} stores and {len(paths)} labels were given; they come in pairs.")
+    _require_one_space(opened)
+    found = tuple(
+        open_labels(path, store, supervision=options.supervision_of(index, len(opened)), task=options.task)
+        for index, (store, path) in enumerate(zip(opened, paths, strict=True))
+    )
+    for store, label in zip(opened, found, strict=True):
+        progress.say(f"{label.source}: {label.alignment}")
+        left_out = require_tiles(store, label, allow_partial=options.allow_partial)
+        if left_out:
+            progress.say(f"{store.path.name}: {left_out}")
+    task = _one_task(found)
+    prompts = options.prompts or ("none" if task == "semantic" else "iterative")
+    objects = check_objects(options.objects or default_objects(task, prompts), task, prompts)
+    split = make_split(opened, found, options.val)
+    progress.say(f"split: {split.rule}; {_count(split.train)} tiles train, {_count(split.val)} validate.")
+
+    def hold(part: Part, prompts: str, objects: str) -> tuple[Held, ...]:
+        held = (_hold(opened[i], found[i], numbers, prompts, objects, options) for i, numbers in part)
+        return tuple(item for item in held if item is not None)
+
+    free = task == "semantic" and prompt_source(prompts) == "oracle"
+    val_prompts = "none" if free else prompts
+    return Setup(
+        stores=opened,
+        labels=found,
+        task=task,
+        prompts=prompts,
+        objects=objects,
+        split=split,
+        train=hold(split.train, prompts, objects),
+        val=hold(split.val, val_prompts, "whole" if free else objects),
+        val_source=prompt_source(val_prompts),
+        interactive=hold(split.val, prompts, objects) if free else (),
+    )
+
+
+def _hold(
+    store: EmbeddingStore,
+    labels: Labels,
+    numbers: Sequence[int],
+    prompts: str,
+    objects: str,
+    options: TrainOptions,
+) -> Held | None:
+    if objects != "whole":  # several objects: tiles without any have no one to ask for
+        positive = labels.positive(store, numbers)
+        numbers = [number for number, count in zip(numbers, positive, strict=True) if count]
+        if not numbers:
+            return None
+    dataset = EmbeddingDataset(
+        store,
+        labels,
+        prompts=prompts,
+        tiles=list(numbers),
+        seed=options.seed,
+        objects=objects,
+        max_objects=options.max_objects,
+    )
+    return Held(dataset, tuple(int(number) for number in dataset.tiles))
+
+
+def starting_decoder(setup: Setup, options: TrainOptions) -> Decoder:
+    """The decoder that training starts from: the store's, a checkpoint's, or a random one.
+
+    Raises
+    ------
+    WeightsError, MismatchError
+        When ``init`` is no checkpoint, or one of another embedding space.
+    ConfigError
+        When ``random:`` is not followed by a number.
+    """
+    if options.init is None:
+        return setup.stores[0].decoder()
+    text = str(options.init)
+    if text.startswith("random:"):
+        if not text.removeprefix("random:").isdigit():
+            raise ConfigError(f"--init is {text!r}; a number follows random:, as in random:0.")
+        return Decoder.random(int(text.removeprefix("random:")))
+    checkpoint = Checkpoint.load(text)
+    check_space(checkpoint, setup.stores[0])
+    return checkpoint.decoder()
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _require_one_space(stores: Sequence[EmbeddingStore]) -> None:
+    for store in stores[1:]:
+        if store.embedding_space != stores[0].embedding_space:
+            raise MismatchError(
+                f"{store.path} and {stores[0].path} hold embeddings of two spaces; they cannot train together.",
+                differences={
+                    name: values
+                    for name, values in stores[0].spec.differences(store.spec).items()
+                    if not name.startswith(("volume", "grid", "store_dtype"))
+                },
+                hint=f"Encode one of the volumes again: embedcache encode --like {stores[0].path} --volume VOLUME",
+            )
+
+
+def _one_task(labels: Sequence[Labels]) -> Task:
+    kinds = {label.kind for label in labels}
+    if len(kinds) > 1:
+        listed = ", ".join(f"{label.source}: {label.kind}" for label in labels)
+        raise LabelError(
+            f"Labels of several stores must be of one task, but found {listed}.",
+            hint="Say which with --task semantic or --task instances.",
+        )
+    return labels[0].kind
+
+
+def _count(part: Part) -> int:
+    return sum(len(numbers) for _, numbers in part)
+
+
+def _open(store: StoreLike) -> EmbeddingStore:
+    return store if isinstance(store, EmbeddingStore) else EmbeddingStore.open(Path(store))

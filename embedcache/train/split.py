@@ -1,0 +1,259 @@
+"""Turns stores and labels into training and validation tiles that share nothing.
+
+Neighbouring planes and overlapping tiles look alike: split at random, validation measures memory. So whole
+stores, whole images, a slab of planes with a gap, or a block of the plane with a gap are held out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from embedcache.errors import ConfigError, LabelError
+from embedcache.store import EmbeddingStore
+from embedcache.train.labels import Labels
+from embedcache.train.places import Tiles, gather
+
+HELD_OUT = 0.2
+GAP = 0.05
+
+Kind = Literal["stores", "images", "planes", "spatial"]
+Part = tuple[tuple[int, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which tiles train and which validate.
+
+    Parameters
+    ----------
+    kind : "stores", "images", "planes" or "spatial"
+    rule : str
+        The rule in words, with its gap.
+    train, val : tuple of (store index, tile numbers)
+    stores : tuple of str
+        Fingerprints of the stores, in the order of the indices.
+    """
+
+    kind: Kind
+    rule: str
+    train: Part
+    val: Part
+    stores: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON; recorded in the run and its checkpoints."""
+        return {
+            "kind": self.kind,
+            "rule": self.rule,
+            "train": [[index, list(numbers)] for index, numbers in self.train],
+            "val": [[index, list(numbers)] for index, numbers in self.val],
+            "stores": list(self.stores),
+        }
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> Split:
+        """Back from :meth:`to_dict`."""
+        train, val = (
+            tuple((int(index), tuple(int(n) for n in numbers)) for index, numbers in value[part])
+            for part in ("train", "val")
+        )
+        return cls(value["kind"], value["rule"], train, val, tuple(value["stores"]))
+
+
+@dataclass(frozen=True)
+class _Choice:
+    kind: Kind
+    rule: str
+    train: npt.NDArray[np.bool_]
+    val: npt.NDArray[np.bool_]
+
+
+def make_split(
+    stores: EmbeddingStore | Sequence[EmbeddingStore], labels: Labels | Sequence[Labels], spec: str = "auto"
+) -> Split:
+    """Split the encoded, labelled tiles of one or several stores.
+
+    Parameters
+    ----------
+    stores, labels
+        One of each, or as many of each.
+    spec : str
+        ``auto``: the last of several stores; the last fifth of the images; the last fifth of the planes,
+        after a gap; or, for one plane and for one label on all planes, a block of the plane, after a gap of a
+        tile and its overlap. ``16:20``: these planes. ``a,b``: images by name or stem. ``0.2``: another share.
+
+    Raises
+    ------
+    LabelError
+        When no place for validation has positives, or none is left to train on.
+    ConfigError
+        When ``spec`` is none of these, or names what is not there.
+    """
+    store_list = [stores] if isinstance(stores, EmbeddingStore) else list(stores)
+    label_list = [labels] if isinstance(labels, Labels) else list(labels)
+    tiles = gather(store_list, label_list)
+    if not tiles.positive.any():
+        raise LabelError("No encoded tile has anything positive in its labels, so there is nothing to learn.")
+    choice = _choose(store_list, label_list, tiles, spec.strip())
+    return Split(
+        choice.kind,
+        choice.rule,
+        tiles.part(choice.train),
+        tiles.part(choice.val),
+        tuple(store.fingerprint for store in store_list),
+    )
+
+
+def _choose(stores: list[EmbeddingStore], labels: list[Labels], tiles: Tiles, spec: str) -> _Choice:
+    share = HELD_OUT
+    if re.fullmatch(r"0?\.\d+", spec):
+        share = float(spec)
+        if not 0.0 < share < 1.0:
+            raise ConfigError(f"--val is {spec}; a share lies between 0 and 1.")
+    elif re.fullmatch(r"\d*:\d*", spec):
+        return _given_planes(tiles, spec)
+    elif spec != "auto":
+        return _given_images(stores, tiles, spec)
+    elif len(stores) > 1:
+        return _whole_stores(tiles)
+    candidates: Iterator[_Choice]
+    if not stores[0].uniform:
+        candidates = _images(stores, tiles, share)
+    elif len(set(tiles.plane.tolist())) > 1 and not any(item.same_for_all_planes for item in labels):
+        candidates = _slabs(stores, tiles, share)
+    else:
+        candidates = _blocks(stores, tiles, share)
+    return _first_useful(candidates, tiles)
+
+
+def _first_useful(candidates: Iterable[_Choice], tiles: Tiles) -> _Choice:
+    """The first candidate with positives on both sides."""
+    tried = 0
+    for choice in candidates:
+        tried += 1
+        if tiles.positive[choice.val].any() and tiles.positive[choice.train].any():
+            return choice
+    raise LabelError(
+        f"No split leaves positives on both sides: {tried} places for validation were tried among "
+        f"{len(tiles.number)} tiles, {int(tiles.positive.sum())} of them with positives.",
+        hint="Encode with smaller tiles (--tile 512), give more labels, or name the planes or images with --val.",
+    )
+
+
+def _whole_stores(tiles: Tiles) -> _Choice:
+    last = int(tiles.store.max())
+    candidates = (
+        _Choice(
+            "stores",
+            f"store {index + 1} of {last + 1} is held out",
+            tiles.store != index,
+            tiles.store == index,
+        )
+        for index in range(last, -1, -1)
+    )
+    return _first_useful(candidates, tiles)
+
+
+def _windows(count: int, share: float) -> Iterator[tuple[int, int]]:
+    """Runs of a share of ``count``, the last first, then moving towards the start."""
+    size = max(1, round(count * share))
+    for start in range(count - size, -1, -1):
+        yield start, start + size
+
+
+def _images(stores: list[EmbeddingStore], tiles: Tiles, share: float) -> Iterator[_Choice]:
+    images = sorted(set(zip(tiles.store.tolist(), tiles.plane.tolist(), strict=True)))
+    for start, end in _windows(len(images), share):
+        chosen = images[start:end]
+        val = np.zeros(len(tiles.number), bool)
+        for index, plane in chosen:
+            val |= (tiles.store == index) & (tiles.plane == plane)
+        names = ", ".join(stores[index].plane_name(plane) for index, plane in chosen)
+        yield _Choice(
+            "images", f"{len(chosen)} of {len(images)} images are held out whole: {names}", ~val, val
+        )
+
+
+def _slabs(stores: list[EmbeddingStore], tiles: Tiles, share: float) -> Iterator[_Choice]:
+    planes = np.unique(tiles.plane)
+    gap = max(1, round(len(planes) * GAP), 2 * max(_plane_reach(store) for store in stores))
+    for start, end in _windows(len(planes), share):
+        first, last = int(planes[start]), int(planes[end - 1])
+        val = (tiles.plane >= first) & (tiles.plane <= last)
+        train = (tiles.plane < first - gap) | (tiles.plane > last + gap)
+        rule = (
+            f"planes {first} to {last} are held out, with a gap of {gap} beside them, of {len(planes)} planes"
+        )
+        yield _Choice("planes", rule, train, val)
+
+
+def _plane_reach(store: EmbeddingStore) -> int:
+    """How many planes beside its own a tile's input saw."""
+    match = re.fullmatch(r"adjacent(?::(\d+))?", store.spec.preprocess.channels)
+    return int(match.group(1) or 1) if match else 0
+
+
+def _blocks(stores: list[EmbeddingStore], tiles: Tiles, share: float) -> Iterator[_Choice]:
+    """Blocks at the end of the longer axis first; first with the full gap, then with what there is room for."""
+    size = int(max(tiles.extent[:, 0].max(), tiles.extent[:, 1].max()))
+    full = size + max(store.spec.grid.overlap for store in stores)
+    axes = sorted((0, 1), key=lambda axis: -len(np.unique(tiles.corner[:, axis])))
+    for gap in (full, 0):
+        for axis in axes:
+            starts = np.unique(tiles.corner[:, axis])
+            if len(starts) < 2:
+                continue
+            for first, last in _windows(len(starts), share):
+                yield _block(tiles, axis, int(starts[first]), int(starts[last - 1]), gap, full)
+
+
+def _block(tiles: Tiles, axis: int, first: int, last: int, gap: int, full: int) -> _Choice:
+    begin = tiles.corner[:, axis]
+    end = begin + tiles.extent[:, axis]
+    val = (begin >= first) & (begin <= last)
+    val_end = int(end[val].max())
+    train = (end <= first - gap) | (begin >= val_end + gap)
+    name = "rows" if axis == 0 else "columns"
+    beside = f"a gap of {gap} px" if gap else f"no gap, for which there is no room (it would be {full} px)"
+    return _Choice(
+        "spatial",
+        f"{name} {first} to {val_end} px are held out on all planes, with {beside} beside them",
+        train,
+        val,
+    )
+
+
+def _given_planes(tiles: Tiles, spec: str) -> _Choice:
+    low, high = (int(part) if part else None for part in spec.split(":"))
+    val = (tiles.plane >= (low or 0)) & (tiles.plane < (high if high is not None else np.iinfo(np.int64).max))
+    if not val.any():
+        raise ConfigError(
+            f"--val {spec} holds no encoded, labelled plane; they lie in "
+            f"{int(tiles.plane.min())}:{int(tiles.plane.max()) + 1}."
+        )
+    rule = f"planes {spec} are held out as asked; no gap was left beside them"
+    return _first_useful([_Choice("planes", rule, ~val, val)], tiles)
+
+
+def _given_images(stores: list[EmbeddingStore], tiles: Tiles, spec: str) -> _Choice:
+    val = np.zeros(len(tiles.number), bool)
+    for word in (part.strip() for part in spec.split(",")):
+        found = np.zeros(len(tiles.number), bool)
+        for index, plane in set(zip(tiles.store.tolist(), tiles.plane.tolist(), strict=True)):
+            name = stores[index].plane_name(plane)
+            if word in (name, PurePath(name).stem):
+                found |= (tiles.store == index) & (tiles.plane == plane)
+        if not found.any():
+            raise ConfigError(
+                f"--val names {word!r}, which is no encoded, labelled image of the store.",
+                hint="Give planes as A:B, images by name or stem with commas between, or a share such as 0.2.",
+            )
+        val |= found
+    return _first_useful([_Choice("images", f"held out as asked: {spec}", ~val, val)], tiles)

@@ -1,0 +1,113 @@
+"""Turns a sample of label pixels into what they are: a mask with its threshold, or instance ids.
+
+The rule of ``--task auto``:
+
+* booleans, floats, and labels with a single non-zero value are **semantic** (a mask);
+* integers wider than 8 bit with more than one id are **instances**;
+* 8-bit labels with more than one non-zero value are instances when those between 0 and the largest form
+  flat regions (more than half of such pixels equal their right and lower neighbour). Antialiased and
+  blurred masks have their grey values along edges, where neighbours differ, and are semantic.
+
+A mask's threshold: > 0 when its largest value is at most 1, when it has one non-zero value, or when ids were
+asked to be read as a mask; > 0.5 for fractions; > 127 for 8-bit grey.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from embedcache.errors import ConfigError
+
+Task = Literal["semantic", "instances"]
+TASKS = ("auto", "semantic", "instances")
+
+GREY_THRESHOLD = 127
+
+
+@dataclass(frozen=True, slots=True)
+class TaskDecision:
+    """What labels are, and why.
+
+    Parameters
+    ----------
+    kind : "semantic" or "instances"
+    threshold : float
+        Semantic: values above it are foreground. Instances: 0.
+    sentence : str
+        The decision and its reason, for the user.
+    """
+
+    kind: Task
+    threshold: float
+    sentence: str
+
+
+def decide_task(samples: Sequence[npt.NDArray[Any]], task: str = "auto") -> TaskDecision:
+    """Decide from sampled label planes; the module's text gives the rule.
+
+    Parameters
+    ----------
+    samples : sequence of ndarray (h, w)
+        Pieces of labels, of one dtype.
+    task : "auto", "semantic" or "instances"
+        What the user asked for; only ``auto`` leaves a choice.
+
+    Raises
+    ------
+    ConfigError
+        When ``task`` is none of the three.
+    """
+    if task not in TASKS:
+        raise ConfigError(f"--task is {task!r}; it must be one of {', '.join(TASKS)}.")
+    dtype = samples[0].dtype
+    values = np.unique(np.concatenate([np.unique(sample) for sample in samples]))
+    values = values[np.isfinite(values)] if dtype.kind == "f" else values
+    ids = values[values > 0]
+    kind, why = _kind(samples, dtype, ids)
+    if task == "instances":
+        return TaskDecision("instances", 0.0, f"task: instances, as asked ({len(ids)} ids in a sample)")
+    if task == "auto" and kind == "instances":
+        return TaskDecision("instances", 0.0, f"task: instances ({why})")
+    threshold, how = _threshold(dtype, ids, kind)
+    why = "as asked" if task == "semantic" else why
+    return TaskDecision("semantic", threshold, f"task: semantic ({why}); foreground is {how}")
+
+
+def _kind(
+    samples: Sequence[npt.NDArray[Any]], dtype: np.dtype[Any], ids: npt.NDArray[Any]
+) -> tuple[Task, str]:
+    if dtype.kind in "bf":
+        return "semantic", f"{dtype} values"
+    if len(ids) <= 1:
+        return "semantic", "a single non-zero value"
+    if dtype.itemsize > 1:
+        return "instances", f"{dtype} with {len(ids)} ids in a sample"
+    flat = _flatness(samples, float(ids[-1]))
+    if flat > 0.5:
+        return "instances", f"{len(ids)} values that form flat regions"
+    return "semantic", f"a grey mask: {len(ids)} values, those between lie along edges"
+
+
+def _flatness(samples: Sequence[npt.NDArray[Any]], largest: float) -> float:
+    """Share of the pixels between 0 and the largest value that equal their right and lower neighbour."""
+    between = equal = 0
+    for sample in samples:
+        here = sample[:-1, :-1]
+        chosen = (here > 0) & (here < largest)
+        between += int(chosen.sum())
+        equal += int((chosen & (here == sample[1:, :-1]) & (here == sample[:-1, 1:])).sum())
+    return equal / between if between else 0.0
+
+
+def _threshold(dtype: np.dtype[Any], ids: npt.NDArray[Any], kind: Task) -> tuple[float, str]:
+    largest = float(ids[-1]) if len(ids) else 0.0
+    if dtype.kind == "f" and largest <= 1.0 and len(ids) > 1:
+        return 0.5, "> 0.5"
+    if dtype.kind == "b" or largest <= 1.0 or len(ids) <= 1 or kind == "instances":
+        return 0.0, "> 0"
+    return float(GREY_THRESHOLD), f"> {GREY_THRESHOLD} of a grey mask that reaches {largest:g}"
