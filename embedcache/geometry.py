@@ -83,13 +83,15 @@ class Tile:
         """Tile px ``(..., 2)`` as (x, y) to the 1024 frame, by SAM's ``apply_coords`` rule."""
         height, width = self.input_size
         factors = np.array([width / self.width, height / self.height])
-        return (np.asarray(xy, dtype=np.float64) * factors).astype(np.float32)
+        frame: npt.NDArray[np.float32] = (np.asarray(xy, dtype=np.float64) * factors).astype(np.float32)
+        return frame
 
     def from_frame(self, xy: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """The 1024 frame ``(..., 2)`` as (x, y) back to tile px; the inverse of :meth:`to_frame`."""
         height, width = self.input_size
         factors = np.array([self.width / width, self.height / height])
-        return (np.asarray(xy, dtype=np.float64) * factors).astype(np.float32)
+        pixels: npt.NDArray[np.float32] = (np.asarray(xy, dtype=np.float64) * factors).astype(np.float32)
+        return pixels
 
     def boxes_to_frame(self, boxes: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Boxes ``(..., 4)`` xyxy in tile px to the 1024 frame."""
