@@ -7,6 +7,7 @@ EXIF orientation is left alone: pixels are the stored ones, and so are the coord
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,7 +19,7 @@ from PIL import ImageFile, JpegImagePlugin, PngImagePlugin
 from embedcache.errors import VolumeError
 from embedcache.volume.volume import to_pixels
 
-DECODE_ERRORS = (OSError, EOFError, ValueError, SyntaxError, IndexError, KeyError, TypeError)
+DECODE_ERRORS = (OSError, EOFError, ValueError, SyntaxError, IndexError, KeyError, TypeError, struct.error)
 """What Pillow raises for bytes that are not an image; it uses SyntaxError for damaged files."""
 
 _GREY_MODES = ("1", "L", "LA", "La", "I;16", "I;16B", "I", "F")
@@ -103,8 +104,8 @@ def _is_grey(image: ImageFile.ImageFile) -> bool:
         return True
     if image.mode not in ("P", "PA") or image.palette is None:
         return False
-    colours = np.frombuffer(image.palette.tobytes(), dtype=np.uint8)
-    step = len(image.palette.mode)
+    order, data = image.palette.getdata()
+    colours, step = np.frombuffer(bytes(data), dtype=np.uint8), len(order)
     colours = colours[: len(colours) // step * step].reshape(-1, step)
     return bool((colours[:, :3] == colours[:, :1]).all())
 

@@ -7,20 +7,21 @@ tifffile reads what it has codecs for; LZW, JPEG and the like go through Pillow'
 from __future__ import annotations
 
 import threading
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tifffile
-from PIL import TiffImagePlugin
+from PIL import Image, ImageFile, TiffImagePlugin
 
 from embedcache.errors import VolumeError
 from embedcache.volume.cache import BlockCache
 from embedcache.volume.image_file import DECODE_ERRORS, Head, pillow_pixels
 from embedcache.volume.volume import check_dtype, to_pixels
 
-TIFF_ERRORS = (*DECODE_ERRORS, RuntimeError, tifffile.TiffFileError)
+TIFF_ERRORS = (*DECODE_ERRORS, RuntimeError, zlib.error, tifffile.TiffFileError)
 
 ALL_PAGES_CHECKED = 512
 """Up to so many pages are compared at opening; of more, the first, middle and last, and each when read."""
@@ -155,14 +156,31 @@ class TiffFile:
     def _decode_by_pillow(self, page: int, first_error: Exception | None = None) -> npt.NDArray[Any]:
         with self.path.open("rb") as stream:
             try:
-                image = TiffImagePlugin.TiffImageFile(stream)
+                image = _StoredTiff(stream)
                 image.seek(self._pages[page])
-                values = pillow_pixels(image)
+                values = _by_pillow(image)
             except TIFF_ERRORS as error:
                 raise first_error or error from error
-        if values.dtype != self.head.dtype and not _palette_of_bits(self.head, values):
+        if values.dtype != self.head.dtype:
             raise first_error or ValueError(f"decoded as {values.dtype}, not {self.head.dtype}")
         return values
+
+
+class _StoredTiff(TiffImagePlugin.TiffImageFile):
+    """Pillow's TIFF reader without its limit on size, and without turning the image by its orientation tag."""
+
+    def load_prepare(self) -> None:
+        if self._im is None:
+            self.im = Image.new(self.mode, getattr(self, "_tile_size", self.size)).im
+        ImageFile.ImageFile.load_prepare(self)
+
+    def load_end(self) -> None:
+        self._size = self.im.size
+
+
+def _by_pillow(image: _StoredTiff) -> npt.NDArray[Any]:
+    image.load()
+    return np.asarray(image.convert("RGB")) if image.mode in ("P", "PA") else pillow_pixels(image)
 
 
 def page_of(tif: tifffile.TiffFile, index: int) -> Any:
@@ -208,10 +226,6 @@ def _is_palette(page: Any) -> bool:
 
 def _needs_conversion(page: Any) -> bool:
     return _is_palette(page) or page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
-
-
-def _palette_of_bits(head: Head, values: npt.NDArray[Any]) -> bool:
-    return head.dtype == "uint8" and values.dtype == np.uint8
 
 
 def _without_alpha(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -279,7 +279,7 @@ def _nearest(path: Path) -> str:
 def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
     """Sort key under which ``2.tif`` comes before ``10.tif``."""
     pieces = re.split(r"(\d+)", name)
-    return [(1, int(piece), "") if piece.isdigit() else (0, 0, piece) for piece in pieces if piece], name
+    return [(0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in pieces if piece], name
 
 
 def files_with(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:

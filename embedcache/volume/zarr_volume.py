@@ -82,18 +82,25 @@ def open_zarr(folder: Path, *, level: int = 0) -> ArrayVolume:
 def read_pyramid(group: Path) -> Pyramid:
     """Levels of a group from its metadata, else by probing ``0``, ``1``, …; no listing."""
     attributes = _attributes(group)
-    multiscales = (attributes.get("ome") or attributes).get("multiscales")
-    if multiscales:
-        first = multiscales[0]
-        axes = first.get("axes")
-        names = (
-            tuple(axis["name"] if isinstance(axis, dict) else str(axis) for axis in axes) if axes else None
-        )
-        return Pyramid(tuple(str(dataset["path"]) for dataset in first["datasets"]), names)
+    try:
+        multiscales = (attributes.get("ome") or attributes).get("multiscales")
+        if multiscales:
+            return _declared(multiscales[0])
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise VolumeError(
+            f"{group}: its multiscales metadata is not as OME-Zarr has it ({type(error).__name__}: {error}).",
+            hint="Give the path of the array inside it.",
+        ) from error
     paths: list[str] = []
     while _array_metadata(group / str(len(paths))) is not None:
         paths.append(str(len(paths)))
     return Pyramid(tuple(paths), None)
+
+
+def _declared(multiscale: dict[str, Any]) -> Pyramid:
+    axes = multiscale.get("axes")
+    names = tuple(axis["name"] if isinstance(axis, dict) else str(axis) for axis in axes) if axes else None
+    return Pyramid(tuple(str(dataset["path"]) for dataset in multiscale["datasets"]), names)
 
 
 def _level_in_parent(folder: Path) -> int | None:

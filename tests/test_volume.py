@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+import builtins
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import h5py
+import nibabel
+import numpy as np
+import pytest
+import zarr
+from PIL import Image
+
+from embedcache.errors import VolumeError
+from embedcache.volume import (
+    Preprocess,
+    TileGrid,
+    open_volume,
+    pixel_digest,
+    resolve_preprocess,
+    volume_identity,
+)
+from embedcache.volume.cache import BlockCache
+from embedcache.volume.volume import natural_key
+
+VALUES = np.random.default_rng(1).integers(0, 255, (6, 30, 40)).astype(np.uint8)
+WHOLE = slice(None)
+
+
+def npy(path: Path, values: np.ndarray = VALUES) -> Path:
+    np.save(path, values)
+    return path
+
+
+def identity(path: Path, *, tile: int = 16, channels: str | None = None) -> dict[str, object]:
+    with open_volume(path) as volume:
+        return volume_identity(volume, TileGrid(tile), resolve_preprocess(volume, channels=channels))
+
+
+# --- what opens, and what does not --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", ["uint8", ">u2", "<f4"])
+def test_npy_is_read_through_a_memory_map(tmp_path: Path, dtype: str, order: str) -> None:
+    volume = open_volume(npy(tmp_path / "v.npy", np.asarray(VALUES.astype(dtype), order=order)))
+    assert (volume.kind, volume.n_planes, volume.plane_size(0), volume.chunks) == ("npy", 6, (30, 40), None)
+    crop = volume.read(4, slice(2, 9), slice(3, 40))
+    assert crop.dtype.isnative
+    np.testing.assert_array_equal(crop, VALUES[4, 2:9, 3:40])
+    assert not isinstance(crop, np.memmap)
+
+
+def test_a_flat_npy_is_one_plane_and_a_coloured_one_is_colour(tmp_path: Path) -> None:
+    assert open_volume(npy(tmp_path / "a.npy", VALUES[0])).n_planes == 1
+    colour = open_volume(npy(tmp_path / "b.npy", VALUES[:, :, :39].reshape(6, 30, 13, 3)))
+    assert (colour.n_planes, colour.channels, colour.plane_size(0)) == (6, 3, (30, 13))
+    one = open_volume(npy(tmp_path / "c.npy", VALUES[0, :, :39].reshape(30, 13, 3)))
+    assert (one.n_planes, one.channels, one.plane_size(0)) == (1, 3, (30, 13))
+
+
+@pytest.mark.parametrize("chunks", [None, (2, 10, 10)])
+def test_hdf5_is_read_by_file_and_dataset(tmp_path: Path, chunks: tuple[int, ...] | None) -> None:
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        file.create_dataset("group/raw", data=VALUES, chunks=chunks, compression="gzip" if chunks else None)
+        file.create_dataset("other", data=VALUES[::-1])
+    with open_volume(f"{tmp_path}/v.h5:group/raw") as volume:
+        assert (volume.kind, volume.chunks, volume.n_planes) == ("hdf5", chunks, 6)
+        np.testing.assert_array_equal(volume.read(5, slice(1, 29), slice(7, 9)), VALUES[5, 1:29, 7:9])
+    with open_volume(tmp_path / "v.h5") as only:  # one array at the top: no name is needed
+        np.testing.assert_array_equal(only.read(0, WHOLE, WHOLE), VALUES[5])
+    with pytest.raises(VolumeError, match="holds no array 'nothing'") as error:
+        open_volume(f"{tmp_path}/v.h5:nothing")
+    assert "Arrays at its top: other" in str(error.value)
+    with pytest.raises(VolumeError, match="holds no array 'group'"):
+        open_volume(f"{tmp_path}/v.h5:group")
+    with pytest.raises(VolumeError, match="does not exist"):
+        open_volume(tmp_path / "none.h5")
+
+
+@pytest.mark.parametrize("name", ["v.nii", "v.nii.gz"])
+@pytest.mark.parametrize("slope", [None, 2.0])
+def test_nifti_is_read_as_planes_along_its_third_axis(tmp_path: Path, name: str, slope: float | None) -> None:
+    image = nibabel.Nifti1Image(VALUES.T.astype(np.int16), np.eye(4))
+    if slope:
+        image.header.set_slope_inter(slope, 1)
+    nibabel.save(image, tmp_path / name)
+    volume = open_volume(tmp_path / name)
+    assert (volume.kind, volume.n_planes, volume.plane_size(0)) == ("nifti", 6, (30, 40))
+    found = volume.read(4, slice(2, 9), slice(3, 40))
+    expected = np.asarray(nibabel.load(tmp_path / name).dataobj).T[4, 2:9, 3:40]
+    np.testing.assert_allclose(found, expected)
+    assert found.dtype == (np.float32 if slope else np.int16)
+
+
+@pytest.mark.parametrize(("module", "name"), [("h5py", "v.h5"), ("nibabel", "v.nii")])
+def test_a_missing_reader_is_named_with_the_way_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, name: str
+) -> None:
+    (tmp_path / name).write_bytes(b"")
+    real = builtins.__import__
+
+    def without(wanted: str, *rest: object) -> object:
+        if wanted == module:
+            raise ImportError(wanted)
+        return real(wanted, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(VolumeError, match=f"needs {module}, which is not installed") as error:
+        open_volume(tmp_path / name)
+    assert "pip install 'embedcache[" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["v.npy", "v.h5", "v.nii", "v.nii.gz", "v.tif", "v.png"])
+def test_files_that_are_not_what_they_are_called_are_input_errors(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"this is text, not pixels, and long enough to be read as a header" * 9)
+    with pytest.raises(VolumeError, match=name) as error:
+        open_volume(tmp_path / name).read(0, WHOLE, WHOLE)
+    assert error.value.exit_code == 2
+
+
+def test_a_missing_path_is_refused_and_the_nearest_folder_named(tmp_path: Path) -> None:
+    with pytest.raises(VolumeError, match="does not exist") as error:
+        open_volume(tmp_path / "nowhere" / "v.zarr")
+    assert f"nearest folder that exists is {tmp_path}" in str(error.value)
+
+
+def test_an_empty_folder_and_an_unknown_ending_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(VolumeError, match="holds neither Zarr metadata"):
+        open_volume(tmp_path)
+    (tmp_path / "v.docx").write_bytes(b"x")
+    with pytest.raises(VolumeError, match=r"end in '\.docx' are not known") as error:
+        open_volume(tmp_path / "v.docx")
+    assert "OME-Zarr" in str(error.value)
+
+
+def test_remote_schemes_are_refused_by_name_and_file_urls_are_paths(tmp_path: Path) -> None:
+    with pytest.raises(VolumeError, match="'s3://' is not supported"):
+        open_volume("s3://bucket/v.zarr")
+    assert open_volume(f"file://{npy(tmp_path / 'v.npy')}").n_planes == 6
+
+
+def test_levels_of_something_without_a_pyramid_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(VolumeError, match="no pyramid: only level 0 is there, not level 1"):
+        open_volume(npy(tmp_path / "v.npy"), level=1)
+
+
+def test_an_array_has_no_image_records(tmp_path: Path) -> None:
+    with pytest.raises(VolumeError, match="not a collection"):
+        open_volume(npy(tmp_path / "v.npy")).image_record(0)
+
+
+def test_opening_an_image_loads_no_reader_that_it_does_not_need(tmp_path: Path) -> None:
+    Image.fromarray(VALUES[0]).save(tmp_path / "a.npy.png")
+    code = (
+        "import sys; from embedcache.volume import open_volume; "
+        f"open_volume({str(tmp_path / 'a.npy.png')!r}); "
+        "assert not {'h5py', 'nibabel', 'zarr', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_names_sort_as_people_count() -> None:
+    names = ["10.tif", "2.tif", "1.tif", "a2b10.tif", "a2b9.tif", "02.tif"]
+    assert sorted(names, key=natural_key) == ["1.tif", "02.tif", "2.tif", "10.tif", "a2b9.tif", "a2b10.tif"]
+
+
+# --- identity -----------------------------------------------------------------------------------------------
+
+
+def test_identity_does_not_depend_on_the_path(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    first, second = npy(tmp_path / "v.npy"), npy(tmp_path / "elsewhere" / "w.npy")
+    assert identity(first) == identity(second)
+
+
+@pytest.mark.parametrize("place", [(0, 0, 0), (5, 29, 39), (3, 17, 2)])
+def test_any_changed_pixel_of_a_small_volume_changes_its_identity(
+    tmp_path: Path, place: tuple[int, int, int]
+) -> None:
+    before = identity(npy(tmp_path / "v.npy"))
+    changed = VALUES.copy()
+    changed[place] ^= 1
+    after = identity(npy(tmp_path / "v.npy", changed))
+    assert {key for key in before if before[key] != after[key]} == {"pixels"}
+
+
+def test_identity_of_a_large_volume_reads_little_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "huge.zarr"
+    zarr.create_array(
+        str(path), shape=(14376, 7888, 8096), chunks=(128, 128, 128), dtype="uint8", zarr_format=2
+    )
+    with open_volume(path) as volume:
+        found = volume_identity(volume, TileGrid(1024), Preprocess("repeat"))
+    assert found["shape"] == [14376, 7888, 8096]
+    assert len(found["pixels"]) == len("sha256:") + 64
+
+
+def test_identity_of_a_composite_covers_the_planes_that_are_averaged(tmp_path: Path) -> None:
+    recipe = "depth:0-1,2-3,4-5"
+    before = identity(npy(tmp_path / "v.npy"), channels=recipe)
+    changed = VALUES.copy()
+    changed[4] += 1
+    assert identity(npy(tmp_path / "v.npy", changed), channels=recipe)["pixels"] != before["pixels"]
+
+
+def test_a_collection_is_told_apart_by_its_image_table_alone(tmp_path: Path) -> None:
+    Image.fromarray(VALUES[0]).save(tmp_path / "a.png")
+    expected = {"kind": "images", "dtype": "uint8", "channels": 1}
+    assert identity(tmp_path) == expected
+    Image.fromarray(VALUES[1, :9]).save(tmp_path / "b.png")
+    assert identity(tmp_path) == expected
+
+
+def test_pixel_digests_tell_type_and_shape_apart_but_not_byte_order_or_strides() -> None:
+    values = np.arange(12, dtype=np.uint16).reshape(3, 4)
+    assert pixel_digest(values) == pixel_digest(values.astype(">u2")) == pixel_digest(values.T.copy().T)
+    others = [values.reshape(4, 3), values.astype(np.int16), values.T, values + 1]
+    assert len({pixel_digest(other) for other in [values, *others]}) == 5
+
+
+# --- the cache ----------------------------------------------------------------------------------------------
+
+
+def test_the_cache_stays_within_its_bound_and_keeps_the_newest() -> None:
+    cache = BlockCache(100)
+    made: list[int] = []
+
+    def block(key: int, size: int) -> np.ndarray:
+        def make() -> np.ndarray:
+            made.append(key)
+            return np.zeros(size, np.uint8)
+
+        return cache.get(key, make)
+
+    for key in range(4):
+        block(key, 40)
+        assert cache.bytes_held <= 100
+    block(3, 40)
+    block(2, 40)
+    assert made == [0, 1, 2, 3]
+    block(9, 500)
+    block(9, 500)
+    assert made == [0, 1, 2, 3, 9]
+    assert cache.bytes_held == 500
+    cache.clear()
+    assert cache.bytes_held == 0
+
+
+def test_a_block_that_several_threads_want_is_made_once() -> None:
+    cache, made, start = BlockCache(), [], threading.Event()
+
+    def make() -> np.ndarray:
+        made.append(1)
+        threading.Event().wait(0.05)
+        return np.zeros(3)
+
+    def work() -> None:
+        start.wait()
+        cache.get("key", make)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    start.set()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+
+
+def test_a_block_that_could_not_be_made_is_tried_again() -> None:
+    cache = BlockCache()
+
+    def fail() -> np.ndarray:
+        raise OSError("first time")
+
+    with pytest.raises(OSError, match="first time"):
+        cache.get("key", fail)
+    assert cache.get("key", lambda: np.ones(2)).sum() == 2
