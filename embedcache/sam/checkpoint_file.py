@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,20 @@ PARTS = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
 _WRAPPERS = ("model_state", "state_dict", "model", "model_state_dict")
 _PREFIXES = ("", "sam.", "module.", "module.sam.", "model.")
 _NAMES_SHOWN = 6
+# What torch's restricted unpickler raises on bytes that are no pickle, beside pickle.UnpicklingError
+_BAD_PICKLE = (
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    OSError,
+    AttributeError,
+    TypeError,
+    AssertionError,
+    MemoryError,
+    struct.error,
+)
 
 
 def read_checkpoint(path: Path) -> tuple[str, dict[str, Tensor]]:
@@ -70,7 +85,7 @@ def _read_pickle(path: Path) -> Any:
             + (f" ({', '.join(sorted(set(named))[:_NAMES_SHOWN])})." if named else "."),
             hint="Nothing in it was executed. Save its state_dict with torch.save, and give that file.",
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, TypeError) as error:
+    except _BAD_PICKLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(
             f"{path} cannot be read as a checkpoint ({reason}).",

@@ -280,9 +280,12 @@ def upscale_logits(low_res_logits: Tensor, tile: Tile) -> Tensor:
         ``(..., tile.height, tile.width)``.
     """
     leading = low_res_logits.shape[:-2]
+    masks = (
+        leading[-1] if leading else 1
+    )  # channels, as SAM has them: torch rounds alike only in the same layout
     height, width = tile.input_size
     frame = interpolate(
-        low_res_logits.reshape(-1, 1, LOW_RES_SIZE, LOW_RES_SIZE),
+        low_res_logits.reshape(-1, masks, LOW_RES_SIZE, LOW_RES_SIZE),
         (IMAGE_SIZE, IMAGE_SIZE),
         mode="bilinear",
         align_corners=False,

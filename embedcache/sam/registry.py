@@ -24,8 +24,6 @@ class ModelEntry:
         ``vit_b``, ``vit_l`` or ``vit_h``.
     url : str
         Where it is published.
-    file_names : tuple of str
-        Names under which it may lie in a folder; the first is the one a download gets.
     size : int or None
         Bytes, where known.
     md5, sha256, xxh128 : str or None
@@ -37,12 +35,17 @@ class ModelEntry:
     name: str
     model_type: str
     url: str
-    file_names: tuple[str, ...]
     size: int | None = None
     md5: str | None = None
     sha256: str | None = None
     xxh128: str | None = None
     about: str = ""
+
+    @property
+    def file_name(self) -> str:
+        """Name of the file on this machine: as published, or the model's where that name says nothing."""
+        published = self.url.rpartition("/")[2]
+        return published if published.startswith("sam_vit_") else f"{self.name}.pt"
 
     @property
     def digests(self) -> dict[str, str]:
@@ -52,8 +55,7 @@ class ModelEntry:
 
 
 def _micro_sam(name: str, url: str, xxh128: str, about: str) -> ModelEntry:
-    # micro-sam keeps its files without an ending, under the model's name
-    return ModelEntry(name, name[:5], url, (f"{name}.pt", name, f"{name}.pth"), xxh128=xxh128, about=about)
+    return ModelEntry(name, name[:5], url, xxh128=xxh128, about=about)
 
 
 _ENTRIES = (
@@ -61,7 +63,6 @@ _ENTRIES = (
         "vit_b",
         "vit_b",
         f"{_META}/sam_vit_b_01ec64.pth",
-        ("sam_vit_b_01ec64.pth", "vit_b"),
         size=375042383,
         md5="01ec64d29a2fca3f0661936605ae66f8",
         sha256="ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
@@ -72,7 +73,6 @@ _ENTRIES = (
         "vit_l",
         "vit_l",
         f"{_META}/sam_vit_l_0b3195.pth",
-        ("sam_vit_l_0b3195.pth", "vit_l"),
         size=1249524607,
         md5="0b3195507c641ddb6910d2bb5adee89c",
         sha256="3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
@@ -83,7 +83,6 @@ _ENTRIES = (
         "vit_h",
         "vit_h",
         f"{_META}/sam_vit_h_4b8939.pth",
-        ("sam_vit_h_4b8939.pth", "vit_h"),
         size=2564550879,
         md5="4b8939a88964f0f4ff5f5b2642c598a6",
         sha256="a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",

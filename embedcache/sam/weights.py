@@ -14,9 +14,10 @@ from torch import Tensor
 from embedcache.errors import WeightsError
 from embedcache.progress import Progress, Silent
 from embedcache.sam.checkpoint_file import read_checkpoint
-from embedcache.sam.parts import SHAPES, encoder_shape
+from embedcache.sam.parts import SHAPES
 from embedcache.sam.random_state import RANDOM_RECIPE, random_decoder_state, random_encoder_state
 from embedcache.sam.registry import MODELS, ModelEntry
+from embedcache.sam.search import find_or_download
 
 __all__ = [
     "MODELS",
@@ -120,25 +121,30 @@ def resolve_weights(
     """
     progress = progress or Silent()
     model_type = _model_type(model)
-    if checkpoint == "auto" and model_type == "vit_tiny":
+    if checkpoint == "auto" and model == "vit_tiny":
         checkpoint = f"{_RANDOM}0"
     if checkpoint.startswith(_RANDOM):
         return random_weights(model_type, _seed(checkpoint))
-    path = Path(checkpoint).expanduser().absolute()
+    name = model if checkpoint == "auto" else checkpoint
+    published = MODELS.get(name)
+    if published is None:
+        path = Path(checkpoint).expanduser().absolute()
+    else:
+        path = find_or_download(published, progress=progress)
     found_type, state = read_checkpoint(path)
     if found_type != model_type:
         raise WeightsError(
             f"{path} is a {found_type} checkpoint; {model_type} was asked for.",
             hint=f"Give --model {found_type}, or a checkpoint of {model_type}.",
         )
-    return Weights(model_type, str(path), state, untrained=False)
+    source = str(path) if published is None else published.name
+    return Weights(model_type, source, state, untrained=False)
 
 
 def _model_type(model: str) -> str:
     if model in MODELS:
         return MODELS[model].model_type
     if model in SHAPES:
-        encoder_shape(model)
         return model
     raise WeightsError(f"There is no model {model!r}.", hint=f"Known: {', '.join(MODELS)}.")
 
