@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +36,25 @@ def table(n: int) -> np.ndarray:
     return rows
 
 
+@cache
 def embedding(seed: int) -> np.ndarray:
     """A cheap embedding that no other seed gives."""
     row = np.random.default_rng(seed).standard_normal(4096).astype(np.float16)
-    return np.broadcast_to(row.reshape(64, 64), EMBEDDING_SHAPE).copy() + np.float16(seed % 7)
+    values = np.broadcast_to(row.reshape(64, 64), EMBEDDING_SHAPE).copy()
+    values[0] = seed % 7
+    values.flags.writeable = False
+    return values
 
 
 def make_store(path: Path, n: int = 5, shard_tiles: int = 2, **changes: Any) -> EmbeddingStore:
-    values: dict[str, Any] = {"decoder_state": DECODER, "provenance": {"source": "made up"}}
-    return EmbeddingStore.create(
-        path, spec=spec(), table=table(n), shard_tiles=shard_tiles, **(values | changes)
-    )
+    values: dict[str, Any] = {
+        "spec": spec(),
+        "table": table(n),
+        "decoder_state": DECODER,
+        "provenance": {"source": "made up"},
+        "shard_tiles": shard_tiles,
+    }
+    return EmbeddingStore.create(path, **(values | changes))
 
 
 def commit(store: EmbeddingStore, *tiles: int, seed: int = 0, **reasons: Any) -> None:
@@ -63,5 +72,7 @@ def commit(store: EmbeddingStore, *tiles: int, seed: int = 0, **reasons: Any) ->
 def file_bytes(folder: Path) -> dict[str, bytes]:
     """All files below a folder, by relative name."""
     return {
-        str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
     }

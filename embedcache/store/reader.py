@@ -20,7 +20,7 @@ from torch import Tensor
 from embedcache.errors import CorruptionError, InputError, MissingTilesError
 from embedcache.geometry import EMBEDDING_SHAPE
 from embedcache.store import layout
-from embedcache.store.shard import ShardFile
+from embedcache.store.shard import PAYLOAD_BYTES, ShardFile
 from embedcache.store.state import COMMITTED, FAILED, SKIPPED
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class EmbeddingReader:
         if out is None:
             out = torch.empty((len(indices), *EMBEDDING_SHAPE), dtype=torch.float16)
         _check_out(out, len(indices), torch.float16)
-        slots = out.view(torch.uint8).reshape(len(indices), -1).numpy()
+        slots = out.view(torch.uint8).reshape(len(indices), PAYLOAD_BYTES).numpy()
         tiles = [self._committed(int(index)) for index in indices]
         for tile, slot in zip(tiles, slots, strict=True):
             self._read_tile(tile, memoryview(slot))
@@ -95,10 +95,12 @@ class EmbeddingReader:
         flag = int(state.flags[tile])
         if flag != COMMITTED:
             why = {SKIPPED: "was skipped", FAILED: "failed: " + state.failed.get(tile, "")}
+            again = "Run the same encode command again; it encodes what is missing."
+            whole = "It was left out on purpose, as empty; ask only for tiles that are committed."
             raise MissingTilesError(
                 f"{self._store.path} does not hold {self._store.describe(tile)}: it "
                 f"{why.get(flag, 'was not encoded yet')}.",
-                hint="Run the same encode command again; it encodes what is missing.",
+                hint=whole if flag == SKIPPED else again,
             )
         return tile
 

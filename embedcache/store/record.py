@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache.errors import CorruptionError
+from embedcache.volume.volume import ImageRecord
 
 DIGEST_BYTES = 32
 
@@ -153,6 +154,11 @@ class ShardRecord:
     @cached_property
     def _inputs(self) -> bytes:
         return unpack(self.inputs)
+
+
+def table_record(n_tiles: int, images: Sequence[ImageRecord]) -> dict[str, Any]:
+    """Journal record of how many tile numbers there are, and of the images that are new."""
+    return {"kind": "table", "tiles": n_tiles, "images": [image.to_dict() for image in images]}
 
 
 def pack(data: bytes) -> str:

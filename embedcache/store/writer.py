@@ -18,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache.errors import CorruptionError, EmbedcacheError, InputError, MismatchError
-from embedcache.files import Buffer, crc32c, partial_name, publish_file, sha256_file, stage_file
+from embedcache.files import Buffer, partial_name, publish_file, sha256_file, stage_file
 from embedcache.geometry import EMBEDDING_SHAPE
 from embedcache.store import layout
+from embedcache.store.compose import empty, merge, with_reasons
 from embedcache.store.journal import JournalWriter
-from embedcache.store.record import DIGEST_BYTES, ShardRecord, pack, pack_flags
+from embedcache.store.record import DIGEST_BYTES, ShardRecord, pack_flags, table_record
 from embedcache.store.shard import CRC_BYTES, ShardFile, embedding_bytes, encode_index
 from embedcache.store.spec import leaf_differences
 from embedcache.volume.volume import ImageRecord
@@ -162,16 +163,16 @@ class StoreWriter:
             When a tile that is to be kept is broken.
         """
         base = self._check_tiles(shard, embeddings, input_digests, skipped or {}, failed or {})
-        old = self._store.state.shard_record(shard) or _empty(shard)
+        old = self._store.state.shard_record(shard) or empty(shard)
         new = {tile - base: array for tile, array in sorted(embeddings.items())}
         digests = {tile - base: bytes.fromhex(input_digests[tile]) for tile in embeddings}
         record = replace(
-            _merge(old, new, digests),
+            merge(old, new, digests),
             numerics=self._numerics,
             writer=self._name,
             seconds={name: round(float(value), 6) for name, value in (seconds or {}).items()},
         )
-        record = _with_reasons(record, old, base, skipped or {}, failed or {})
+        record = with_reasons(record, old, base, skipped or {}, failed or {})
         written = 0
         if new:
             record = self._write_shard(old, record, new)
@@ -264,62 +265,6 @@ class StoreWriter:
             if len(input_digests.get(tile, "")) != 2 * DIGEST_BYTES:
                 raise EmbedcacheError(f"tile {tile}: no SHA-256 of its input pixels")
         return base
-
-
-def table_record(n_tiles: int, images: Sequence[ImageRecord]) -> dict[str, Any]:
-    """Journal record of how many tile numbers there are, and of the images that are new."""
-    return {"kind": "table", "tiles": n_tiles, "images": [image.to_dict() for image in images]}
-
-
-def _empty(shard: int) -> ShardRecord:
-    return ShardRecord(
-        shard=shard,
-        slots=np.zeros(0, np.int64),
-        crc=np.zeros(0, np.uint32),
-        minimum=np.zeros(0, np.float16),
-        maximum=np.zeros(0, np.float16),
-        inputs="",
-    )
-
-
-def _merge(
-    old: ShardRecord, new: Mapping[int, npt.NDArray[np.float16]], digests: Mapping[int, bytes]
-) -> ShardRecord:
-    """The old record with the new tiles in it, in order of slot."""
-    rows = {
-        slot: (crc, low, high, bytes.fromhex(old.digest_of(position)))
-        for position, (slot, crc, low, high) in enumerate(
-            zip(old.slots.tolist(), old.crc.tolist(), old.minimum, old.maximum, strict=True)
-        )
-    }
-    for slot, array in new.items():
-        rows[slot] = (crc32c(embedding_bytes(array)), array.min(), array.max(), digests[slot])
-    order = sorted(rows)
-    return replace(
-        old,
-        slots=np.array(order, dtype=np.int64),
-        crc=np.array([rows[slot][0] for slot in order], dtype=np.uint32),
-        minimum=np.array([rows[slot][1] for slot in order], dtype=np.float16),
-        maximum=np.array([rows[slot][2] for slot in order], dtype=np.float16),
-        inputs=pack(b"".join(rows[slot][3] for slot in order)),
-    )
-
-
-def _with_reasons(
-    record: ShardRecord, old: ShardRecord, base: int, skipped: Mapping[int, str], failed: Mapping[int, str]
-) -> ShardRecord:
-    """The record with what is said now in place of what was said before; committed tiles need no reason."""
-    done = set(record.slots.tolist())
-    now_skipped = {tile - base: reason for tile, reason in skipped.items()}
-    now_failed = {tile - base: reason for tile, reason in failed.items()}
-    said = done | set(now_skipped) | set(now_failed)
-    keep_skipped = {slot: reason for slot, reason in old.skipped.items() if slot not in said}
-    keep_failed = {slot: reason for slot, reason in old.failed.items() if slot not in said}
-    return replace(
-        record,
-        skipped={s: r for s, r in (keep_skipped | now_skipped).items() if s not in done},
-        failed={s: r for s, r in (keep_failed | now_failed).items() if s not in done},
-    )
 
 
 def _hashed(pieces: Iterator[Buffer], digest: hashlib._Hash) -> Iterator[Buffer]:

@@ -1,0 +1,145 @@
+"""The journal: a line holds or is seen not to; a torn tail is forgiven, nothing else is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedcache.errors import CorruptionError
+from embedcache.files import append_line
+from embedcache.store.journal import (
+    JournalWriter,
+    decode_line,
+    encode_line,
+    mend,
+    read_record,
+    read_records,
+)
+from embedcache.store.record import ShardRecord, pack, pack_flags, unpack_flags
+
+records = st.dictionaries(
+    st.text(max_size=8).filter(lambda name: name != "crc32c"),
+    st.integers() | st.text(max_size=20),
+    max_size=4,
+).map(lambda values: {"kind": "x", **values})
+
+
+@given(records)
+def test_a_record_survives_its_line_which_is_plain_json(record: dict[str, Any]) -> None:
+    line = encode_line(record)
+    assert decode_line(line.encode()) == record
+    assert {name: value for name, value in json.loads(line).items() if name != "crc32c"} == record
+
+
+@given(records, st.data())
+def test_any_flipped_bit_of_a_line_is_found(record: dict[str, Any], data: st.DataObject) -> None:
+    line = bytearray(encode_line(record).encode())
+    bit = data.draw(st.integers(0, 8 * len(line) - 1))
+    line[bit // 8] ^= 1 << bit % 8
+    assert decode_line(bytes(line)) is None
+
+
+@given(st.lists(records, min_size=1, max_size=4), st.data())
+@settings(max_examples=30, deadline=None)
+def test_a_journal_cut_anywhere_gives_its_whole_lines_and_goes_on(
+    tmp_path_factory: pytest.TempPathFactory, written: list[dict[str, Any]], data: st.DataObject
+) -> None:
+    lines = [encode_line(record).encode() + b"\n" for record in written]
+    whole = b"".join(lines)
+    cut = data.draw(st.integers(0, len(whole)))
+    path = tmp_path_factory.mktemp("journal") / "main.jsonl"
+    path.write_bytes(whole[:cut])
+    kept = whole[:cut].count(b"\n")
+    assert [record for _, record in read_records(path)] == written[:kept]
+    assert mend(path) == (not whole[:cut].endswith(b"\n") and cut > 0)
+    append_line(path, encode_line({"kind": "next"}))
+    assert [record for _, record in read_records(path)] == [*written[:kept], {"kind": "next"}]
+
+
+def test_a_damaged_line_in_the_middle_is_corruption_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "main.jsonl"
+    lines = [encode_line({"kind": "x", "n": n}) for n in range(3)]
+    lines[1] = lines[1].replace('"n":1', '"n":7')
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(CorruptionError, match="line 2"):
+        list(read_records(path))
+
+
+def test_a_last_line_of_garbage_counts_as_torn_and_is_mended(tmp_path: Path) -> None:
+    path = tmp_path / "main.jsonl"
+    good = encode_line({"kind": "x"}).encode() + b"\n"
+    path.write_bytes(good + b"\x00" * 100 + b"\n")
+    assert len(list(read_records(path))) == 1
+    assert mend(path)
+    assert path.read_bytes() == good
+
+
+def test_records_are_numbered_and_can_be_read_again(tmp_path: Path) -> None:
+    journal = JournalWriter(tmp_path / "main.jsonl", 7)
+    places = [journal.append({"kind": "x", "n": n})[0] for n in range(3)]
+    assert [read_record(place) for place in places] == [{"kind": "x", "n": n, "seq": 7 + n} for n in range(3)]
+
+
+def test_a_record_that_changed_since_is_corruption(tmp_path: Path) -> None:
+    place, _ = JournalWriter(tmp_path / "main.jsonl", 0).append({"kind": "x"})
+    place.path.write_bytes(b" " * place.length)
+    with pytest.raises(CorruptionError, match="checksum"):
+        read_record(place)
+
+
+@given(st.sets(st.integers(0, 12)), st.data())
+def test_a_shard_record_survives_its_json(slots: set[int], data: st.DataObject) -> None:
+    order = np.array(sorted(slots), dtype=np.int64)
+    rest = sorted(set(range(13)) - slots)
+    reasons = {slot: data.draw(st.text(max_size=5)) for slot in rest}
+    record = ShardRecord(
+        shard=4,
+        slots=order,
+        crc=(order * 1000).astype(np.uint32),
+        minimum=(-order).astype(np.float16),
+        maximum=order.astype(np.float16),
+        inputs=pack(b"".join(bytes([slot]) * 32 for slot in order.tolist())),
+        skipped=dict(list(reasons.items())[::2]),
+        failed=dict(list(reasons.items())[1::2]),
+        digest="sha256:x",
+        size=9,
+        numerics=1,
+        writer="w",
+        seconds={"encode": 0.5},
+    )
+    again = ShardRecord.from_dict(json.loads(json.dumps(record.to_dict(13))), 13)
+    assert again.to_dict(13) == record.to_dict(13)
+    assert [again.digest_of(at) for at in range(len(order))] == [
+        f"{slot:02x}" * 32 for slot in order.tolist()
+    ]
+
+
+@given(st.lists(st.booleans(), max_size=300))
+def test_flags_survive_packing(flags: list[bool]) -> None:
+    array = np.array(flags, dtype=np.bool_)
+    assert np.array_equal(unpack_flags(json.loads(json.dumps(pack_flags(array))), 300), array)
+
+
+@pytest.mark.parametrize(
+    "change", [{"count": 10**12}, {"count": -1}, {"bits": "??"}, {"bits": ""}, {"count": "x"}, {"count": 800}]
+)
+def test_flags_that_are_malformed_or_too_many_are_refused(change: dict[str, object]) -> None:
+    with pytest.raises(CorruptionError):
+        unpack_flags(pack_flags(np.ones(20, np.bool_)) | change, 1000)
+
+
+def test_the_line_in_the_documentation_is_a_real_one() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "format.md").read_text()
+    line = text.split("```json\n")[1].split("\n")[0]
+    record = decode_line(line.encode())
+    assert record is not None
+    assert encode_line(record) == line
+    shard = ShardRecord.from_dict(record, 2)
+    assert shard.slots.tolist() == [1]
+    assert shard.failed == {0: "not finite"}

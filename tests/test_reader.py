@@ -1,0 +1,190 @@
+"""The reader: only recorded bytes come out; missing, flipped, swapped and stale are all told apart."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from store_samples import DIGEST, commit, embedding, make_store
+
+from embedcache.errors import CorruptionError, InputError, MissingTilesError, StorageError
+from embedcache.store import EmbeddingReader, EmbeddingStore
+from embedcache.store.layout import shard_path
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> EmbeddingStore:
+    made = make_store(tmp_path_factory.mktemp("s"), n=7)
+    commit(made, 0, 1)
+    commit(made, 2)
+    commit(made, 4, failed={5: "cosmic ray"})
+    commit(made, skipped={6: "empty"})
+    return made
+
+
+@given(indices=st.lists(st.sampled_from([0, 1, 2, 4]), max_size=6))
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_batch_is_read_exactly_in_the_order_asked_for(store: EmbeddingStore, indices: list[int]) -> None:
+    batch = store.reader().read(indices)
+    assert batch.shape == (len(indices), 256, 64, 64)
+    assert batch.dtype == torch.float32
+    for row, tile in zip(batch, indices, strict=True):
+        assert np.array_equal(row.numpy(), embedding(tile).astype(np.float32))
+
+
+def test_reading_into_a_given_tensor_fills_it(store: EmbeddingStore) -> None:
+    for dtype in (torch.float32, torch.float16):
+        out = torch.full((2, 256, 64, 64), torch.nan, dtype=dtype)
+        read = store.reader().read if dtype == torch.float32 else store.reader().read_half
+        assert read([4, 1], out) is out
+        assert np.array_equal(out[0].half().numpy(), embedding(4))
+
+
+@pytest.mark.parametrize(
+    "out", [torch.empty(1, 256, 64, 64), torch.empty(2, 256, 64, 64, dtype=torch.float64), torch.empty(2)]
+)
+def test_a_tensor_that_does_not_fit_is_refused(store: EmbeddingStore, out: torch.Tensor) -> None:
+    with pytest.raises(InputError, match="expected"):
+        store.reader().read([0, 1], out)
+
+
+@pytest.mark.parametrize(("tile", "why"), [(3, "not encoded"), (5, "cosmic ray"), (6, "skipped")])
+def test_a_missing_tile_is_an_error_that_names_tile_place_and_reason(
+    store: EmbeddingStore, tile: int, why: str
+) -> None:
+    with pytest.raises(MissingTilesError, match=rf"tile {tile} \(z={tile}, rows 0:32, columns 0:32\).*{why}"):
+        store.reader().read([0, tile])
+
+
+@pytest.mark.parametrize("tile", [-1, 7, 10**9])
+def test_a_number_that_is_no_tile_is_refused(store: EmbeddingStore, tile: int) -> None:
+    with pytest.raises(InputError, match=str(tile)):
+        store[tile]
+
+
+def test_a_flipped_bit_is_found_and_the_other_tiles_still_read(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    commit(store, 0, 1)
+    path = shard_path(tmp_path, 0)
+    data = bytearray(path.read_bytes())
+    data[12345] ^= 16
+    path.write_bytes(data)
+    with pytest.raises(CorruptionError, match=r"tile 0 \(z=0.*checksum"):
+        store[0]
+    assert np.array_equal(store[1].numpy(), embedding(1).astype(np.float32))
+
+
+def test_swapped_shards_are_found_although_each_is_whole(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    commit(store, 0, 1)
+    commit(store, 2, 3)
+    first, second = shard_path(tmp_path, 0), shard_path(tmp_path, 1)
+    shutil.move(first, tmp_path / "aside")
+    shutil.move(second, first)
+    shutil.move(tmp_path / "aside", second)
+    for tile in range(4):
+        with pytest.raises(CorruptionError, match=f"tile {tile}.*recorded"):
+            store[tile]
+
+
+@pytest.mark.parametrize("harm", ["missing", "empty", "cut", "folder"])
+def test_a_shard_that_is_gone_or_cut_is_corruption_not_fill(tmp_path: Path, harm: str) -> None:
+    store = make_store(tmp_path)
+    commit(store, 0, 1)
+    path = shard_path(tmp_path, 0)
+    data = path.read_bytes()
+    path.unlink()
+    if harm == "folder":
+        path.mkdir()
+    elif harm != "missing":
+        path.write_bytes(b"" if harm == "empty" else data[:-1])
+    with pytest.raises(CorruptionError, match="tile 0"):
+        store[0]
+
+
+def test_a_reader_opened_before_a_shard_is_replaced_goes_on(tmp_path: Path) -> None:
+    commit(make_store(tmp_path), 0)
+    older = EmbeddingStore.open(tmp_path)
+    fresh, warm = older.reader(), older.reader()
+    warm.read([0])
+    commit(EmbeddingStore.open(tmp_path), 1)
+    for reader in (fresh, warm):
+        assert np.array_equal(reader.read_half([0])[0].numpy(), embedding(0))
+    commit(EmbeddingStore.open(tmp_path), 0, seed=70)
+    assert np.array_equal(older.reader().read_half([0])[0].numpy(), embedding(70))
+    with pytest.raises(MissingTilesError):
+        fresh.read([1])
+    older.refresh()
+    assert np.array_equal(warm.read_half([1])[0].numpy(), embedding(1))
+    assert np.array_equal(warm.read_half([0])[0].numpy(), embedding(70))
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_between_intent_and_commit_every_committed_tile_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renamed: bool
+) -> None:
+    commit(make_store(tmp_path), 0)
+    writing = EmbeddingStore.open(tmp_path)
+
+    real, seen = os.pwrite, []
+
+    def stop_at_record(descriptor: int, data: memoryview, offset: int) -> int:
+        seen.append(bytes(data))
+        if b'"kind":"shard"' in seen[-1]:
+            raise OSError(28, "No space left on device")
+        return real(descriptor, data, offset)
+
+    def stop_at_rename(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, writing.writer() as writer:
+        if renamed:
+            patch.setattr(os, "pwrite", stop_at_record)
+        else:
+            patch.setattr(Path, "replace", stop_at_rename)
+        tiles = {0: embedding(90), 1: embedding(1)}
+        with pytest.raises(StorageError):
+            writer.commit_shard(0, embeddings=tiles, input_digests=dict.fromkeys(tiles, DIGEST))
+    between = EmbeddingStore.open(tmp_path)
+    assert list(between.state.intents) == [0]
+    assert between.committed.tolist() == [True, False, False, False, False]
+    assert np.array_equal(between[0].half().numpy(), embedding(90 if renamed else 0))
+    with between.writer():
+        pass
+    assert not between.state.intents
+    assert between.committed[1] == renamed
+
+
+def test_few_files_are_kept_open(store: EmbeddingStore) -> None:
+    before = open_files()
+    reader = EmbeddingReader(store, open_shards=1)
+    reader.read([0, 2, 4, 0, 2, 4])
+    assert open_files() == before + 1
+    reader.close()
+    assert open_files() == before
+    assert reader.read([0]).shape[0] == 1
+
+
+def test_threads_may_share_a_reader(store: EmbeddingStore) -> None:
+    reader = EmbeddingReader(store, open_shards=1)
+
+    def check(seed: int) -> bool:
+        tiles = np.random.default_rng(seed).choice([0, 1, 2, 4], 5)
+        batch = reader.read_half(tiles)
+        return all(
+            np.array_equal(row.numpy(), embedding(int(tile))) for row, tile in zip(batch, tiles, strict=True)
+        )
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(check, range(24)))
+
+
+def open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
