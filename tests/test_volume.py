@@ -23,7 +23,7 @@ from embedcache.volume import (
     volume_identity,
 )
 from embedcache.volume.cache import BlockCache
-from embedcache.volume.volume import natural_key
+from embedcache.volume.folder import natural_key
 
 VALUES = np.random.default_rng(1).integers(0, 255, (6, 30, 40)).astype(np.uint8)
 WHOLE = slice(None)

@@ -19,7 +19,7 @@ IDENTITY_TILES = 64
 IDENTITY_SIDE = 128
 """Side of the piece in a tile's middle that is digested where whole tiles would cost too much reading."""
 
-WHOLE_TILES_BYTES = 512 << 20
+WHOLE_TILES_BYTES = 128 << 20
 """Whole tiles are digested as long as no more than this must be decoded for them."""
 
 
@@ -69,6 +69,14 @@ def _bytes_to_read(volume: Volume, tiles: list[Tile], preprocess: Preprocess) ->
 
 
 def _middle(tile: Tile) -> Tile:
-    height, width = min(tile.height, IDENTITY_SIDE), min(tile.width, IDENTITY_SIDE)
-    y0, x0 = tile.y0 + (tile.height - height) // 2, tile.x0 + (tile.width - width) // 2
+    """A piece near the tile's middle, on multiples of 128 where it can be, so that it does not straddle chunks."""
+    y0, height = _middle_part(tile.y0, tile.height)
+    x0, width = _middle_part(tile.x0, tile.width)
     return Tile(tile.plane, y0, x0, height, width)
+
+
+def _middle_part(start: int, length: int) -> tuple[int, int]:
+    part = min(length, IDENTITY_SIDE)
+    middle = start + (length - part) // 2
+    aligned = middle // IDENTITY_SIDE * IDENTITY_SIDE
+    return (aligned if aligned >= start else middle), part

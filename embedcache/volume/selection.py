@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -137,23 +137,32 @@ def _touching_mask(
     path: str, table: npt.NDArray[np.int64], wanted: npt.NDArray[np.bool_], planes: int, volume: Volume
 ) -> npt.NDArray[np.bool_]:
     result = wanted.copy()
+    numbers = np.flatnonzero(wanted)
     with open_volume(path) as mask:
         plane_of = _plane_of_mask(mask, planes, volume)
-        seen: dict[tuple[int, ...], bool] = {}
-        for number in np.flatnonzero(wanted):
-            plane, *box = (int(value) for value in table[number])
-            key = (plane_of(plane), *box)
-            if key not in seen:
-                seen[key] = _touches(mask, key[0], plane, box, table, volume)
-            result[number] = seen[key]
+        boxes = table[numbers].copy()
+        if volume.uniform:
+            # Tiles that see the same pixels of the mask are asked about once, as columns do under a flat mask.
+            boxes[:, 0] = np.array([plane_of(plane) for plane in range(planes)], np.int64)[boxes[:, 0]]
+        lengths = boxes.max(axis=0, initial=0)[:3] + 1
+        _, first, group = np.unique(
+            np.ravel_multi_index(tuple(boxes[:, :3].T), tuple(lengths)),
+            return_index=True,
+            return_inverse=True,
+        )
+        touched = np.zeros(len(first), np.bool_)
+        for index, (plane, *box) in enumerate(table[numbers[first]].tolist()):
+            touched[index] = _touches(mask, plane_of(plane), plane, box, volume)
+        result[numbers] = touched[group]
     return result
 
 
 def _plane_of_mask(mask: Volume, planes: int, volume: Volume) -> Callable[[int], int]:
     """Which plane of the mask belongs to a plane of the volume."""
-    if mask.n_planes == 1:
+    by_name = not mask.uniform and not volume.uniform and Path(mask.source).is_dir()
+    if mask.n_planes == 1 and not by_name:
         return lambda plane: 0
-    if not mask.uniform and not volume.uniform:
+    if by_name:
         stems = {PurePath(mask.plane_name(plane)).stem: plane for plane in range(mask.n_planes)}
         names = [PurePath(volume.plane_name(plane)).stem for plane in range(planes)]
         missing = [name for name in names if name not in stems]
@@ -172,9 +181,7 @@ def _plane_of_mask(mask: Volume, planes: int, volume: Volume) -> Callable[[int],
     return lambda plane: plane
 
 
-def _touches(
-    mask: Volume, mask_plane: int, plane: int, box: list[int], table: npt.NDArray[np.int64], volume: Volume
-) -> bool:
+def _touches(mask: Volume, mask_plane: int, plane: int, box: list[int], volume: Volume) -> bool:
     size, own = volume.plane_size(plane), mask.plane_size(mask_plane)
     up, down = mask_factor(size, own, f"--mask {mask.source}", volume)
     y0, x0, height, width = box

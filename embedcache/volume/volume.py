@@ -207,6 +207,7 @@ def open_volume(path: str | Path, *, level: int = 0) -> Volume:
 
 
 def _open_folder(folder: Path, level: int) -> Volume:
+    from embedcache.volume.folder import files_with
     from embedcache.volume.image_volume import open_image_folder
     from embedcache.volume.tiff_volume import open_tiff_folder
     from embedcache.volume.zarr_volume import looks_like_zarr, open_zarr
@@ -274,22 +275,6 @@ def _is_hdf5(text: str) -> bool:
 def _nearest(path: Path) -> str:
     parents = [parent for parent in path.absolute().parents if parent.is_dir()]
     return f"The nearest folder that exists is {parents[0]}." if parents else "Check the path."
-
-
-def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
-    """Sort key under which ``2.tif`` comes before ``10.tif``."""
-    pieces = re.split(r"(\d+)", name)
-    return [(0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in pieces if piece], name
-
-
-def files_with(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Visible files of a folder with one of the endings, in natural order."""
-    names = [
-        entry
-        for entry in folder.iterdir()
-        if entry.name.lower().endswith(suffixes) and not entry.name.startswith(".") and entry.is_file()
-    ]
-    return sorted(names, key=lambda entry: natural_key(entry.name))
 
 
 def check_dtype(dtype: np.dtype[Any], source: str) -> np.dtype[Any]:

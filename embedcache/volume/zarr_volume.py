@@ -15,7 +15,8 @@ import zarr
 
 from embedcache.errors import VolumeError
 from embedcache.files import sha256_hex
-from embedcache.volume.array_volume import READ_ERRORS, ArrayVolume, axes_of
+from embedcache.volume.array_volume import READ_ERRORS, ArrayVolume
+from embedcache.volume.axes import axes_of
 
 ARRAY_FILES = (".zarray", "zarr.json")
 GROUP_FILES = (".zgroup", ".zattrs", "zarr.json")
