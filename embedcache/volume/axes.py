@@ -94,6 +94,8 @@ def _axes_by_name(shape: tuple[int, ...], names: list[str]) -> Axes | None:
 
 
 def _axes_by_shape(shape: tuple[int, ...]) -> Axes | None:
+    if len(shape) < 2:
+        return None
     first = 0
     while len(shape) - first > (4 if shape[-1] == 3 else 3):
         if shape[first] != 1:

@@ -190,6 +190,8 @@ def open_volume(path: str | Path, *, level: int = 0) -> Volume:
     """
     # The readers are imported late: whoever opens a PNG need not load zarr, h5py and nibabel.
     text = _local(str(path))
+    if not text:
+        raise VolumeError("The path of the volume is empty.", hint=f"Formats that open: {KNOWN_FORMATS}.")
     if level < 0:
         raise VolumeError(f"--level {level}: levels count from 0, the finest.")
     if not _is_hdf5(text) and not Path(text).exists():
