@@ -123,7 +123,7 @@ def test_files_that_are_not_what_they_are_called_are_input_errors(tmp_path: Path
 
 @pytest.mark.parametrize("shape", [(), (5,), (0, 3, 4), (2, 3, 4, 5)])
 def test_arrays_that_hold_no_planes_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    with pytest.raises(VolumeError, match="is empty|is not a volume"):
+    with pytest.raises(VolumeError, match=r"is empty|is not a volume"):
         open_volume(npy(tmp_path / "v.npy", np.zeros(shape)))
     with pytest.raises(VolumeError, match="path of the volume is empty"):
         open_volume("")
