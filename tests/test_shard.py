@@ -17,6 +17,7 @@ from embedcache.store.shard import (
     ShardFile,
     embedding_bytes,
     encode_index,
+    extremes,
     index_bytes,
     shard_bytes,
 )
@@ -77,6 +78,17 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
 def test_an_embedding_of_another_byte_order_is_stored_little_endian() -> None:
     values = embedding(3)
     assert bytes(embedding_bytes(values.astype(">f2"))) == values.astype("<f2").tobytes()
+
+
+@given(
+    st.lists(st.floats(width=16, allow_nan=True, allow_infinity=True), min_size=1, max_size=30),
+)
+def test_extremes_are_those_of_the_values_and_not_finite_when_a_value_is_not(values: list[float]) -> None:
+    array = np.array(values, np.float16)
+    low, high = extremes(array)
+    assert np.isfinite([low, high]).all() == np.isfinite(array).all()
+    if np.isfinite(array).all():
+        assert (low, high) == (array.min(), array.max())
 
 
 def read_all(path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from embedcache.files import crc32c
 from embedcache.store.record import ShardRecord, pack
-from embedcache.store.shard import embedding_bytes
+from embedcache.store.shard import embedding_bytes, extremes
 
 
 def empty(shard: int) -> ShardRecord:
@@ -36,7 +36,7 @@ def merge(
         )
     }
     for slot, array in new.items():
-        rows[slot] = (crc32c(embedding_bytes(array)), array.min(), array.max(), digests[slot])
+        rows[slot] = (crc32c(embedding_bytes(array)), *extremes(array), digests[slot])
     order = sorted(rows)
     return replace(
         old,

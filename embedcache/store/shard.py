@@ -45,6 +45,20 @@ def embedding_bytes(embedding: npt.NDArray[np.float16]) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
+def extremes(embedding: npt.NDArray[np.float16]) -> tuple[np.float16, np.float16]:
+    """Smallest and largest value; infinite or NaN when, and only when, one of the values is.
+
+    Computed on the bits, which order as integers within each sign: numpy's own reductions of float16 are 50 times
+    slower than everything else that a commit does.
+    """
+    bits = np.frombuffer(embedding_bytes(embedding), "<i2")
+    low, high, most_negative = int(bits.min()), int(bits.max()), int(bits.view("<u2").max())
+    smallest = most_negative if most_negative >= 0x8000 else low
+    largest = high if high >= 0 else low
+    limits = np.array([smallest & 0xFFFF, largest & 0xFFFF], dtype=np.uint16).view(np.float16)
+    return limits[0], limits[1]
+
+
 def encode_index(slots: npt.NDArray[np.int64], shard_tiles: int) -> bytes:
     """Index of a shard that holds ``slots`` (ascending), with its checksum."""
     index = np.full((shard_tiles, 2), NOT_STORED, dtype="<u8")

@@ -24,7 +24,7 @@ from embedcache.store import layout
 from embedcache.store.compose import empty, merge, with_reasons
 from embedcache.store.journal import JournalWriter
 from embedcache.store.record import DIGEST_BYTES, ShardRecord, pack_flags, table_record
-from embedcache.store.shard import CRC_BYTES, ShardFile, embedding_bytes, encode_index
+from embedcache.store.shard import CRC_BYTES, ShardFile, embedding_bytes, encode_index, extremes
 from embedcache.store.spec import leaf_differences
 from embedcache.volume.volume import ImageRecord
 
@@ -260,7 +260,7 @@ class StoreWriter:
         for tile, array in embeddings.items():
             if array.shape != EMBEDDING_SHAPE or array.dtype != np.float16:
                 raise EmbedcacheError(f"tile {tile}: an embedding of shape {array.shape}, {array.dtype}")
-            if not np.isfinite(array).all():
+            if not np.isfinite(extremes(array)).all():
                 raise EmbedcacheError(f"tile {tile}: an embedding that is not finite was to be stored")
             if len(input_digests.get(tile, "")) != 2 * DIGEST_BYTES:
                 raise EmbedcacheError(f"tile {tile}: no SHA-256 of its input pixels")
