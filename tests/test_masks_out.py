@@ -99,7 +99,9 @@ def test_tiff_pages_of_a_collection_keep_their_sizes(tmp_path: Path, photos: Pai
         assert np.isnan(file.pages[2].asarray()).all()
 
 
-def test_a_folder_gets_one_png_per_predicted_photo_under_its_own_name(tmp_path: Path, photos: Painted) -> None:
+def test_a_folder_gets_one_png_per_predicted_photo_under_its_own_name(
+    tmp_path: Path, photos: Painted
+) -> None:
     write_masks(tmp_path / "masks", photos, MASK, about={})
     assert sorted(path.name for path in (tmp_path / "masks").glob("*.png")) == ["photo_0.png", "photo_1.png"]
     pixels = np.asarray(Image.open(tmp_path / "masks" / "photo_1.png"))

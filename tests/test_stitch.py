@@ -25,7 +25,9 @@ def test_a_tent_is_symmetric_positive_and_highest_in_the_middle(height: int, wid
 
 
 @given(st.integers(20, 90), st.integers(20, 90), st.integers(0, 12), st.integers(0, 2**31))
-def test_tiles_cut_from_one_picture_stitch_back_to_it(height: int, width: int, overlap: int, seed: int) -> None:
+def test_tiles_cut_from_one_picture_stitch_back_to_it(
+    height: int, width: int, overlap: int, seed: int
+) -> None:
     picture = np.random.default_rng(seed).random((height, width), np.float32)
     tiles = [Tile(*map(int, row)) for row in TileGrid(20, overlap).table([(height, width)], uniform=False)]
     stitched = stitch_plane((height, width), [(tile, picture[tile.slices]) for tile in tiles])

@@ -1,0 +1,353 @@
+"""Turns a store, labels and a checkpoint into figures beside those of the untrained decoder.
+
+With a *free* prompt source tiles are stitched first, exactly as ``predict`` does, and each pixel counts once.
+With an *oracle* source each object is asked for by itself and counted within its tile: those figures describe
+interactive use, in which a person gives the prompts, and are not comparable with the free ones.
+
+The untrained decoder is the one that came with the encoder, asked the same questions, at logit 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from embedcache.errors import ConfigError, InputError, LabelError, MissingTilesError
+from embedcache.progress import Progress, Silent
+from embedcache.results.predict import DECODER_BATCH, as_checkpoint, open_store, probability_threshold
+from embedcache.results.stitch import Floats, Stitcher, free_prompts, unsigned_grid
+from embedcache.sam.decoder import Decoder
+from embedcache.sam.encoder import resolve_device
+from embedcache.store import EmbeddingStore
+from embedcache.train.checkpoint import Checkpoint, check_space
+from embedcache.train.dataset import EmbeddingDataset
+from embedcache.train.labels import Labels, open_labels
+from embedcache.train.metrics import Figures, figures
+from embedcache.train.prompts import check_prompts, prompt_source
+from embedcache.train.run import read_json
+from embedcache.train.split import Split, make_split
+from embedcache.train.validation import Held, measure
+
+SPLITS = ("val", "train", "all")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of one decoder on one part of a store's labelled tiles.
+
+    Parameters
+    ----------
+    figures : Figures
+        Of the checkpoint, or of the untrained decoder where none was given.
+    baseline : Figures
+        Of the untrained decoder, at logit 0.
+    tiles : int
+        Tiles that were decoded.
+    split : str
+        ``val``, ``train`` or ``all``.
+    rule : str
+        How that part was chosen, in words.
+    prompts, prompt_source : str
+        How the decoder was asked; ``oracle`` when the prompts came from the truth.
+    threshold : float
+        Probability above which a pixel is in the mask; the baseline's is 0.5.
+    counted : str
+        ``stitched pixels`` or ``objects``.
+    untrained : bool
+        Whether the encoder had random weights.
+    """
+
+    figures: Figures
+    baseline: Figures
+    tiles: int
+    split: str
+    rule: str
+    prompts: str
+    prompt_source: str
+    threshold: float
+    counted: str
+    untrained: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object of ``embedcache evaluate --json``."""
+        return {
+            **_numbers(self.figures),
+            "tiles": self.tiles,
+            "prompt_source": self.prompt_source,
+            "prompts": self.prompts,
+            "split": self.split,
+            "split_rule": self.rule,
+            "threshold": self.threshold,
+            "counted": self.counted,
+            "untrained": self.untrained,
+            "baseline": {**_numbers(self.baseline), "threshold": 0.5},
+        }
+
+
+def _numbers(found: Figures) -> dict[str, float]:
+    return {name: value for name, value in found.to_dict().items() if name != "threshold"}
+
+
+def evaluate(
+    store: EmbeddingStore | str | Path,
+    labels: Labels | str | Path,
+    *,
+    checkpoint: Checkpoint | str | Path | None = None,
+    split: str | None = None,
+    prompts: str | None = None,
+    supervision: str | Path | None = None,
+    threshold: float | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Measure a checkpoint beside the untrained decoder of the same store.
+
+    Parameters
+    ----------
+    store : EmbeddingStore or path
+    labels : Labels or path
+        The truth.
+    checkpoint : Checkpoint, Run or path, optional
+        Without it the figures are those of the store's own, untrained decoder.
+    split : "val", "train" or "all", optional
+        A checkpoint's own tiles when it was trained on this store, ``val`` by default. For a store that it never
+        saw only ``all`` makes sense and is the default.
+    prompts : str, optional
+        By default those that chose the checkpoint: none for semantic tasks, whatever it was trained with.
+    supervision : path, optional
+        Labels count only where this mask is positive; by default the mask that the run was trained with.
+    threshold : float, optional
+        A probability; the checkpoint's own by default, which was chosen on validation.
+    device, batch_size : optional
+        Where the decoder runs, and tiles per call.
+    progress : Progress, optional
+        Where to report to.
+
+    Returns
+    -------
+    Evaluation
+
+    Raises
+    ------
+    MismatchError
+        When store and checkpoint are of different embedding spaces.
+    LabelError, MissingTilesError, ConfigError
+        When labels do not fit, nothing of the split is encoded, or an option is wrong.
+    """
+    opened = open_store(store)
+    if opened is None:
+        raise InputError(f"{store} is no store of embeddings.", hint="embedcache status lists stores.")
+    trained = None if checkpoint is None else as_checkpoint(checkpoint)
+    if trained is not None:
+        check_space(trained, opened)
+    truth = labels if isinstance(labels, Labels) else _open(labels, opened, trained, supervision)
+    part, rule, numbers = choose_tiles(opened, truth, trained, split)
+    level = probability_threshold(trained, threshold)
+    asked = check_prompts(prompts or _default_prompts(trained, truth))
+    source = prompt_source(asked)
+    measured = _Measure(
+        opened,
+        truth,
+        numbers,
+        asked,
+        resolve_device(device),
+        batch_size or DECODER_BATCH,
+        progress or Silent(),
+    )
+    own = opened.decoder()
+    objects = trained.objects if trained is not None and trained.prompts == asked else None
+    if source == "free":
+        found = measured.stitched(
+            [(own, 0.5)] if trained is None else [(own, 0.5), (trained.decoder(), level)]
+        )
+    else:
+        decoders = [(own, 0.5)] if trained is None else [(own, 0.5), (trained.decoder(), level)]
+        found = [measured.objects(decoder, at, objects) for decoder, at in decoders]
+    return Evaluation(
+        figures=found[-1],
+        baseline=found[0],
+        tiles=len(numbers),
+        split=part,
+        rule=rule,
+        prompts=asked,
+        prompt_source=source,
+        threshold=level,
+        counted="stitched pixels" if source == "free" else "objects",
+        untrained=bool(opened.provenance.get("untrained")),
+    )
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """How decoders are asked and counted, the same for each."""
+
+    store: EmbeddingStore
+    labels: Labels
+    numbers: npt.NDArray[np.int64]
+    prompts: str
+    device: torch.device
+    batch_size: int
+    progress: Progress
+
+    def stitched(self, decoders: list[tuple[Decoder, float]]) -> list[Figures]:
+        """Figures of stitched planes, each pixel once, for decoders at their thresholds."""
+        prompts_of = free_prompts if self.prompts == "none" else unsigned_grid(self.store)
+        stitchers = [
+            Stitcher(
+                self.store,
+                decoder.eval().to(self.device),
+                self.numbers,
+                prompts_of,
+                self.device,
+                self.batch_size,
+            )
+            for decoder, _ in decoders
+        ]
+        counts = np.zeros((len(decoders), 3), np.int64)
+        planes = stitchers[0].planes
+        self.progress.start("evaluating planes", len(planes))
+        for plane in planes:
+            truth, counted = truth_of_plane(self.store, self.labels, stitchers[0].tiles_of(plane), plane)
+            for row, (stitcher, (_, threshold)) in enumerate(zip(stitchers, decoders, strict=True)):
+                counts[row] += _count(stitcher.plane(plane), truth, counted, threshold)
+            self.progress.advance()
+        self.progress.finish()
+        return [
+            figures(int(tp), int(fp), int(fn), threshold)
+            for (tp, fp, fn), (_, threshold) in zip(counts, decoders, strict=True)
+        ]
+
+    def objects(self, decoder: Decoder, threshold: float, objects: str | None) -> Figures:
+        """Figures of objects that are asked for one by one, with prompts from the truth."""
+        dataset = EmbeddingDataset(
+            self.store, self.labels, prompts=self.prompts, tiles=self.numbers, objects=objects
+        )
+        held = Held(dataset, tuple(int(number) for number in dataset.tiles))
+        logit = (
+            np.log(threshold / (1 - threshold)) if 0 < threshold < 1 else np.copysign(20.0, threshold - 0.5)
+        )
+        return measure(decoder.to(self.device), [held], self.device).at(float(logit))
+
+
+def truth_of_plane(
+    store: EmbeddingStore, labels: Labels, numbers: list[int], plane: int
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Truth of a plane and where it counts: two bool arrays (height, width); False beyond the given tiles."""
+    height, width = store.plane_size(plane)
+    truth, counted = np.zeros((height, width), np.bool_), np.zeros((height, width), np.bool_)
+    for number in numbers:
+        tile = store.tile(number)
+        rows, columns = tile.slices
+        place = (slice(rows.start, min(rows.stop, height)), slice(columns.start, min(columns.stop, width)))
+        size = np.s_[: place[0].stop - place[0].start, : place[1].stop - place[1].start]
+        truth[place] = labels.crop(tile)[size] > 0
+        counted[place] = labels.supervised(tile)[size]
+    return truth, counted
+
+
+def _count(
+    plane: Floats, truth: npt.NDArray[np.bool_], counted: npt.NDArray[np.bool_], threshold: float
+) -> npt.NDArray[np.int64]:
+    """True positives, false positives, false negatives of one plane."""
+    found = (plane > threshold) & counted
+    wanted = truth & counted
+    both = int(np.count_nonzero(found & wanted))
+    return np.array([both, np.count_nonzero(found) - both, np.count_nonzero(wanted) - both], dtype=np.int64)
+
+
+def choose_tiles(
+    store: EmbeddingStore, labels: Labels, checkpoint: Checkpoint | None, split: str | None
+) -> tuple[str, str, npt.NDArray[np.int64]]:
+    """The part's name, its rule in words, and its tile numbers, all of them encoded.
+
+    Raises
+    ------
+    ConfigError
+        For a part that a checkpoint does not have of this store.
+    LabelError, MissingTilesError
+        When nothing of it is labelled or encoded.
+    """
+    if split is not None and split not in SPLITS:
+        raise ConfigError(f"--split is {split!r}; it must be one of {', '.join(SPLITS)}.")
+    touched = labels.tiles(store)
+    known = None if checkpoint is None else Split.from_dict(checkpoint.split)
+    if split == "all":
+        part, rule, numbers = (
+            "all",
+            "every labelled tile; trained-on tiles are among them where there are any",
+            touched,
+        )
+    elif known is not None and store.fingerprint in known.stores:
+        part = split or "val"
+        own = _of_store(known, part, known.stores.index(store.fingerprint))
+        rule, numbers = known.rule, np.intersect1d(own, touched)
+    elif checkpoint is None:
+        part, made = split or "val", make_split(store, labels)
+        rule, numbers = made.rule, _of_store(made, part, 0)
+    elif split is not None:
+        raise ConfigError(
+            f"--split {split}: the checkpoint {checkpoint.path} was not trained on the store {store.path}.",
+            hint="Leave --split out, or give --split all: no tile of this store was trained on.",
+        )
+    else:
+        part, rule, numbers = (
+            "all",
+            "every labelled tile; the checkpoint was not trained on this store",
+            touched,
+        )
+    if len(numbers) == 0:
+        raise LabelError(
+            f"The labels {labels.source} touch no tile of the {part} part of {store.path} ({rule})."
+        )
+    encoded = numbers[store.committed[numbers]]
+    if len(encoded) == 0:
+        raise MissingTilesError(
+            f"Not one of the {len(numbers)} labelled tiles of the {part} part is encoded in {store.path}.",
+            hint=f"embedcache encode --volume {store.provenance.get('source', 'VOLUME')} --like {store.path}",
+        )
+    return part, rule, np.asarray(encoded, dtype=np.int64)
+
+
+def _of_store(split: Split, part: str, index: int) -> npt.NDArray[np.int64]:
+    chosen = split.val if part == "val" else split.train
+    return np.array(
+        [number for store, numbers in chosen if store == index for number in numbers], dtype=np.int64
+    )
+
+
+def _default_prompts(checkpoint: Checkpoint | None, labels: Labels) -> str:
+    """How the figure was measured that chose the checkpoint; without one, what suits the labels."""
+    if checkpoint is not None:
+        same = prompt_source(checkpoint.prompts) == checkpoint.prompt_source
+        return checkpoint.prompts if same else "none"
+    return "none" if labels.kind == "semantic" else "box"
+
+
+def _open(
+    path: str | Path, store: EmbeddingStore, checkpoint: Checkpoint | None, supervision: str | Path | None
+) -> Labels:
+    """Open labels as the run did: the same task, and the same supervision mask unless another is given."""
+    task = "auto" if checkpoint is None else checkpoint.task
+    mask = supervision or _own_supervision(store, checkpoint)
+    return open_labels(path, store, supervision=mask, task=task)
+
+
+def _own_supervision(store: EmbeddingStore, checkpoint: Checkpoint | None) -> str | None:
+    """The supervision mask that a checkpoint's run used on this store; None when there was none."""
+    if checkpoint is None or checkpoint.path is None:
+        return None
+    config = checkpoint.path.parent / "config.json"
+    known = Split.from_dict(checkpoint.split)
+    if store.fingerprint not in known.stores or not config.is_file():
+        return None
+    options = read_json(config).get("options", {})
+    mask = options.get("supervision")
+    if isinstance(mask, list):
+        mask = mask[known.stores.index(store.fingerprint)]
+    return None if mask is None else str(mask)

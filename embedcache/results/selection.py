@@ -1,0 +1,47 @@
+"""Turns a selection into tile numbers of a store; the volume itself need not be there any more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from embedcache.store import EmbeddingStore
+from embedcache.volume import Selection, Volume, select
+
+
+@dataclass(frozen=True)
+class _Planes:
+    """The store in the place of its volume: names and sizes of planes are all that a selection asks for."""
+
+    store: EmbeddingStore
+
+    @property
+    def source(self) -> str:
+        return str(self.store.path)
+
+    @property
+    def uniform(self) -> bool:
+        return self.store.uniform
+
+    def plane_size(self, plane: int) -> tuple[int, int]:
+        return self.store.plane_size(plane)
+
+    def plane_name(self, plane: int) -> str:
+        return self.store.plane_name(plane)
+
+
+def selected_tiles(
+    store: EmbeddingStore, *, z_range: str | None, bbox: str | None, mask: str | None
+) -> npt.NDArray[np.bool_]:
+    """Which tiles of a store touch a selection: bool (N,).
+
+    Raises
+    ------
+    VolumeError
+        When the selection lies outside the volume, or the mask does not fit it.
+    """
+    selection = Selection(z_range=z_range, bbox=bbox, mask=mask)
+    return select(store.table, selection, volume=cast(Volume, _Planes(store)))

@@ -1,0 +1,150 @@
+"""Turns probabilities of overlapping tiles into whole planes at native resolution.
+
+Where tiles overlap their probabilities are averaged with tent weights, which fall from the tile's middle to its
+edge, where a prediction knows least of its surroundings. Where one tile stands alone its values pass unchanged
+(to rounding). Pixels that no tile covers are NaN: *not predicted* is neither ink nor background.
+
+Memory is one plane and one batch of tiles, whatever the volume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from embedcache.geometry import Tile
+from embedcache.sam.decoder import Decoder, Prompts, upscale_logits
+from embedcache.store import EmbeddingStore
+from embedcache.train.prompts import collate_prompts, make_prompts
+
+Floats = npt.NDArray[np.float32]
+
+CPU = torch.device("cpu")
+
+PromptsOf = Callable[[list[int]], Prompts]
+"""What gives the prompts of a batch of tile numbers, one query per tile, image by image."""
+
+
+def free_prompts(numbers: list[int]) -> Prompts:
+    """No prompt at all: one prompt-free query per tile, which asks for everything the decoder was trained on."""
+    return Prompts.none(len(numbers))
+
+
+def unsigned_grid(store: EmbeddingStore) -> PromptsOf:
+    """A regular grid of points, all labelled 1, on each tile of a store."""
+
+    def prompts_of(numbers: list[int]) -> Prompts:
+        nothing = np.random.default_rng(0)  # an unsigned grid draws nothing
+        tiles = [store.tile(number) for number in numbers]
+        grids = [make_prompts("grid:free", np.zeros((1, t.height, t.width), bool), t, nothing) for t in tiles]
+        return collate_prompts(grids, [1] * len(numbers))
+
+    return prompts_of
+
+
+def tent(height: int, width: int) -> Floats:
+    """Weights ``(height, width)`` in (0, 1]: one in the middle, falling linearly to the edge, never zero."""
+
+    def ramp(size: int) -> Floats:
+        place = np.arange(size, dtype=np.float32) + 0.5
+        return np.asarray(np.minimum(place, size - place) * (2.0 / size), dtype=np.float32)
+
+    return np.asarray(ramp(height)[:, None] * ramp(width)[None, :], dtype=np.float32)
+
+
+def stitch_plane(size: tuple[int, int], pieces: Iterable[tuple[Tile, Floats]]) -> Floats:
+    """Blend the tiles of one plane.
+
+    Parameters
+    ----------
+    size : tuple of int
+        Height and width of the plane in volume px.
+    pieces : iterable of (Tile, ndarray of float32)
+        Tiles of this plane and their probabilities at tile px; parts of a tile beyond the plane are dropped.
+
+    Returns
+    -------
+    ndarray of float32, (height, width)
+        Probabilities; NaN where no tile lies.
+    """
+    total = np.zeros(size, np.float32)
+    weights = np.zeros(size, np.float32)
+    for tile, values in pieces:
+        height, width = min(tile.height, size[0] - tile.y0), min(tile.width, size[1] - tile.x0)
+        place = np.s_[tile.y0 : tile.y0 + height, tile.x0 : tile.x0 + width]
+        weight = tent(tile.height, tile.width)[:height, :width]
+        total[place] += weight * values[:height, :width]
+        weights[place] += weight
+    return np.divide(total, weights, out=np.full(size, np.nan, np.float32), where=weights > 0)
+
+
+@dataclass(frozen=True)
+class Stitcher:
+    """Predicts whole planes of a store with one decoder.
+
+    Parameters
+    ----------
+    store : EmbeddingStore
+        Where the embeddings are.
+    decoder : Decoder
+        In evaluation mode, on ``device``.
+    numbers : ndarray of int64
+        Tile numbers to use; all must be committed.
+    prompts_of : callable
+        Prompts of a batch of tiles; :func:`free_prompts` for none.
+    device : torch.device
+        Where the decoder runs.
+    batch_size : int
+        Tiles per decoder call.
+    """
+
+    store: EmbeddingStore
+    decoder: Decoder
+    numbers: npt.NDArray[np.int64]
+    prompts_of: PromptsOf = free_prompts
+    device: torch.device = CPU
+    batch_size: int = 8
+
+    @property
+    def planes(self) -> list[int]:
+        """Planes that have at least one tile to predict, in order."""
+        return [int(plane) for plane in np.unique(self.store.table[self.numbers, 0])]
+
+    def tiles_of(self, plane: int) -> list[int]:
+        """Numbers of the tiles of one plane."""
+        return [int(i) for i in self.numbers[self.store.table[self.numbers, 0] == plane]]
+
+    def plane(self, plane: int) -> Floats:
+        """Probabilities ``(height, width)`` of one plane; NaN where no tile lies."""
+        return stitch_plane(self.store.plane_size(plane), self.tiles(self.tiles_of(plane)))
+
+    def tiles(self, numbers: list[int]) -> Iterator[tuple[Tile, Floats]]:
+        """Each tile with its probabilities at tile px, in the order given."""
+        with closing(self.store.reader()) as reader:
+            for start in range(0, len(numbers), self.batch_size):
+                batch = numbers[start : start + self.batch_size]
+                logits = low_res_logits(
+                    self.decoder, reader.read(batch), self.prompts_of(batch), device=self.device
+                )
+                for number, low in zip(batch, logits, strict=True):
+                    tile = self.store.tile(number)
+                    yield tile, tile_probabilities(low, tile)
+
+
+@torch.inference_mode()
+def low_res_logits(decoder: Decoder, embeddings: Tensor, prompts: Prompts, *, device: torch.device) -> Tensor:
+    """One decoder call: the first mask of every query, ``(Q, 256, 256)`` float32 on the CPU."""
+    output = decoder(embeddings.to(device), prompts.to(device), multimask_output=False)
+    logits: Tensor = output.low_res_logits[:, 0]
+    return logits.float().cpu()
+
+
+def tile_probabilities(low: Tensor, tile: Tile) -> Floats:
+    """Low-resolution logits ``(256, 256)`` to probabilities at tile px."""
+    return np.asarray(torch.sigmoid(upscale_logits(low, tile)).numpy(), dtype=np.float32)

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from result_samples import make_checkpoint, make_store
+
+from embedcache.errors import ConfigError, InputError, LabelError, MismatchError
+from embedcache.results import evaluate, predict
+from embedcache.store import EmbeddingStore
+from embedcache.train import make_split, open_labels
+from embedcache.volume import Preprocess
+
+SIZES = [(64, 96)] * 2
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> EmbeddingStore:
+    return make_store(tmp_path / "s.zarr", SIZES)
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    truth = np.random.default_rng(3).random((2, 64, 96)) < 0.3
+    np.save(tmp_path / "ink.npy", truth.astype(np.uint8) * 255)
+    return tmp_path / "ink.npy"
+
+
+def by_hand(found: np.ndarray, truth: np.ndarray) -> float:
+    return 2 * (found & truth).sum() / (found.sum() + truth.sum())
+
+
+def test_figures_are_those_of_the_stitched_masks(tmp_path: Path, store: EmbeddingStore, labels: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "c.safetensors", store, threshold=-0.5)
+    found = evaluate(store, labels, checkpoint=checkpoint, split="all").to_dict()
+    prediction = predict(store, checkpoint)
+    truth = np.load(labels) > 0
+    masks = np.stack(list(prediction))
+    assert found["dice"] == pytest.approx(by_hand(masks, truth))
+    assert found["precision"] == pytest.approx((masks & truth).sum() / masks.sum())
+    assert (found["split"], found["prompt_source"], found["tiles"]) == ("all", "free", 4)
+
+
+def test_the_baseline_is_the_stores_own_decoder_at_logit_zero(
+    tmp_path: Path, store: EmbeddingStore, labels: Path
+) -> None:
+    untrained = make_checkpoint(tmp_path / "u.safetensors", store, state=store.decoder_state())
+    wanted = np.stack(list(predict(store, untrained, threshold=0.5)))
+    trained = make_checkpoint(tmp_path / "c.safetensors", store, threshold=-0.5)
+    found = evaluate(store, labels, checkpoint=trained, split="all").to_dict()
+    assert found["baseline"]["dice"] == pytest.approx(by_hand(wanted, np.load(labels) > 0))
+    assert found["baseline"]["threshold"] == 0.5
+    assert found["baseline"]["dice"] != found["dice"]
+
+
+def test_the_checkpoints_own_split_is_used_again(tmp_path: Path, store: EmbeddingStore, labels: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "c.safetensors", store)
+    val, train = (evaluate(store, labels, checkpoint=checkpoint, split=part) for part in (None, "train"))
+    assert (val.split, val.tiles, val.rule) == ("val", 2, "the second half is held out")
+    assert (train.split, train.tiles) == ("train", 2)
+
+
+def test_without_a_checkpoint_the_figures_are_the_untrained_decoders(
+    store: EmbeddingStore, labels: Path
+) -> None:
+    found = evaluate(store, labels)
+    split = make_split(store, open_labels(labels, store))
+    assert found.figures == found.baseline
+    assert found.tiles == len(split.val[0][1])
+
+
+def test_a_store_that_was_never_trained_on_is_evaluated_whole(
+    tmp_path: Path, store: EmbeddingStore, labels: Path
+) -> None:
+    other = make_store(tmp_path / "o.zarr", SIZES, volume={"kind": "npy", "shape": [2, 64, 96]})
+    checkpoint = make_checkpoint(tmp_path / "c.safetensors", store)
+    found = evaluate(other, labels, checkpoint=checkpoint)
+    assert (found.split, found.tiles) == ("all", 4)
+    assert "not trained on this store" in found.rule
+    with pytest.raises(ConfigError, match="was not trained on"):
+        evaluate(other, labels, checkpoint=checkpoint, split="val")
+
+
+def test_overlapping_tiles_count_no_pixel_twice(tmp_path: Path, labels: Path) -> None:
+    store = make_store(tmp_path / "s.zarr", SIZES, overlap=24)
+    checkpoint = make_checkpoint(tmp_path / "c.safetensors", store)
+    found = evaluate(store, labels, checkpoint=checkpoint, split="all")
+    masks, truth = np.stack(list(predict(store, checkpoint))), np.load(labels) > 0
+    assert found.figures.dice == pytest.approx(by_hand(masks, truth))
+
+
+def test_only_supervised_pixels_count(tmp_path: Path, store: EmbeddingStore, labels: Path) -> None:
+    mask = np.zeros((64, 96), np.uint8)
+    mask[:, 10:50] = 255
+    np.save(tmp_path / "mask.npy", mask)
+    checkpoint = make_checkpoint(tmp_path / "c.safetensors", store)
+    found = evaluate(store, labels, checkpoint=checkpoint, split="all", supervision=tmp_path / "mask.npy")
+    masks, truth = np.stack(list(predict(store, checkpoint))), np.load(labels) > 0
+    assert found.figures.dice == pytest.approx(by_hand(masks & (mask > 0), truth & (mask > 0)))
+
+
+def test_prompts_from_the_truth_are_named_oracle(tmp_path: Path, store: EmbeddingStore, labels: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "c.safetensors", store)
+    found = evaluate(store, labels, checkpoint=checkpoint, prompts="box").to_dict()
+    assert (found["prompt_source"], found["prompts"], found["counted"]) == ("oracle", "box", "objects")
+
+
+def test_a_semantic_checkpoint_trained_with_oracle_prompts_is_measured_free(
+    tmp_path: Path, store: EmbeddingStore, labels: Path
+) -> None:
+    checkpoint = make_checkpoint(tmp_path / "c.safetensors", store, prompts="points", prompt_source="free")
+    assert evaluate(store, labels, checkpoint=checkpoint).prompt_source == "free"
+
+
+def test_another_embedding_space_is_refused(tmp_path: Path, store: EmbeddingStore, labels: Path) -> None:
+    other = make_store(tmp_path / "o.zarr", SIZES, preprocess=Preprocess("repeat", (0.0, 99.0)))
+    with pytest.raises(MismatchError):
+        evaluate(other, labels, checkpoint=make_checkpoint(tmp_path / "c.safetensors", store))
+
+
+def test_wrong_stores_labels_and_splits_are_refused(
+    tmp_path: Path, store: EmbeddingStore, labels: Path
+) -> None:
+    with pytest.raises(InputError, match="no store"):
+        evaluate(labels, labels)
+    with pytest.raises(LabelError):
+        evaluate(store, tmp_path / "missing.npy")
+    with pytest.raises(ConfigError, match="--split"):
+        evaluate(store, labels, split="test")

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from PIL import Image
+from result_samples import make_checkpoint, make_store
+
+from embedcache.errors import ConfigError, MismatchError, MissingTilesError, VolumeError, WeightsError
+from embedcache.results import predict
+from embedcache.volume import Preprocess
+
+
+def test_a_store_becomes_masks_at_the_volumes_own_size(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s.zarr", [(70, 60)] * 2)
+    prediction = predict(store, make_checkpoint(tmp_path / "c.safetensors", store), tmp_path / "m.zarr")
+    masks = zarr.open_group(str(tmp_path / "m.zarr"), mode="r")["0"][...]
+    assert masks.shape == (2, 70, 60)
+    np.testing.assert_array_equal(masks[1] > 0, prediction[1])
+    assert prediction.to_dict()["tiles"] == 4
+    assert prediction.to_dict()["output"] == str(tmp_path / "m.zarr")
+
+
+def test_without_an_output_nothing_is_written(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s.zarr", [(64, 64)] * 2)
+    checkpoint = make_checkpoint(tmp_path / "c.safetensors", store)
+    prediction = predict(store.path, checkpoint.path)
+    assert len(prediction) == 2
+    assert prediction[0].dtype == bool
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.safetensors", "s.zarr"]
+
+
+def test_a_photo_collection_becomes_pngs_of_each_photos_size(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s.zarr", [(50, 80), (64, 40)], uniform=False)
+    predict(store, make_checkpoint(tmp_path / "c.safetensors", store), tmp_path / "masks")
+    sizes = {path.name: Image.open(path).size for path in (tmp_path / "masks").glob("*.png")}
+    assert sizes == {"image_0.png": (80, 50), "image_1.png": (40, 64)}
+
+
+def test_the_threshold_is_the_checkpoints_own_unless_given(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s.zarr", [(64, 64)])
+    checkpoint = make_checkpoint(tmp_path / "c.safetensors", store, threshold=-1.0)
+    own, strict = predict(store, checkpoint), predict(store, checkpoint, threshold=1.0)
+    assert own.threshold == pytest.approx(0.2689, abs=1e-4)
+    np.testing.assert_array_equal(own[0], own.probabilities(0) > own.threshold)
+    assert not strict[0].any()
+    with pytest.raises(ConfigError, match="between 0 and 1"):
+        predict(store, checkpoint, threshold=1.5)
+
+
+def test_tiles_that_are_not_encoded_stay_not_predicted(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s.zarr", [(64, 128)] * 3, only=[0, 1, 64])
+    prediction = predict(store, make_checkpoint(tmp_path / "c.safetensors", store))
+    assert prediction.planes == [0, 1]
+    assert not np.isnan(prediction.probabilities(0)).any()
+    assert np.isnan(prediction.probabilities(1)[:, 64:]).all()
+    assert prediction.tiles_missing == 3
+
+
+def test_a_selection_narrows_what_is_predicted(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s.zarr", [(64, 128)] * 3)
+    checkpoint = make_checkpoint(tmp_path / "c.safetensors", store)
+    prediction = predict(store, checkpoint, z_range="1:2", bbox="0:10,0:10")
+    assert (prediction.planes, prediction.tiles) == ([1], 1)
+    with pytest.raises(VolumeError, match="outside"):
+        predict(store, checkpoint, z_range="3:5")
+
+
+def test_a_selection_without_an_embedding_says_how_to_get_one(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s.zarr", [(64, 64)] * 3, only=[0])
+    with pytest.raises(MissingTilesError, match="encode"):
+        predict(store, make_checkpoint(tmp_path / "c.safetensors", store), z_range="1:3")
+
+
+def test_a_store_of_another_embedding_space_is_refused(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s.zarr", [(64, 64)])
+    other = make_store(tmp_path / "o.zarr", [(64, 64)], preprocess=Preprocess("repeat", (0.0, 99.0)))
+    with pytest.raises(MismatchError, match="another space"):
+        predict(other, make_checkpoint(tmp_path / "c.safetensors", store), tmp_path / "m.zarr")
+    assert not (tmp_path / "m.zarr").exists()
+
+
+def test_another_volume_of_the_same_space_is_predicted(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s.zarr", [(64, 64)])
+    other = make_store(tmp_path / "o.zarr", [(64, 64)], volume={"kind": "npy", "shape": [1, 64, 64]})
+    assert predict(other, make_checkpoint(tmp_path / "c.safetensors", store)).tiles == 1
+
+
+def test_prompts_from_a_truth_are_refused(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s.zarr", [(64, 64)])
+    checkpoint = make_checkpoint(tmp_path / "c.safetensors", store)
+    with pytest.raises(ConfigError, match="truth"):
+        predict(store, checkpoint, prompts="box")
+    grid, none = (predict(store, checkpoint, prompts=kind) for kind in ("grid:free", "none"))
+    assert (grid.probabilities(0) != none.probabilities(0)).any()
+
+
+def test_what_is_no_checkpoint_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "c.safetensors").write_bytes(b"no")
+    with pytest.raises(WeightsError):
+        predict(tmp_path / "missing.zarr", tmp_path / "c.safetensors")
+
+
+def test_a_missing_source_is_refused(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s.zarr", [(64, 64)])
+    checkpoint = make_checkpoint(
+        tmp_path / "c.safetensors", store, recipe={"model": "vit_tiny", "checkpoint": "random:0", "tile": 64}
+    )
+    with pytest.raises(VolumeError, match="missing"):
+        predict(tmp_path / "missing.zarr", checkpoint, cache_dir=tmp_path / "cache")
