@@ -29,7 +29,9 @@ from embedcache.errors import (
     MissingTilesError,
     StorageError,
 )
+from embedcache.files import append_line
 from embedcache.store import EmbeddingStore
+from embedcache.store.journal import encode_line
 from embedcache.store.layout import shard_path
 from embedcache.volume.preprocess import Preprocess
 from embedcache.volume.volume import ImageRecord
@@ -141,6 +143,27 @@ def test_a_damaged_decoder_is_found(tmp_path: Path) -> None:
     (tmp_path / "decoder.safetensors").write_bytes(data)
     with pytest.raises(CorruptionError, match="decoder"):
         store.decoder_state()
+
+
+@pytest.mark.parametrize(
+    ("record", "error"),
+    [
+        ({"kind": "table", "seq": 9}, CorruptionError),
+        ({"kind": "table", "seq": 9, "tiles": 2**62, "images": []}, CorruptionError),
+        ({"kind": "table", "seq": 9, "tiles": 5, "images": [3]}, CorruptionError),
+        ({"kind": "selection", "seq": 9, "wanted": 3}, CorruptionError),
+        ({"kind": "shard", "seq": 9, "shard": 10**9}, CorruptionError),
+        ({"kind": "numerics"}, CorruptionError),
+        ({"kind": "moon", "seq": 9}, MismatchError),
+    ],
+)
+def test_a_journal_that_makes_no_sense_is_refused(
+    tmp_path: Path, record: dict, error: type[Exception]
+) -> None:
+    make_store(tmp_path)
+    append_line(tmp_path / "journal" / "main.jsonl", encode_line(record))
+    with pytest.raises(error):
+        EmbeddingStore.open(tmp_path)
 
 
 # ---- what other readers see

@@ -79,7 +79,12 @@ class StoreState:
         state = cls(shard_tiles)
         for path in journal_files(folder):
             for place, record in read_records(path):
-                state.apply(place, record)
+                try:
+                    state.apply(place, record)
+                except (KeyError, TypeError, ValueError, AttributeError) as error:
+                    raise CorruptionError(
+                        f"{path}: the record at byte {place.offset} is malformed: {error!r}."
+                    ) from error
         return state
 
     @property
