@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
+
 from embedcache.geometry import Tile
 from embedcache.sam.decoder import Decoder
 from embedcache.store import EmbeddingStore, EncodeSpec
 from embedcache.train.targets import area_average
 from embedcache.volume import ImageRecord, Preprocess, TileGrid
-from PIL import Image
 
 DIGEST = "sha256:" + "0" * 64
 

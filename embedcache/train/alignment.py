@@ -18,7 +18,7 @@ import numpy.typing as npt
 from embedcache.errors import LabelError
 from embedcache.geometry import Tile
 from embedcache.store import EmbeddingStore
-from embedcache.volume import Volume
+from embedcache.volume import Volume, open_volume
 
 Size = tuple[int, int]
 
@@ -87,6 +87,13 @@ class AlignedPlanes:
     factor_of: dict[int, Factor]
     same_for_all_planes: bool
     sentence: str
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a DataLoader's worker: the label file is opened again there."""
+        return {**self.__dict__, "volume": self.volume.source}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({**state, "volume": open_volume(state["volume"])})
 
     def read(self, tile: Tile) -> npt.NDArray[Any]:
         """Label pixels under a tile, at the label's own resolution.

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from embedcache.errors import LabelError, MissingTilesError
+from embedcache.errors import ConfigError, LabelError, MissingTilesError
 from embedcache.geometry import Tile
 from embedcache.sam.decoder import Prompts
 from embedcache.store import EmbeddingStore
@@ -185,11 +185,15 @@ class EmbeddingDataset(Dataset[TrainingItem]):
             chosen = touched[self.store.committed[touched]]
         else:
             chosen = np.asarray(tiles, dtype=np.int64)
+            if len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(self.store):
+                raise ConfigError(
+                    f"Tile numbers {chosen.min()} to {chosen.max()} were given; {len(self.store)} exist."
+                )
             absent = chosen[~self.store.committed[chosen]]
             if len(absent):
                 raise MissingTilesError(
                     f"{len(absent)} of {len(chosen)} tiles are not in {self.store.path}, "
-                    f"the first is number {absent[0]}: {self.store.tile(int(absent[0]))}."
+                    f"the first is number {absent[0]}."
                 )
         if self.objects != "whole":
             chosen = chosen[self.labels.positive(self.store, chosen) > 0]

@@ -114,7 +114,7 @@ def run_loop(
             save("last.safetensors", state, figures, done)
             save_state(course.folder / "resume.safetensors", stepper.decoder, stepper.optimizer, standing)
             progress.say(f"step {done}: {METRIC} {figures.dice:.3f} on validation (best {standing.best:.3f})")
-            if _enough(course, standing):
+            if enough(course, standing):
                 progress.say(f"stopped early: no better for {standing.without_gain} validations.")
                 break
     progress.finish()
@@ -144,8 +144,8 @@ def _judge(standing: Standing, figures: Figures, step: int, seconds: float) -> S
     return replace(standing, step=step, without_gain=standing.without_gain + 1, seconds=seconds)
 
 
-def _enough(course: Course, standing: Standing) -> bool:
-    """Patience counts only from a third of the course on: a decoder from nothing takes its time to start."""
+def enough(course: Course, standing: Standing) -> bool:
+    """Whether patience is used up; it counts from a third of the course on, as untrained decoders start slowly."""
     return 0 < course.patience <= standing.without_gain and standing.step * 3 >= course.steps
 
 

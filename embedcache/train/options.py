@@ -56,6 +56,8 @@ class TrainOptions:
         At most this many objects of a tile in a step.
     rounds : int
         Correction rounds of ``iterative``.
+    validate_every : int, optional
+        Steps between validations; default: a twentieth of the training, at least 20.
     patience : int
         Validations without improvement after which training stops; 0: never.
 
@@ -84,6 +86,7 @@ class TrainOptions:
     allow_partial: bool = False
     max_objects: int = 8
     rounds: int = 3
+    validate_every: int | None = None
     patience: int = 8
 
     def __post_init__(self) -> None:
@@ -97,7 +100,7 @@ class TrainOptions:
             _one_of("--objects", self.objects, OBJECTS)
         if self.steps is not None and self.epochs is not None:
             raise ConfigError("Both --steps and --epochs were given; give one of them.")
-        for name in ("steps", "epochs", "batch_size", "max_objects"):
+        for name in ("steps", "epochs", "batch_size", "max_objects", "validate_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")

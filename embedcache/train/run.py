@@ -93,7 +93,7 @@ class Run:
                 f"run        {self.path}",
                 f"best       {facts['metric']} {facts['best']:.3f} (prompt source: {facts['prompt_source']}), "
                 f"untrained decoder {base[facts['metric']]:.3f}",
-                f"split      {facts['split']}",
+                f"split      {facts['split_rule']}",
                 f"threshold  {facts['threshold']:g} (logits)",
                 f"trained    {facts['steps']} steps, {facts['epochs']:.1f} epochs, {facts['seconds']:.0f} s, "
                 f"{facts['samples_per_second']:.2f} tiles/s, {facts['data_wait_fraction']:.1%} waiting for data",

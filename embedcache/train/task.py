@@ -8,8 +8,9 @@ The rule of ``--task auto``:
   flat regions (more than half of such pixels equal their right and lower neighbour). Antialiased and
   blurred masks have their grey values along edges, where neighbours differ, and are semantic.
 
-A mask's threshold: > 0 when its largest value is at most 1, when it has one non-zero value, or when ids were
-asked to be read as a mask; > 0.5 for fractions; > 127 for 8-bit grey.
+A mask's threshold: > 0 when its largest value is at most 1, when it has one non-zero value other than 255, or
+when ids were asked to be read as a mask; > 0.5 for fractions; > 127 for masks that
+reach 255, and other grey.
 """
 
 from __future__ import annotations
@@ -108,6 +109,7 @@ def _threshold(dtype: np.dtype[Any], ids: npt.NDArray[Any], kind: Task) -> tuple
     largest = float(ids[-1]) if len(ids) else 0.0
     if dtype.kind == "f" and largest <= 1.0 and len(ids) > 1:
         return 0.5, "> 0.5"
-    if dtype.kind == "b" or largest <= 1.0 or len(ids) <= 1 or kind == "instances":
+    full = dtype == np.uint8 and largest == 255.0  # pieces outside the sample may be antialiased
+    if dtype.kind == "b" or largest <= 1.0 or (len(ids) <= 1 and not full) or kind == "instances":
         return 0.0, "> 0"
-    return float(GREY_THRESHOLD), f"> {GREY_THRESHOLD} of a grey mask that reaches {largest:g}"
+    return float(GREY_THRESHOLD), f"> {GREY_THRESHOLD} of a mask that reaches {largest:g}"

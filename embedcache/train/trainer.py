@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import math
-import platform
-import resource
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from embedcache.errors import ConfigError, Interrupted, MismatchError
+from embedcache.errors import ConfigError, Interrupted
 from embedcache.progress import Progress, Silent
-from embedcache.train.checkpoint import Checkpoint
 from embedcache.train.feed import Feed
-from embedcache.train.loop import METRIC, Course, TensorBoardCurves, run_loop, validate
+from embedcache.train.loop import METRIC, Course, TensorBoardCurves, enough, run_loop, validate
 from embedcache.train.metrics import Figures
 from embedcache.train.options import DEFAULT_STEPS, TrainOptions, automatic_batch_size, training_device
 from embedcache.train.overlay import save_overlay
+from embedcache.train.record import check_resumable, describe, peak_memory, save_checkpoint, summarise
 from embedcache.train.run import Json, Run, keep_rows_until, new_folder, read_json, write_json
 from embedcache.train.setup import Setup, StoreLike, prepare, starting_decoder
 from embedcache.train.state import Standing, load_state
@@ -32,19 +29,6 @@ from embedcache.train.validation import fixed_subset
 
 VALIDATED_TILES = {"cpu": 64, "cuda": 512}
 """At most this many held-out tiles are measured during training; ``evaluate`` measures all."""
-
-MAY_CHANGE = (
-    "steps",
-    "epochs",
-    "resume",
-    "device",
-    "logger",
-    "patience",
-    "allow_partial",
-    "init",
-    "batch_size",
-)
-"""Options in which a resumed training may differ from how it began."""
 
 
 def train(
@@ -116,9 +100,9 @@ def _train(
     tiles = sum(len(part.numbers) for part in setup.train)
     queries = options.max_objects if setup.objects != "whole" else 1
     batch_size = options.batch_size or automatic_batch_size(device, tiles, queries)
-    config = _config(setup, options, batch_size)
+    config = describe(setup, options, batch_size)
     if (folder / "config.json").exists():
-        batch_size = _check_resumable(folder, config)
+        batch_size = check_resumable(folder, config)
     decoder = starting_decoder(setup, options).to(device)
     with Feed(setup.train, batch_size, options.seed) as feed:
         steps = options.steps or DEFAULT_STEPS
@@ -137,13 +121,16 @@ def _train(
         with curves if curves is not None else nullcontext():
             standing, baseline = _begin(setup, course, stepper, config, device, progress)
             first = standing.step
+            if (folder / "summary.json").is_file() and (first >= steps or enough(course, standing)):
+                progress.say(f"{folder} is finished; nothing is left to do.")
+                return Run(folder)
             started = time.perf_counter()
             standing = run_loop(
                 course,
                 stepper,
                 feed,
                 standing,
-                save=lambda name, state, figures, step: _save(setup, folder / name, state, figures, step),
+                save=partial(save_checkpoint, setup, folder),
                 curves=curves,
                 progress=progress,
             )
@@ -155,9 +142,9 @@ def _train(
         "seconds": standing.seconds,
         "samples_per_second": (standing.step - first) * batch_size / max(spent, 1e-9),
         "data_wait_fraction": min(1.0, feed.waited / max(spent, 1e-9)),
-        "peak_memory_bytes": _peak_memory(device),
+        "peak_memory_bytes": peak_memory(device),
     }
-    write_json(folder / "summary.json", _summary(setup, course, run, standing, baseline, facts))
+    write_json(folder / "summary.json", summarise(setup, course, run, standing, baseline, facts))
     return run
 
 
@@ -189,7 +176,7 @@ def _course(setup: Setup, options: TrainOptions, folder: Path, steps: int, devic
     return Course(
         folder=folder,
         steps=steps,
-        validate_every=max(1, min(steps, max(20, steps // 20))),
+        validate_every=min(steps, options.validate_every or max(20, steps // 20)),
         patience=options.patience,
         val=fixed_subset(setup.val, limit),
         interactive=fixed_subset(setup.interactive, limit),
@@ -204,113 +191,3 @@ def _draw_alignment(setup: Setup, folder: Path) -> None:
     number = setup.train[0].numbers[int(counts.argmax())]
     tile = dataset.store.tile(number)
     save_overlay(folder / "overlay.png", dataset.store[number], dataset.labels.crop(tile), tile)
-
-
-def _save(setup: Setup, path: Path, state: dict[str, Tensor], figures: Figures, step: int) -> None:
-    recipe = dict(setup.stores[0].provenance.get("recipe", {}))
-    Checkpoint(
-        path=path,
-        state=state,
-        embedding_space=setup.stores[0].embedding_space,
-        recipe=recipe,
-        task=setup.task,
-        prompts=setup.prompts,
-        objects=setup.objects,
-        threshold=figures.threshold,
-        split=setup.split.to_dict(),
-        stores=tuple(str(store.path) for store in setup.stores),
-        labels=tuple(str(label.source) for label in setup.labels),
-        step=step,
-        metric=METRIC,
-        value=figures.dice,
-        prompt_source=setup.val_source,
-        untrained=is_untrained(setup),
-    ).save(path)
-
-
-def is_untrained(setup: Setup) -> bool:
-    """Whether the encoder behind the embeddings had random weights."""
-    recorded = setup.stores[0].provenance
-    name = str(recorded.get("recipe", {}).get("checkpoint", ""))
-    return bool(recorded.get("untrained", name.startswith("random:")))
-
-
-def _config(setup: Setup, options: TrainOptions, batch_size: int) -> Json:
-    resolved = {
-        "task": setup.task,
-        "prompts": setup.prompts,
-        "objects": setup.objects,
-        "batch_size": batch_size,
-    }
-    return {
-        "options": {**options.to_dict(), **resolved},
-        "stores": [str(store.path) for store in setup.stores],
-        "fingerprints": [store.fingerprint for store in setup.stores],
-        "embedding_space": setup.stores[0].embedding_space,
-        "labels": [str(label.source) for label in setup.labels],
-        "alignment": [label.alignment for label in setup.labels],
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-    }
-
-
-def _check_resumable(folder: Path, config: Json) -> int:
-    """Refuse to go on with a run that began otherwise; return its batch size."""
-    before = read_json(folder / "config.json")
-    differences: dict[str, tuple[object, object]] = {
-        name: (before.get(name), config[name])
-        for name in ("fingerprints", "labels")
-        if before.get(name) != config[name]
-    }
-    for name, value in config["options"].items():
-        old = before["options"].get(name)
-        if name not in MAY_CHANGE and old != value:
-            differences[name] = (old, value)
-    if differences:
-        raise MismatchError(
-            f"The run {folder} began otherwise and cannot go on like this.",
-            differences=differences,
-            hint="Repeat the options it began with, or start a new run with another --out.",
-        )
-    return int(before["options"]["batch_size"])
-
-
-def _summary(
-    setup: Setup, course: Course, run: Run, standing: Standing, baseline: Figures, facts: dict[str, Any]
-) -> Json:
-    best = Checkpoint.load(run.checkpoint)
-    rows = [
-        row
-        for row in run.metrics
-        if row.get("split") == "val" and row["step"] == standing.best_step and row["step"] > 0
-    ]
-    oracle = [row for row in rows if row["prompt_source"] != course.val_source]
-    return {
-        "run": str(run.path),
-        "store": [str(store.path) for store in setup.stores]
-        if len(setup.stores) > 1
-        else str(setup.stores[0].path),
-        "labels": [str(label.source) for label in setup.labels],
-        "metric": METRIC,
-        "best": standing.best,
-        "best_step": standing.best_step,
-        **facts,
-        "checkpoint": str(run.checkpoint),
-        "prompt_source": setup.val_source,
-        "prompts": setup.prompts,
-        "task": setup.task,
-        "split": setup.split.rule,
-        "threshold": best.threshold,
-        "val_tiles": sum(len(part.numbers) for part in course.val),
-        "figures": [row for row in rows if row["prompt_source"] == course.val_source][-1],
-        "interactive": oracle[-1] if oracle else None,
-        "baseline": {**baseline.to_dict(), "prompt_source": setup.val_source},
-        "untrained_encoder": is_untrained(setup),
-    }
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Most bytes in use so far: of the device's memory on a GPU, else of this process."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,150 @@
+"""Turns what a training knows about itself into its records: checkpoints, ``config.json``, ``summary.json``."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from embedcache.errors import MismatchError
+from embedcache.train.checkpoint import Checkpoint
+from embedcache.train.loop import METRIC, Course
+from embedcache.train.metrics import Figures
+from embedcache.train.options import TrainOptions
+from embedcache.train.run import Json, Run, read_json
+from embedcache.train.setup import Setup
+from embedcache.train.state import Standing
+
+MAY_CHANGE = (
+    "steps",
+    "epochs",
+    "resume",
+    "device",
+    "logger",
+    "patience",
+    "allow_partial",
+    "init",
+    "batch_size",
+)
+"""Options in which a resumed training may differ from how it began."""
+
+
+def save_checkpoint(
+    setup: Setup, folder: Path, name: str, state: dict[str, Tensor], figures: Figures, step: int
+) -> None:
+    """Write a checkpoint of the given state, with everything needed to use it again."""
+    recipe = dict(setup.stores[0].provenance.get("recipe", {}))
+    Checkpoint(
+        path=folder / name,
+        state=state,
+        embedding_space=setup.stores[0].embedding_space,
+        recipe=recipe,
+        task=setup.task,
+        prompts=setup.prompts,
+        objects=setup.objects,
+        threshold=figures.threshold,
+        split=setup.split.to_dict(),
+        stores=tuple(str(store.path) for store in setup.stores),
+        labels=tuple(str(label.source) for label in setup.labels),
+        step=step,
+        metric=METRIC,
+        value=figures.dice,
+        prompt_source=setup.val_source,
+        untrained=is_untrained(setup),
+    ).save(folder / name)
+
+
+def is_untrained(setup: Setup) -> bool:
+    """Whether the encoder behind the embeddings had random weights."""
+    recorded = setup.stores[0].provenance
+    name = str(recorded.get("recipe", {}).get("checkpoint", ""))
+    return bool(recorded.get("untrained", name.startswith("random:")))
+
+
+def describe(setup: Setup, options: TrainOptions, batch_size: int) -> Json:
+    """What ``config.json`` holds: options as resolved, stores, labels, versions."""
+    resolved = {
+        "task": setup.task,
+        "prompts": setup.prompts,
+        "objects": setup.objects,
+        "batch_size": batch_size,
+    }
+    return {
+        "options": {**options.to_dict(), **resolved},
+        "stores": [str(store.path) for store in setup.stores],
+        "fingerprints": [store.fingerprint for store in setup.stores],
+        "embedding_space": setup.stores[0].embedding_space,
+        "labels": [str(label.source) for label in setup.labels],
+        "alignment": [label.alignment for label in setup.labels],
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+
+
+def check_resumable(folder: Path, config: Json) -> int:
+    """Refuse to go on with a run that began otherwise; return its batch size."""
+    before = read_json(folder / "config.json")
+    differences: dict[str, tuple[object, object]] = {
+        name: (before.get(name), config[name])
+        for name in ("fingerprints", "labels")
+        if before.get(name) != config[name]
+    }
+    for name, value in config["options"].items():
+        old = before["options"].get(name)
+        if name not in MAY_CHANGE and old != value:
+            differences[name] = (old, value)
+    if differences:
+        raise MismatchError(
+            f"The run {folder} began otherwise and cannot go on like this.",
+            differences=differences,
+            hint="Repeat the options it began with, or start a new run with another --out.",
+        )
+    return int(before["options"]["batch_size"])
+
+
+def summarise(
+    setup: Setup, course: Course, run: Run, standing: Standing, baseline: Figures, facts: dict[str, Any]
+) -> Json:
+    """What ``summary.json`` holds; ``facts`` are counts and times of the loop."""
+    best = Checkpoint.load(run.checkpoint)
+    rows = [
+        row
+        for row in run.metrics
+        if row.get("split") == "val" and row["step"] == standing.best_step and row["step"] > 0
+    ]
+    oracle = [row for row in rows if row["prompt_source"] != course.val_source]
+    return {
+        "run": str(run.path),
+        "store": [str(store.path) for store in setup.stores]
+        if len(setup.stores) > 1
+        else str(setup.stores[0].path),
+        "labels": [str(label.source) for label in setup.labels],
+        "metric": METRIC,
+        "best": standing.best,
+        "best_step": standing.best_step,
+        **facts,
+        "checkpoint": str(run.checkpoint),
+        "prompt_source": setup.val_source,
+        "prompts": setup.prompts,
+        "task": setup.task,
+        "split": setup.split.kind,
+        "split_rule": setup.split.rule,
+        "threshold": best.threshold,
+        "val_tiles": sum(len(part.numbers) for part in course.val),
+        "figures": [row for row in rows if row["prompt_source"] == course.val_source][-1],
+        "interactive": oracle[-1] if oracle else None,
+        "baseline": {**baseline.to_dict(), "prompt_source": setup.val_source},
+        "untrained_encoder": is_untrained(setup),
+    }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes in use so far: of the device's memory on a GPU, else of this process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,97 @@
+"""Checkpoints: load only what was saved, unchanged, and fit only their own embedding space."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from training_stores import blob_labels, make_store
+
+from embedcache.errors import MismatchError, WeightsError
+from embedcache.sam.decoder import Decoder, Prompts
+from embedcache.train.checkpoint import Checkpoint, check_space
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    return Checkpoint(
+        path=None,
+        state=Decoder.random(1).state_dict(),
+        embedding_space="sha256:" + "a" * 64,
+        recipe={"model": "vit_tiny", "tile": 64, "window": "0:255"},
+        task="semantic",
+        prompts="none",
+        objects="whole",
+        threshold=-0.6190,
+        split={"kind": "planes", "val": [[0, [1, 2]]]},
+        stores=("/data/s.zarr",),
+        labels=("/data/l.zarr",),
+        step=20,
+        metric="dice",
+        value=0.5,
+        prompt_source="free",
+        untrained=True,
+    )
+
+
+def test_what_is_loaded_is_what_was_saved(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path / "best.safetensors")
+    again = Checkpoint.load(path)
+    assert replace(again, path=None, state={}) == replace(checkpoint, state={})
+    assert again.path == path
+    assert set(again.state) == set(checkpoint.state)
+    assert all(torch.equal(again.state[name], tensor) for name, tensor in checkpoint.state.items())
+    assert replace(Checkpoint.load(tmp_path), state={}) == replace(
+        again, state={}
+    )  # a run's folder is enough
+
+
+def test_the_loaded_decoder_answers_as_the_saved_one(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    embedding = torch.randn(1, 256, 64, 64, generator=torch.Generator().manual_seed(0))
+    again = Checkpoint.load(checkpoint.save(tmp_path / "c.safetensors")).decoder()
+    with torch.inference_mode():
+        a, b = (model(embedding, Prompts.none(1)).low_res_logits for model in (checkpoint.decoder(), again))
+    assert torch.equal(a, b)
+
+
+def test_a_single_changed_bit_is_found(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path / "c.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match="digest"):
+        Checkpoint.load(path)
+
+
+def test_what_is_no_checkpoint_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="does not exist"):
+        Checkpoint.load(tmp_path / "none.safetensors")
+    text = tmp_path / "text.safetensors"
+    text.write_text("hello")
+    with pytest.raises(WeightsError, match="cannot be read as safetensors"):
+        Checkpoint.load(text)
+    foreign = tmp_path / "foreign.safetensors"
+    save_file({"x": torch.zeros(2)}, str(foreign))
+    with pytest.raises(WeightsError, match="no checkpoint of embedcache"):
+        Checkpoint.load(foreign)
+    changed = tmp_path / "changed.safetensors"
+    save_file(load_file(str(checkpoint.save(changed))), str(changed), metadata={"embedcache": "{}"})
+    with pytest.raises(WeightsError, match="damaged"):
+        Checkpoint.load(changed)
+    pickled = tmp_path / "model.pth"
+    torch.save({"x": torch.zeros(2)}, pickled)
+    with pytest.raises(WeightsError):
+        Checkpoint.load(pickled)
+
+
+def test_embeddings_of_another_space_are_refused_field_by_field(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    store = make_store(tmp_path / "s.zarr", blob_labels(1, 16, 16), tile=16)
+    with pytest.raises(MismatchError, match=r"model: recorded 'vit_b', now 'vit_tiny'") as refusal:
+        check_space(replace(checkpoint, recipe={"model": "vit_b"}), store)
+    assert refusal.value.exit_code == 3
+    check_space(replace(checkpoint, embedding_space=store.embedding_space), store)

@@ -1,0 +1,206 @@
+"""Labels: aligned with the store's tiles at any integer factor, matched by name or order, never silently."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from training_stores import blob_labels, make_image_store, make_store, save_labels, save_png_folder
+
+from embedcache.errors import ConfigError, LabelError, MissingTilesError
+from embedcache.geometry import IMAGE_SIZE, Tile
+from embedcache.store import EmbeddingStore
+from embedcache.train.alignment import Factor, find_factor
+from embedcache.train.labels import open_labels
+from embedcache.train.needed import needed_tiles, require_tiles
+from embedcache.train.targets import area_average, low_res_targets
+from embedcache.train.task import decide_task
+
+LABELS = blob_labels(4, 96, 128)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> EmbeddingStore:
+    """4 planes of 96 × 128 px in 64 px tiles; the lower tiles are shifted inward."""
+    return make_store(tmp_path_factory.mktemp("labels") / "s.zarr", LABELS)
+
+
+def assembled(labels: object, store: EmbeddingStore) -> np.ndarray:
+    """All crops put back into a volume."""
+    whole = np.zeros(LABELS.shape, np.int32)
+    for number in range(len(store)):
+        if store.table[number, 0] >= 0:
+            tile = store.tile(number)
+            whole[tile.plane][tile.slices] = labels.crop(tile)  # type: ignore[attr-defined]
+    return whole
+
+
+def test_crops_put_together_are_the_label_volume(store: EmbeddingStore, tmp_path: Path) -> None:
+    labels = open_labels(save_labels(tmp_path / "l.npy", LABELS), store)
+    assert labels.kind == "semantic"
+    assert labels.crop(store.tile(0)).dtype == np.bool_
+    assert np.array_equal(assembled(labels, store), LABELS > 0)
+    assert labels.planes == {0, 1, 2, 3}
+    assert not labels.same_for_all_planes
+
+
+def test_zarr_and_tiff_labels_are_read_like_arrays(store: EmbeddingStore, tmp_path: Path) -> None:
+    zarr.save_array(str(tmp_path / "l.zarr"), LABELS)
+    tifffile.imwrite(tmp_path / "l.tif", LABELS, photometric="minisblack")
+    for name in ("l.zarr", "l.tif"):
+        assert np.array_equal(assembled(open_labels(tmp_path / name, store), store), LABELS > 0)
+
+
+def test_a_finer_label_is_averaged_down_and_a_coarser_one_enlarged(
+    store: EmbeddingStore, tmp_path: Path
+) -> None:
+    fine = open_labels(save_labels(tmp_path / "f.npy", LABELS.repeat(2, axis=1).repeat(2, axis=2)), store)
+    assert "2 times finer" in fine.alignment
+    assert np.array_equal(assembled(fine, store), LABELS > 0)
+    small = LABELS[:, ::4, ::4]
+    coarse = open_labels(save_labels(tmp_path / "c.npy", small), store)
+    assert "4 times coarser" in coarse.alignment
+    assert np.array_equal(assembled(coarse, store), small.repeat(4, axis=1).repeat(4, axis=2) > 0)
+
+
+def test_a_label_of_another_level_may_differ_in_depth_too(store: EmbeddingStore, tmp_path: Path) -> None:
+    fine = LABELS.repeat(2, axis=0).repeat(2, axis=1).repeat(2, axis=2)
+    labels = open_labels(save_labels(tmp_path / "f.npy", fine), store)
+    assert np.array_equal(assembled(labels, store), LABELS > 0)
+
+
+@given(st.integers(20, 400), st.integers(20, 400), st.integers(1, 8))
+@settings(max_examples=60, deadline=None)
+def test_every_pyramid_rounding_of_a_factor_is_recognised(height: int, width: int, factor: int) -> None:
+    up = (height * factor + (factor - 1), width * factor)
+    assert find_factor(up, (height, width)) == Factor(down=factor)
+    assert find_factor((height, width), up) == Factor(up=factor)
+
+
+def test_a_size_that_fits_no_level_is_refused_with_both_sizes(store: EmbeddingStore, tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match=r"100×128.*96×128"):
+        open_labels(save_labels(tmp_path / "l.npy", np.ones((4, 100, 128), np.uint8)), store)
+    with pytest.raises(LabelError, match="7 planes"):
+        open_labels(save_labels(tmp_path / "l.npy", np.ones((7, 96, 128), np.uint8)), store)
+
+
+def test_labels_without_anything_positive_are_refused(store: EmbeddingStore, tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match="nothing positive"):
+        open_labels(save_labels(tmp_path / "l.npy", np.zeros_like(LABELS)), store)
+
+
+def test_a_missing_label_file_is_a_label_error(store: EmbeddingStore, tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match="nowhere"):
+        open_labels(tmp_path / "nowhere.zarr", store)
+
+
+def test_one_plane_lies_on_all_planes(store: EmbeddingStore, tmp_path: Path) -> None:
+    labels = open_labels(save_png_folder(tmp_path / "p", {"ink.png": LABELS[0]}) / "ink.png", store)
+    assert labels.same_for_all_planes
+    assert np.array_equal(assembled(labels, store), np.broadcast_to(LABELS[0] > 0, LABELS.shape))
+
+
+def test_a_folder_of_label_images_lies_on_a_stack_in_order_or_by_number(
+    store: EmbeddingStore, tmp_path: Path
+) -> None:
+    names = [f"labels{index:08d}.png" for index in range(4)]
+    whole = save_png_folder(tmp_path / "whole", dict(zip(names, LABELS, strict=True)))
+    assert np.array_equal(assembled(open_labels(whole, store), store), LABELS > 0)
+    some = save_png_folder(tmp_path / "some", {names[1]: LABELS[1], names[3]: LABELS[3]})
+    labels = open_labels(some, store)
+    assert labels.planes == {1, 3}
+    assert "numbers in their names" in labels.alignment
+    assert {int(store.table[n, 0]) for n in labels.tiles(store)} == {1, 3}
+
+
+def test_images_are_matched_by_name_then_stem_then_order(tmp_path: Path) -> None:
+    masks = {"a.jpg": LABELS[0], "b.jpg": LABELS[1][:80, :100]}
+    store = make_image_store(tmp_path / "s.zarr", masks)
+    stems = save_png_folder(tmp_path / "stems", {"b.png": masks["b.jpg"], "zz.png": LABELS[3]})
+    labels = open_labels(stems, store)
+    assert labels.planes == {1}
+    assert "stem" in labels.alignment
+    order = save_png_folder(tmp_path / "order", {"1.png": masks["a.jpg"], "2.png": masks["b.jpg"]})
+    assert "natural order" in open_labels(order, store).alignment
+    other = save_png_folder(tmp_path / "other", {"x.png": masks["a.jpg"]})
+    with pytest.raises(LabelError, match="cannot be matched"):
+        open_labels(other, store)
+
+
+def test_supervision_says_where_labels_count(store: EmbeddingStore, tmp_path: Path) -> None:
+    mask = np.zeros((96, 128), np.uint8)
+    mask[:, :64] = 255
+    path = save_png_folder(tmp_path / "m", {"mask.png": mask}) / "mask.png"
+    labels = open_labels(save_labels(tmp_path / "l.npy", LABELS), store, supervision=path)
+    columns = {int(store.table[n, 2]) for n in labels.tiles(store)}
+    assert columns == {0}
+    assert labels.supervised(Tile(0, 0, 32, 64, 64)).sum() == 64 * 32
+    positive, supervised = labels.counts(Tile(0, 0, 32, 64, 64))
+    assert supervised == 64 * 32
+    assert positive == (LABELS[0, :64, 32:64] > 0).sum()
+
+
+def test_auto_tells_masks_from_instances() -> None:
+    y, x = np.mgrid[:64, :64]
+    soft = np.clip(255 * (20 - np.hypot(y - 32, x - 32)) / 4 + 128, 0, 255).astype(np.uint8)
+    grey = decide_task([soft])
+    assert (grey.kind, grey.threshold) == ("semantic", 127.0)
+    assert "127" in grey.sentence
+    ids = (x // 16 + 4 * (y // 16)).astype(np.uint8)
+    assert decide_task([ids]).kind == "instances"
+    assert decide_task([ids.astype(np.uint32)]).kind == "instances"
+    assert decide_task([(ids > 3).astype(np.uint8)]).threshold == 0.0
+    assert decide_task([(ids > 3).astype(np.uint16) * 65535]).kind == "semantic"
+    assert decide_task([(soft / 255).astype(np.float32)]).threshold == 0.5
+    assert decide_task([ids], "semantic").threshold == 0.0
+    assert decide_task([soft], "instances").kind == "instances"
+    with pytest.raises(ConfigError, match="--task"):
+        decide_task([soft], "panoptic")
+
+
+def test_instance_ids_survive_even_when_they_do_not_fit_32_bit(store: EmbeddingStore, tmp_path: Path) -> None:
+    ids = (LABELS > 0).astype(np.uint64) * 2**40
+    ids[:, :, 64:] *= 2
+    labels = open_labels(save_labels(tmp_path / "l.npy", ids), store)
+    assert labels.kind == "instances"
+    crop = labels.crop(Tile(0, 0, 0, 96, 128))
+    assert crop.dtype == np.int32
+    assert np.array_equal(crop > 0, ids[0] > 0)
+    assert len(np.unique(crop)) == len(np.unique(ids[0]))
+
+
+def test_missing_tiles_are_named_by_the_command_that_encodes_them(tmp_path: Path) -> None:
+    labels = np.full((4, 64, 128), 255, np.uint8)
+    partial = make_store(tmp_path / "s.zarr", labels, wanted=[0, 1, 64, 65])  # planes 0 and 1
+    path = save_labels(tmp_path / "l.npy", labels)
+    opened = open_labels(path, partial)
+    with pytest.raises(MissingTilesError, match=r"4 of 8 tiles.*\n.*--z-range 2:4") as refusal:
+        require_tiles(partial, opened, allow_partial=False)
+    assert "embedcache encode --volume /data/volume.zarr" in str(refusal.value)
+    assert refusal.value.exit_code == 3
+    assert "4 of 8" in (require_tiles(partial, opened, allow_partial=True) or "")
+    flat = open_labels(save_png_folder(tmp_path / "p", {"ink.png": labels[0]}) / "ink.png", partial)
+    assert needed_tiles(partial, flat).tolist() == [0, 1, 64, 65]  # one label for all planes: the wanted ones
+
+
+@given(st.integers(10, 700), st.integers(10, 700), st.integers(0, 1000))
+@settings(max_examples=25, deadline=None)
+def test_targets_keep_the_area_of_the_mask_and_weights_cover_the_content(
+    height: int, width: int, seed: int
+) -> None:
+    tile = Tile(0, 0, 0, height, width)
+    mask = np.random.default_rng(seed).random((height, width)) > 0.5
+    shares = area_average(mask, tile)
+    in_height, in_width = tile.input_size
+    area = shares.sum() * 16 / (in_height * in_width)
+    assert area == pytest.approx(mask.mean(), abs=1e-3)
+    targets, weight = low_res_targets(np.ones((1, height, width), bool), np.ones((height, width), bool), tile)
+    rows, columns = (round(size / IMAGE_SIZE * 256 - 1e-9) for size in (in_height, in_width))
+    assert abs(int(weight.any(axis=1).sum()) - rows) <= 1
+    assert abs(int(weight.any(axis=0).sum()) - columns) <= 1
+    assert ((targets[0] > 0) == (weight > 0))[weight > 0].all()

@@ -1,0 +1,179 @@
+"""Prompts: in the 1024 frame, xy, typed as SAM wants them, and honest about their source."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedcache.errors import ConfigError
+from embedcache.geometry import Tile
+from embedcache.sam.decoder import Prompts
+from embedcache.train.objects import check_objects, default_objects, find_objects
+from embedcache.train.prompts import (
+    PROMPTS,
+    collate_prompts,
+    correct,
+    first_round,
+    jittered_boxes,
+    make_prompts,
+    prompt_source,
+    sample_points,
+)
+
+TILES = st.builds(Tile, st.just(0), st.just(3), st.just(5), st.integers(16, 300), st.integers(16, 300))
+
+
+def blobs(tile: Tile, seed: int, count: int = 2) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    masks = np.zeros((count, tile.height, tile.width), bool)
+    for mask in masks:
+        y, x = rng.integers(0, tile.height - 8), rng.integers(0, tile.width - 8)
+        mask[y : y + rng.integers(1, 8), x : x + rng.integers(1, 8)] = True
+    return masks
+
+
+@given(TILES, st.integers(0, 1000))
+@settings(max_examples=40, deadline=None)
+def test_points_lie_inside_their_objects_when_mapped_back(tile: Tile, seed: int) -> None:
+    masks = blobs(tile, seed)
+    coords, labels = sample_points(masks, tile, np.random.default_rng(seed))
+    assert coords.dtype == np.float32
+    assert labels.dtype == np.int32
+    back = tile.from_frame(coords).round().astype(int)
+    for mask, (x, y) in zip(masks, back[:, 0], strict=True):
+        assert mask[y, x]
+
+
+@given(TILES, st.integers(0, 1000))
+@settings(max_examples=40, deadline=None)
+def test_boxes_are_ordered_inside_the_content_and_near_their_objects(tile: Tile, seed: int) -> None:
+    masks = blobs(tile, seed)
+    boxes = jittered_boxes(masks, tile, np.random.default_rng(seed))
+    height, width = tile.input_size
+    assert boxes.dtype == np.float32
+    assert (boxes[:, :2] <= boxes[:, 2:]).all()
+    assert (boxes >= 0).all()
+    assert (boxes <= [width, height, width, height]).all()
+    for mask, box in zip(masks, boxes, strict=True):
+        y, x = np.nonzero(mask)
+        tight = tile.boxes_to_frame([x.min(), y.min(), x.max() + 1, y.max() + 1])
+        assert (np.abs(box - tight) <= 20 + 1e-3).all()
+
+
+def test_the_grid_is_sams_point_grid_in_pixels_signed_by_the_truth() -> None:
+    tile = Tile(0, 0, 0, 512, 1024)
+    mask = np.zeros((1, 512, 1024), bool)
+    mask[:, :256] = True
+    prompts = make_prompts("grid", mask, tile, np.random.default_rng(0))
+    assert prompts.point_coords is not None
+    assert prompts.point_labels is not None
+    assert prompts.point_coords.shape == (1, 64, 2)
+    assert prompts.point_coords.dtype == np.float32
+    assert prompts.point_labels.dtype == np.int32
+    assert prompts.point_coords[0, 0].tolist() == [64.0, 32.0]
+    assert prompts.point_coords[0, :, 0].max() == 960.0
+    assert prompts.point_coords[0, :, 1].max() == 480.0  # the content's height; the rest is padding
+    assert (prompts.point_labels[0] == (prompts.point_coords[0, :, 1] < 256)).all()
+    free = make_prompts("grid:free", mask, tile, np.random.default_rng(0))
+    assert free.point_labels is not None
+    assert (free.point_labels == 1).all()
+
+
+def test_only_prompts_that_know_nothing_of_the_truth_are_free() -> None:
+    sources = {name: prompt_source(name) for name in (*PROMPTS, "grid:free")}
+    assert [name for name, source in sources.items() if source == "free"] == ["none", "grid:free"]
+    with pytest.raises(ConfigError, match="--prompts is 'text'"):
+        prompt_source("text")
+
+
+def test_free_prompts_are_the_same_whatever_the_truth_is() -> None:
+    tile = Tile(0, 0, 0, 64, 64)
+    for name in ("none", "grid:free"):
+        a, b = (make_prompts(name, blobs(tile, seed, 1), tile, np.random.default_rng(0)) for seed in (1, 2))
+        for field in ("point_coords", "point_labels", "boxes"):
+            assert np.array_equal(getattr(a, field), getattr(b, field))
+
+
+def test_images_with_different_numbers_of_objects_make_one_ragged_batch() -> None:
+    tile = Tile(0, 0, 0, 64, 64)
+    rng = np.random.default_rng(0)
+    items = [make_prompts("points", blobs(tile, seed, count), tile, rng) for seed, count in ((1, 3), (2, 1))]
+    batch = collate_prompts(items, [3, 1])
+    assert batch.counts == (3, 1)
+    assert batch.point_coords is not None
+    assert batch.point_coords.shape == (4, 1, 2)
+    assert collate_prompts([make_prompts("none", blobs(tile, 1), tile, rng)], [1]).counts == (1,)
+
+
+def test_an_iterative_batch_begins_with_points_or_boxes_but_not_both() -> None:
+    tile = Tile(0, 0, 0, 64, 64)
+    rng = np.random.default_rng(0)
+    batch = collate_prompts([make_prompts("iterative", blobs(tile, 1), tile, rng)], [2])
+    kinds = {
+        (first.point_coords is None, first.boxes is None)
+        for first in (first_round(batch, rng) for _ in range(20))
+    }
+    assert kinds == {(True, False), (False, True)}
+
+
+def test_corrections_are_drawn_where_the_answer_is_wrong_and_carry_the_truths_sign() -> None:
+    targets = torch.zeros(2, 256, 256)
+    targets[0, 100:110, 50:60] = 1
+    logits = torch.full((2, 1, 256, 256), -1.0)
+    logits[1, 0, 200, 30] = 1.0  # a false alarm
+    first = Prompts((2,), boxes=torch.tensor([[0.0, 0, 9, 9], [1.0, 1, 8, 8]]))
+    after = correct(first, logits, targets, torch.ones(2, 256, 256), np.random.default_rng(0))
+    assert after.point_coords is not None
+    assert after.point_labels is not None
+    assert after.point_labels.tolist() == [[1], [0]]
+    x, y = after.point_coords[0, 0].tolist()
+    assert 200 <= x < 240
+    assert 400 <= y < 440
+    assert after.point_coords[1, 0].tolist() == [30 * 4 + 1.5, 200 * 4 + 1.5]
+    assert after.mask_input is not None
+    assert not after.mask_input.requires_grad
+    again = correct(after, logits, targets, torch.ones(2, 256, 256), np.random.default_rng(0))
+    assert again.point_coords is not None
+    assert again.point_coords.shape == (2, 2, 2)
+
+
+def test_corrections_never_fall_where_nothing_is_supervised() -> None:
+    weight = torch.zeros(1, 256, 256)
+    weight[0, :128] = 1
+    targets = torch.zeros(1, 256, 256)
+    targets[0, 120:136] = 1
+    for seed in range(10):
+        after = correct(
+            Prompts((1,)), torch.full((1, 1, 256, 256), -1.0), targets, weight, np.random.default_rng(seed)
+        )
+        assert after.point_coords is not None
+        assert after.point_coords[0, 0, 1] < 512
+
+
+def test_objects_are_the_whole_mask_its_components_or_its_ids() -> None:
+    labels = np.zeros((40, 40), np.int32)
+    labels[:8, :8], labels[20:30, 20:30], labels[:8, 20:30] = 5, 5, 9
+    everywhere = np.ones((40, 40), bool)
+    rng = np.random.default_rng(0)
+    found = {
+        kind: find_objects(labels, everywhere, kind, limit=8, rng=rng)
+        for kind in ("whole", "components", "ids")
+    }
+    assert {kind: len(masks) for kind, masks in found.items()} == {"whole": 1, "components": 3, "ids": 2}
+    assert all((masks.any(axis=0) == (labels > 0)).all() for masks in found.values())
+    assert len(find_objects(labels, everywhere, "components", limit=2, rng=rng)) == 2
+    half = everywhere.copy()
+    half[:, 20:] = False
+    assert find_objects(labels, half, "whole", limit=8, rng=rng).sum() == 64
+
+
+def test_several_objects_without_a_prompt_are_refused_since_nothing_tells_them_apart() -> None:
+    assert default_objects("instances", "none") == "whole"
+    assert default_objects("instances", "box") == "ids"
+    with pytest.raises(ConfigError, match="without a prompt"):
+        check_objects("components", "semantic", "none")
+    with pytest.raises(ConfigError, match="instance labels"):
+        check_objects("ids", "semantic", "box")

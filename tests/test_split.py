@@ -1,0 +1,150 @@
+"""Splits: nothing of validation is seen in training, and both sides have something to learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from training_stores import blob_labels, make_image_store, make_store, save_labels, save_png_folder
+
+from embedcache.errors import ConfigError, LabelError
+from embedcache.store import EmbeddingStore
+from embedcache.train.labels import Labels, open_labels
+from embedcache.train.places import Tiles
+from embedcache.train.split import Split, _blocks, _first_useful, _slabs, make_split
+
+Pair = tuple[EmbeddingStore, Labels]
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """20 planes of one tile each, with labels of their own."""
+    folder = tmp_path_factory.mktemp("stack")
+    labels = blob_labels(20, 32, 32)
+    store = make_store(folder / "s.zarr", labels, tile=32)
+    return store, open_labels(save_labels(folder / "l.npy", labels), store)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Five images, the last of which is unlabelled black."""
+    folder = tmp_path_factory.mktemp("images")
+    masks = {f"im_{n}.png": mask for n, mask in enumerate(blob_labels(5, 32, 32))}
+    masks["im_4.png"] = masks["im_4.png"] * 0
+    store = make_image_store(folder / "s.zarr", masks, tile=32)
+    return store, open_labels(save_png_folder(folder / "labels", masks), store)
+
+
+def planes(pair: Pair, part: tuple[tuple[int, tuple[int, ...]], ...]) -> list[int]:
+    return sorted({int(pair[0].table[n, 0]) for _, numbers in part for n in numbers})
+
+
+def test_planes_with_labels_of_their_own_lose_the_last_fifth_after_a_gap(stack: Pair) -> None:
+    split = make_split(*stack)
+    assert split.kind == "planes"
+    assert planes(stack, split.val) == [16, 17, 18, 19]
+    assert planes(stack, split.train) == list(range(15))
+    assert "gap of 1" in split.rule
+
+
+def test_planes_that_are_asked_for_are_held_out_without_a_gap_and_it_says_so(stack: Pair) -> None:
+    split = make_split(*stack, "16:20")
+    assert planes(stack, split.val) == [16, 17, 18, 19]
+    assert planes(stack, split.train) == list(range(16))
+    assert "no gap" in split.rule
+    assert planes(stack, make_split(*stack, "18:").val) == [18, 19]
+    with pytest.raises(ConfigError, match="30:40"):
+        make_split(*stack, "30:40")
+
+
+def test_another_share_may_be_asked_for(stack: Pair) -> None:
+    assert planes(stack, make_split(*stack, "0.5").val) == list(range(10, 20))
+
+
+def test_whole_images_are_held_out_and_an_empty_one_alone_is_not_enough(images: Pair) -> None:
+    split = make_split(*images)
+    assert split.kind == "images"
+    assert planes(images, split.val) == [3]
+    assert planes(images, split.train) == [0, 1, 2, 4]
+
+
+def test_images_may_be_named_by_stem_or_name(images: Pair) -> None:
+    split = make_split(*images, "im_0, im_2.png")
+    assert planes(images, split.val) == [0, 2]
+    assert planes(images, split.train) == [1, 3, 4]
+    with pytest.raises(ConfigError, match="'im_9'"):
+        make_split(*images, "im_9")
+    with pytest.raises(LabelError, match="positives on both sides"):
+        make_split(*images, "im_4")
+
+
+def test_one_label_for_all_planes_is_split_by_place_alike_on_all_planes(tmp_path: Path) -> None:
+    labels = np.broadcast_to(blob_labels(1, 32, 320)[0] | 255, (3, 32, 320))
+    store = make_store(tmp_path / "s.zarr", labels, tile=32)
+    flat = open_labels(save_png_folder(tmp_path / "p", {"ink.png": labels[0].copy()}) / "ink.png", store)
+    split = make_split(store, flat)
+    assert split.kind == "spatial"
+    val = {(int(store.table[n, 0]), int(store.table[n, 2])) for n in split.val[0][1]}
+    assert val == {(plane, x) for plane in range(3) for x in (256, 288)}
+    assert max(int(store.table[n, 2]) for n in split.train[0][1]) == 192  # a tile wide is left out
+
+
+def test_of_several_stores_the_last_is_held_out(stack: Pair, images: Pair) -> None:
+    split = make_split([images[0], stack[0]], [images[1], stack[1]])
+    assert split.kind == "stores"
+    assert [index for index, _ in split.val] == [1]
+    assert [index for index, _ in split.train] == [0]
+    assert split.stores == (images[0].fingerprint, stack[0].fingerprint)
+
+
+def test_a_split_survives_json(stack: Pair) -> None:
+    split = make_split(*stack)
+    assert Split.from_dict(split.to_dict()) == split
+
+
+def test_a_single_tile_cannot_be_split_and_it_says_what_to_do(tmp_path: Path) -> None:
+    labels = blob_labels(1, 32, 32)
+    store = make_store(tmp_path / "s.zarr", labels, tile=32)
+    with pytest.raises(LabelError, match="smaller tiles"):
+        make_split(store, open_labels(save_labels(tmp_path / "l.npy", labels), store))
+
+
+def test_planes_that_the_encoder_saw_together_are_kept_apart(tmp_path: Path) -> None:
+    labels = blob_labels(20, 16, 16) | 255
+    store = make_store(tmp_path / "s.zarr", labels, tile=16, channels="adjacent:2")
+    pair = store, open_labels(save_labels(tmp_path / "l.npy", labels), store)
+    split = make_split(*pair)
+    assert min(planes(pair, split.val)) - max(planes(pair, split.train)) > 2 * 2
+
+
+@st.composite
+def scattered(draw: st.DrawFn) -> Tiles:
+    """Tiles on a grid with any stride up to the tile's size, some positive."""
+    size, stride = 64, draw(st.integers(33, 64))
+    rows, columns, depth = draw(st.integers(1, 6)), draw(st.integers(1, 8)), draw(st.integers(1, 3))
+    places = [(z, y * stride, x * stride) for z in range(depth) for y in range(rows) for x in range(columns)]
+    table = np.array(places, dtype=np.int64)
+    count = len(table)
+    positive = np.array(draw(st.lists(st.integers(0, 1), min_size=count, max_size=count)), dtype=np.int64)
+    zeros = np.zeros(count, np.int64)
+    return Tiles(zeros, np.arange(count), table[:, 0], table[:, 1:], np.full((count, 2), size), positive)
+
+
+@given(scattered())
+@settings(max_examples=80, deadline=None)
+def test_no_pixel_is_in_a_training_and_a_validation_tile(stack: Pair, tiles: Tiles) -> None:
+    for candidates in (_blocks([stack[0]], tiles, 0.2), _slabs([stack[0]], tiles, 0.2)):
+        try:
+            choice = _first_useful(candidates, tiles)
+        except LabelError:
+            continue
+        assert tiles.positive[choice.val].any()
+        assert tiles.positive[choice.train].any()
+        assert not (choice.train & choice.val).any()
+        for mine in np.flatnonzero(choice.train):
+            apart = np.abs(tiles.corner[choice.val] - tiles.corner[mine]) >= 64
+            other_plane = tiles.plane[choice.val] != tiles.plane[mine]
+            assert (apart.any(axis=1) | (other_plane if choice.kind == "planes" else False)).all()

@@ -1,0 +1,256 @@
+"""The trainer: learns, is repeatable, resumes, and refuses before it writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from training_stores import blob_labels, make_store, save_labels
+
+from embedcache.errors import (
+    ConfigError,
+    InputError,
+    Interrupted,
+    LabelError,
+    MismatchError,
+    MissingTilesError,
+)
+from embedcache.progress import Silent
+from embedcache.sam.decoder import Decoder
+from embedcache.store import EmbeddingStore
+from embedcache.train import Checkpoint, Run, train
+from embedcache.train.dataset import EmbeddingDataset
+from embedcache.train.options import TrainOptions
+from embedcache.train.overlay import draw_overlay
+from embedcache.train.steps import Stepper
+
+LABELS = blob_labels(8, 64, 64)
+QUICK = {"logger": "none", "batch_size": 1, "lr": 1e-3, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("train")
+    make_store(folder / "s.zarr", LABELS)
+    save_labels(folder / "l.npy", LABELS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(folder: Path) -> EmbeddingStore:
+    return EmbeddingStore.open(folder / "s.zarr")
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path, store: EmbeddingStore) -> Run:
+    """Six steps on planes 0 to 4; 6 and 7 are held out."""
+    return train(
+        store,
+        folder / "l.npy",
+        out=folder / "run",
+        steps=6,
+        validate_every=3,
+        **(QUICK | {"logger": "tensorboard"}),
+    )
+
+
+def test_six_steps_beat_the_untrained_decoder_on_planes_never_seen(run: Run) -> None:
+    baseline = run.summary["baseline"]
+    assert run.best > baseline["dice"] + 0.2
+    assert run.summary["prompt_source"] == baseline["prompt_source"] == "free"
+    assert "planes 6 to 7" in run.summary["split_rule"]
+    assert "untrained decoder" in run.report()
+
+
+def test_a_run_folder_holds_what_is_promised(run: Run) -> None:
+    names = {path.name for path in run.path.iterdir()}
+    promised = ["config.json", "split.json", "metrics.jsonl", "summary.json", "overlay.png", "tensorboard"]
+    assert set(promised) <= names
+    keys = {
+        "run",
+        "store",
+        "metric",
+        "best",
+        "epochs",
+        "steps",
+        "seconds",
+        "samples_per_second",
+        "checkpoint",
+    }
+    assert keys | {"data_wait_fraction", "peak_memory_bytes"} <= set(run.summary)
+    assert run.summary["steps"] == 6
+    rows = [row for row in run.metrics if row["split"] == "val"]
+    assert [row["step"] for row in rows] == [0, 3, 6]
+    assert rows[0]["dice"] == run.summary["baseline"]["dice"]
+    losses = [row for row in run.metrics if row["split"] == "train"]
+    assert set(losses[0]) == {"step", "split", "epoch", "lr", "loss", "focal", "dice", "iou"}
+
+
+def test_the_checkpoint_carries_its_split_threshold_and_space(run: Run, store: EmbeddingStore) -> None:
+    best, last = Checkpoint.load(run.checkpoint), Checkpoint.load(run.last)
+    assert best.embedding_space == store.embedding_space
+    assert best.split == run.split
+    assert best.untrained
+    assert best.threshold == run.summary["threshold"]
+    assert best.value == run.best
+    assert last.step == 6
+    assert best.recipe == store.provenance["recipe"]
+
+
+class PressesCtrlC(Silent):
+    """A progress that interrupts after some steps, as a person would."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_ends_with_the_same_weights_as_an_uninterrupted_one(
+    folder: Path, store: EmbeddingStore
+) -> None:
+    options = {**QUICK, "val": "6:8", "steps": 4, "validate_every": 2}
+    whole = train(store, folder / "l.npy", out=folder / "whole", **options)
+    with pytest.raises(Interrupted, match="was interrupted") as stop:
+        train(store, folder / "l.npy", out=folder / "cut", progress=PressesCtrlC(3), **options)
+    assert stop.value.exit_code == 130
+    assert not Run(folder / "cut").finished
+    with pytest.raises(MismatchError, match="seed"):
+        train(store, folder / "l.npy", out=folder / "cut", resume=True, seed=5, **options)
+    again = train(store, folder / "l.npy", out=folder / "cut", resume=True, **options)
+    a, b = (Checkpoint.load(item.last).state for item in (whole, again))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert [row["step"] for row in again.metrics] == [row["step"] for row in whole.metrics]
+    summary = (again.path / "summary.json").read_bytes()
+    train(store, folder / "l.npy", out=folder / "cut", resume=True, **options)  # finished: nothing to do
+    assert (again.path / "summary.json").read_bytes() == summary
+
+
+def test_instances_are_asked_by_points_or_boxes_and_corrected(folder: Path, tmp_path: Path) -> None:
+    ids = np.zeros((4, 64, 64), np.uint16)
+    for plane in range(4):
+        ids[plane, 4:24, 4 + plane : 24], ids[plane, 36:60, 30:60] = 2 * plane + 1, 2 * plane + 2
+    store = make_store(tmp_path / "s.zarr", ids)
+    run = train(store, save_labels(tmp_path / "l.npy", ids), out=tmp_path / "run", steps=1, rounds=1, **QUICK)
+    assert run.summary["task"] == "instances"
+    assert run.summary["prompts"] == "iterative"
+    assert run.summary["prompt_source"] == "oracle"
+    assert np.isfinite(run.best)
+
+
+def test_a_semantic_run_with_oracle_prompts_is_chosen_by_free_figures_and_reports_the_others_apart(
+    folder: Path, store: EmbeddingStore
+) -> None:
+    run = train(store, folder / "l.npy", out=folder / "grid", steps=1, prompts="grid", **QUICK)
+    assert run.summary["prompt_source"] == "free"
+    assert run.summary["interactive"]["prompt_source"] == "oracle"
+    sources = [row["prompt_source"] for row in run.metrics if row["split"] == "val"]
+    assert sources == ["free", "oracle"] * 2
+
+
+def test_only_the_decoder_learns_when_asked(folder: Path, store: EmbeddingStore) -> None:
+    options = {"prompts": "points", "train": "decoder", "loss": "bce+iou", "steps": 1}
+    run = train(store, folder / "l.npy", out=folder / "frozen", **options, **QUICK)
+    before, after = store.decoder_state(), Checkpoint.load(run.last).state
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"mask_decoder"}
+
+
+def test_two_stores_train_together_and_the_last_is_held_out(
+    folder: Path, store: EmbeddingStore, tmp_path: Path
+) -> None:
+    labels = blob_labels(2, 64, 64, seed=9)
+    other = make_store(tmp_path / "other.zarr", labels)
+    path = save_labels(tmp_path / "l.npy", labels)
+    run = train([store, other], [folder / "l.npy", path], out=tmp_path / "run", steps=1, loss="mse", **QUICK)
+    assert run.split["kind"] == "stores"
+    assert [index for index, _ in run.split["val"]] == [1]
+    foreign = make_store(tmp_path / "foreign.zarr", labels, encoder="sha256:" + "1" * 64)
+    with pytest.raises(MismatchError, match="encoder_digest"):
+        train([store, foreign], [folder / "l.npy", path], out=tmp_path / "no", **QUICK)
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_diverging_loss_stops_with_the_batch_named_and_leaves_the_weights_alone(
+    folder: Path, store: EmbeddingStore
+) -> None:
+    decoder = Decoder.random(0)
+    with torch.no_grad():
+        decoder.mask_decoder.iou_token.weight[0, 0] = float("inf")
+    before = {name: tensor.clone() for name, tensor in decoder.state_dict().items()}
+    stepper = Stepper(decoder, TrainOptions(), "none", total_steps=10, images_per_call=1, mixes_free=False)
+    dataset = EmbeddingDataset(store, folder / "l.npy")
+    with pytest.raises(ConfigError, match=r"not finite at step 4 \(tiles 2\)"):
+        stepper.step(3, [dataset[2]])
+    assert all(torch.equal(before[name], tensor) for name, tensor in decoder.state_dict().items())
+
+
+def test_a_second_run_never_writes_into_the_first(folder: Path, run: Run, store: EmbeddingStore) -> None:
+    before = (run.path / "metrics.jsonl").read_bytes()
+    with pytest.raises(InputError, match="holds a run already"):
+        train(store, folder / "l.npy", out=run.path, **QUICK)
+    assert (run.path / "metrics.jsonl").read_bytes() == before
+
+
+def test_bad_input_is_refused_before_anything_is_written(
+    folder: Path, store: EmbeddingStore, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    labels = folder / "l.npy"
+    with pytest.raises(ConfigError, match="no option stepz"):
+        train(store, labels, out=out, stepz=3)
+    with pytest.raises(ConfigError, match="Both --steps"):
+        train(store, labels, out=out, steps=3, epochs=1)
+    with pytest.raises(ConfigError, match="--device"):
+        train(store, labels, out=out, device="abacus")
+    with pytest.raises(ConfigError, match="come in pairs"):
+        train([store, store], labels, out=out)
+    with pytest.raises(LabelError, match="nothing positive"):
+        train(store, save_labels(tmp_path / "z.npy", np.zeros_like(LABELS)), out=out)
+    with pytest.raises(ConfigError, match="random:x"):
+        train(store, labels, out=out, init="random:x")
+    assert not out.exists()
+
+
+def test_tiles_that_the_labels_touch_must_be_encoded(tmp_path: Path) -> None:
+    labels = np.full((4, 64, 64), 255, np.uint8)
+    partial = make_store(tmp_path / "s.zarr", labels, wanted=[0, 1, 2])
+    path = save_labels(tmp_path / "l.npy", labels)
+    with pytest.raises(MissingTilesError, match="--z-range 3:4"):
+        train(partial, path, out=tmp_path / "run", **QUICK)
+    assert not (tmp_path / "run").exists()
+    run = train(partial, path, out=tmp_path / "run", allow_partial=True, val="2:3", steps=1, **QUICK)
+    assert run.split["train"] == [[0, [0, 1]]]
+
+
+def test_training_may_start_from_another_runs_checkpoint(
+    folder: Path, run: Run, store: EmbeddingStore
+) -> None:
+    again = train(store, folder / "l.npy", out=folder / "more", init=run.checkpoint, steps=1, **QUICK)
+    assert again.best > run.best - 0.2
+    assert again.summary["baseline"]["dice"] == run.summary["baseline"]["dice"]  # still the untrained one
+
+
+def test_the_overlay_shows_the_labels_outline_where_it_is(store: EmbeddingStore) -> None:
+    picture = np.asarray(draw_overlay(store[0], LABELS[0] > 0, store.tile(0)))
+    assert picture.shape == (768, 768, 3)
+    red = (picture == (255, 60, 40)).all(axis=2)
+    inside = (LABELS[0] > 0).repeat(12, axis=0).repeat(12, axis=1)
+    y, x = np.nonzero(red)
+    assert len(y) > 100
+    assert np.isin(True, inside[np.clip(y + 12, 0, 767), x] != inside[np.clip(y - 12, 0, 767), x])
+
+
+def test_a_torn_last_row_is_left_out(run: Run) -> None:
+    rows = run.metrics
+    with (run.path / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 99, "spl')
+    assert run.metrics == rows
+    assert json.loads((run.path / "summary.json").read_text())["steps"] == 6
