@@ -19,7 +19,7 @@ from embedcache.files import write_file
 from embedcache.geometry import IMAGE_SIZE, Tile
 
 LONG_SIDE = 768
-OUTLINE = (255, 60, 40)
+OUTLINE = (255, 255, 255)
 
 
 def embedding_colours(embedding: Tensor) -> npt.NDArray[np.uint8]:
