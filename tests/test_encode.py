@@ -174,6 +174,18 @@ def test_an_image_added_to_a_folder_is_the_only_one_encoded(tmp_path):
     assert torch.equal(second.store[0], embedding)
 
 
+def test_a_sampled_window_stays_when_images_are_added(tmp_path):
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(100, 900, (40, 60), dtype=np.uint16)).save(folder / "a.png")
+    first = run(folder, cache_dir=tmp_path / "cache")
+    Image.fromarray(rng.integers(30000, 60000, (40, 60), dtype=np.uint16)).save(folder / "b.png")
+    second = run(folder, cache_dir=tmp_path / "cache")
+    assert (second.encoded, second.reused) == (1, 1)
+    assert second.store.spec.preprocess.window == first.store.spec.preprocess.window
+
+
 def test_a_changed_image_is_refused(tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()

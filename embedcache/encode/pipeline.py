@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from embedcache.encode.check_pixels import check_pixels
+from embedcache.encode.open_shard import OpenShard
 from embedcache.encode.options import EncodeOptions, options_from
 from embedcache.encode.plan import EncodePlan
 from embedcache.encode.prepare import EncodeJob, device_name, prepare
+from embedcache.encode.result import EncodeResult, Stages
 from embedcache.encode.tile_reader import ReadTile, read_ahead
-from embedcache.errors import EXIT_DONE, EXIT_FAILED_TILES, Interrupted, VolumeError
+from embedcache.errors import Interrupted, VolumeError
 from embedcache.files import free_bytes
 from embedcache.geometry import Tile
 from embedcache.progress import Progress, Silent
@@ -35,94 +34,6 @@ COMMIT_SECONDS = 300.0
 
 Stop = Callable[[], int | None]
 """Asked between batches: the number of the signal that wants the run to end, or None."""
-
-
-@dataclass
-class Stages:
-    """Seconds spent per stage of one run. Reading and preprocessing run beside encoding, so sums may exceed it."""
-
-    seconds: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("prepare", "read", "preprocess", "encode", "write"), 0.0)
-    )
-
-    @contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
-        """Add the block's duration to ``stage``."""
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += time.perf_counter() - begin
-
-
-@dataclass(frozen=True)
-class EncodeResult:
-    """What one ``encode`` did.
-
-    Parameters
-    ----------
-    store : EmbeddingStore
-        The store, with a fresh snapshot of its journal.
-    selected, encoded, reused, skipped : int
-        Tiles asked for; encoded now; there already; skipped as empty (now or before).
-    failed : dict of int to str
-        Tiles that could not be encoded, and why.
-    encoder_calls : int
-        Images that went through the encoder in this run.
-    checked_pixels : int
-        Recorded tiles whose source pixels were read again and found unchanged.
-    seconds : float
-        Wall time of the whole run.
-    seconds_by_stage : dict of str to float
-        Where the time went.
-    bytes_written : int
-        Bytes of committed shards.
-    device, precision : str
-        Where and how the encoder ran.
-    """
-
-    store: EmbeddingStore
-    selected: int
-    encoded: int
-    reused: int
-    skipped: int
-    failed: dict[int, str]
-    encoder_calls: int
-    checked_pixels: int
-    seconds: float
-    seconds_by_stage: dict[str, float]
-    bytes_written: int
-    device: str
-    precision: str
-
-    @property
-    def exit_code(self) -> int:
-        """0, or 7 when tiles failed."""
-        return EXIT_FAILED_TILES if self.failed else EXIT_DONE
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON object of ``embedcache encode --json``."""
-        return {
-            "store": str(self.store.path),
-            "fingerprint": self.store.fingerprint,
-            "embedding_space": self.store.embedding_space,
-            "tiles_total": int((self.store.table[:, 0] >= 0).sum()),
-            "tiles_selected": self.selected,
-            "tiles_encoded": self.encoded,
-            "tiles_reused": self.reused,
-            "tiles_skipped": self.skipped,
-            "tiles_failed": len(self.failed),
-            "failed": {str(number): reason for number, reason in self.failed.items()},
-            "encoder_calls": self.encoder_calls,
-            "pixels_checked": self.checked_pixels,
-            "seconds": self.seconds,
-            "seconds_by_stage": self.seconds_by_stage,
-            "tiles_per_second": self.encoded / self.seconds if self.seconds else 0.0,
-            "bytes_written": self.bytes_written,
-            "device": self.device,
-            "precision": self.precision,
-            "untrained": bool(self.store.provenance.get("untrained")),
-        }
 
 
 def encode(
@@ -173,9 +84,8 @@ def run_encode(options: EncodeOptions, progress: Progress, stop: Stop = lambda: 
         plan.require_space(free_bytes(job.store_path), str(job.store_path))
     checked = check_pixels(job, plan, progress)
     store = job.store
-    if store is not None and _nothing_new(store, job, plan):
-        run = _Run(job, plan, stages, progress, stop)
-    else:
+    run = _Run(job, stages, progress, stop)
+    if store is None or not _nothing_new(store, job, plan):
         store = store or EmbeddingStore.create(
             job.store_path,
             spec=job.spec,
@@ -185,15 +95,15 @@ def run_encode(options: EncodeOptions, progress: Progress, stop: Stop = lambda: 
             images=job.images,
             shard_tiles=job.options.shard_tiles,
         )
-        run = _Run(job, plan, stages, progress, stop)
         with store.writer() as writer:
             if len(job.table) > len(store.table):
                 writer.add_images(job.images[len(store.images) :], job.table)
             writer.add_selection(job.selection.to_dict(), plan.selected)
+            plan = job.plan_for(store, plan.selected)  # another run may have added tiles since the first look
             if plan.missing.any():
-                run.encode_missing(writer)
+                run.encode_missing(plan, store, writer)
         store.refresh()
-    return run.result(store, checked, time.perf_counter() - begin)
+    return run.result(store, plan, checked, time.perf_counter() - begin)
 
 
 def _nothing_new(store: EmbeddingStore, job: EncodeJob, plan: EncodePlan) -> bool:
@@ -205,21 +115,18 @@ def _nothing_new(store: EmbeddingStore, job: EncodeJob, plan: EncodePlan) -> boo
 class _Run:
     """The state of one run between its first tile and its result."""
 
-    def __init__(
-        self, job: EncodeJob, plan: EncodePlan, stages: Stages, progress: Progress, stop: Stop
-    ) -> None:
-        self._job, self._plan, self._stages = job, plan, stages
+    def __init__(self, job: EncodeJob, stages: Stages, progress: Progress, stop: Stop) -> None:
+        self._job, self._stages = job, stages
         self._progress, self._stop = progress, stop
         self._encoded = self._bytes = self._calls = 0
         self._failed: dict[int, str] = {}
-        self._numerics = None if job.store is None else job.store.numerics
 
-    def encode_missing(self, writer: StoreWriter) -> None:
+    def encode_missing(self, plan: EncodePlan, store: EmbeddingStore, writer: StoreWriter) -> None:
         """Encode and commit every missing tile, shard by shard."""
         options = self._job.options
         with self._stages.measure("prepare"):
-            encoder = self._encoder(writer)
-        todo = list(self._plan.shards())
+            encoder = self._encoder(store.numerics, writer)
+        todo = list(plan.shards())
         numbers = [number for _, members in todo for number in members]
         tiles = ((number, Tile(*map(int, self._job.table[number]))) for number in numbers)
         stream = read_ahead(
@@ -238,8 +145,9 @@ class _Run:
             self._calls = encoder.calls
             self._progress.finish()
 
-    def _encoder(self, writer: StoreWriter) -> Encoder:
-        options, known = self._job.options, self._numerics
+    def _encoder(self, known: dict[str, Any] | None, writer: StoreWriter) -> Encoder:
+        """The encoder, under the numerics of the store's first commit when there was one."""
+        options = self._job.options
         asked: dict[str, Any] | None = None if options.batch_size is None else {"batch": options.batch_size}
         if known is not None and not options.allow_numerics:
             asked = dict(known)
@@ -252,7 +160,7 @@ class _Run:
     def _encode_shard(
         self, writer: StoreWriter, encoder: Encoder, shard: int, members: int, stream: Iterator[ReadTile]
     ) -> None:
-        pending = _Pending(shard)
+        pending = OpenShard(shard)
         batch: list[ReadTile] = []
         for left in range(members - 1, -1, -1):
             tile = next(stream)
@@ -269,14 +177,14 @@ class _Run:
             signal_number = self._stop() if left else None
             if not batch and left and (signal_number or pending.age() > COMMIT_SECONDS):
                 self._commit(writer, pending)
-                pending = _Pending(shard)
+                pending = OpenShard(shard)
             if signal_number and not batch:
                 raise self._interrupted(signal_number)
         self._commit(writer, pending)
         if signal_number := self._stop():
             raise self._interrupted(signal_number)
 
-    def _encode_batch(self, encoder: Encoder, batch: list[ReadTile], pending: _Pending) -> None:
+    def _encode_batch(self, encoder: Encoder, batch: list[ReadTile], pending: OpenShard) -> None:
         with self._stages.measure("encode"):
             inputs = torch.from_numpy(np.stack([tile.input for tile in batch if tile.input is not None]))
             embeddings = encoder(inputs).to(torch.float16).numpy()
@@ -284,7 +192,7 @@ class _Run:
             pending.add(tile, embedding)
         self._progress.advance(len(batch))
 
-    def _commit(self, writer: StoreWriter, pending: _Pending) -> None:
+    def _commit(self, writer: StoreWriter, pending: OpenShard) -> None:
         if pending.is_empty():
             return
         with self._stages.measure("write"):
@@ -306,18 +214,15 @@ class _Run:
             hint="Run the same command again; it goes on from there.",
         )
 
-    def result(self, store: EmbeddingStore, checked: int, seconds: float) -> EncodeResult:
+    def result(self, store: EmbeddingStore, plan: EncodePlan, checked: int, seconds: float) -> EncodeResult:
         """What the run did, from the store's fresh snapshot."""
-        selected = int(self._plan.selected.sum())
-        missing = int(self._plan.missing.sum())
+        there = plan.selected & ~plan.missing
         return EncodeResult(
             store=store,
-            selected=selected,
+            selected=int(plan.selected.sum()),
             encoded=self._encoded,
-            reused=selected
-            - missing
-            - int((store.skipped & self._plan.selected & ~self._plan.missing).sum()),
-            skipped=int((store.skipped & self._plan.selected).sum()),
+            reused=int((store.committed & there).sum()),
+            skipped=int((store.skipped & plan.selected).sum()),
             failed=self._failed,
             encoder_calls=self._calls,
             checked_pixels=checked,
@@ -327,39 +232,3 @@ class _Run:
             device=device_name(self._job.device),
             precision=self._job.spec.precision,
         )
-
-
-class _Pending:
-    """What of one shard is encoded and not yet committed."""
-
-    def __init__(self, shard: int) -> None:
-        self.shard = shard
-        self.embeddings: dict[int, npt.NDArray[np.float16]] = {}
-        self.digests: dict[int, str] = {}
-        self.skipped: dict[int, str] = {}
-        self.failed: dict[int, str] = {}
-        self._begin = time.monotonic()
-
-    def add(self, tile: ReadTile, embedding: npt.NDArray[np.float16]) -> None:
-        """Take an embedding in, or note why it cannot be stored: checked after the cast, where it overflows."""
-        if np.isfinite(embedding).all():
-            self.embeddings[tile.number] = embedding
-            self.digests[tile.number] = tile.digest
-        else:
-            self.failed[tile.number] = "the embedding holds NaN or exceeds float16"
-
-    def leave_out(self, tile: ReadTile) -> None:
-        """Note a tile that is not encoded."""
-        if tile.skipped is not None:
-            self.skipped[tile.number] = tile.skipped
-            self.digests[tile.number] = tile.digest
-        if tile.failed is not None:
-            self.failed[tile.number] = tile.failed
-
-    def age(self) -> float:
-        """Seconds since this part of the shard was begun."""
-        return time.monotonic() - self._begin
-
-    def is_empty(self) -> bool:
-        """Whether there is nothing to commit."""
-        return not (self.embeddings or self.skipped or self.failed)

@@ -106,9 +106,14 @@ class EncodeJob:
                 f"The selection holds no tile of {self.volume.source}.",
                 hint="Widen --z-range, --bbox or --mask.",
             )
-        done = None if self.store is None else self.store.committed | self.store.skipped
-        shard_tiles = self.options.shard_tiles if self.store is None else self.store.shard_tiles
-        return plan_encode(self.table, selected, done, shard_tiles)
+        if self.store is None:
+            return plan_encode(self.table, selected, None, self.options.shard_tiles)
+        return self.plan_for(self.store, selected)
+
+    def plan_for(self, store: EmbeddingStore, selected: npt.NDArray[np.bool_]) -> EncodePlan:
+        """What of the selected tiles a store lacks; what it skipped is done only while empty tiles are skipped."""
+        done = store.committed | store.skipped if self.options.skips_empty else store.committed
+        return plan_encode(self.table, selected, done, store.shard_tiles)
 
     def provenance(self) -> dict[str, Any]:
         """Where the embeddings come from: source, weights, versions, licence, and the recipe to do it again."""
@@ -162,7 +167,11 @@ def prepare(options: EncodeOptions, progress: Progress) -> EncodeJob:
         store_dtype=options.store_dtype,
     )
     path = _store_path(options, volume, spec)
-    store = _existing_store(path, spec)
+    store = _store_at(path)
+    if store is not None:
+        if not volume.uniform and _is_sampled(options.window):
+            spec = replace(spec, preprocess=replace(preprocess, window=store.spec.preprocess.window))
+        _require_same(store, spec)
     images: tuple[ImageRecord, ...] = ()
     if isinstance(volume, ImageVolume):
         if store is not None:
@@ -176,29 +185,38 @@ def prepare(options: EncodeOptions, progress: Progress) -> EncodeJob:
 def _store_path(options: EncodeOptions, volume: Volume, spec: EncodeSpec) -> Path:
     if options.store is not None:
         return Path(options.store).absolute()
-    # An image folder's identity is per image, so its path keeps two folders of one name apart.
-    digest = (
-        spec.fingerprint if volume.uniform else "sha256:" + digest_json([spec.fingerprint, volume.source])
-    )
+    digest = spec.fingerprint.removeprefix("sha256:")
+    if not volume.uniform:
+        # An image folder's identity is per image, so its path keeps two folders of one name apart; and a window
+        # sampled from the images changes with every image added, so its words stand for it.
+        words = replace(spec, preprocess=replace(spec.preprocess, window=(0.0, 1.0)))
+        digest = digest_json([words.fingerprint, options.window, volume.source])
     tile = "full" if options.tile is None else f"t{options.tile}"
     stem = Path(volume.source).name.split(".")[0] or "volume"
-    name = f"{stem}-{options.model}-{tile}-{digest.removeprefix('sha256:')[:FINGERPRINT_LETTERS]}.zarr"
+    name = f"{stem}-{options.model}-{tile}-{digest[:FINGERPRINT_LETTERS]}.zarr"
     return Path(options.cache_dir).absolute() / name
 
 
-def _existing_store(path: Path, spec: EncodeSpec) -> EmbeddingStore | None:
+def _store_at(path: Path) -> EmbeddingStore | None:
     if not (path / GROUP_FILE).exists():
         return None  # EmbeddingStore.create refuses a folder that holds something else
-    store = EmbeddingStore.open(path)
+    return EmbeddingStore.open(path)
+
+
+def _is_sampled(window: str | None) -> bool:
+    """Whether a window is resolved from the pixels, and so frozen in a store when it is made."""
+    return window is None or window.startswith("p")
+
+
+def _require_same(store: EmbeddingStore, spec: EncodeSpec) -> None:
     differences = store.spec.differences(spec)
     if differences:
         raise MismatchError(
-            f"{path} holds embeddings made in another way than this command would make them. "
+            f"{store.path} holds embeddings made in another way than this command would make them. "
             "Nothing was written.",
             differences=differences,
             hint="Use the same volume and options as before (--like STORE takes them over), or another --store.",
         )
-    return store
 
 
 def _image_table(volume: ImageVolume, store: EmbeddingStore | None) -> tuple[ImageRecord, ...]:

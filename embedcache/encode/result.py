@@ -1,0 +1,100 @@
+"""Turns a finished run into an ``EncodeResult``: what was done, and where the time went."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from embedcache.errors import EXIT_DONE, EXIT_FAILED_TILES
+from embedcache.store import EmbeddingStore
+
+
+@dataclass
+class Stages:
+    """Seconds spent per stage of one run. Reading and preprocessing run beside encoding, so sums may exceed it."""
+
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("prepare", "read", "preprocess", "encode", "write"), 0.0)
+    )
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Add the block's duration to ``stage``."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - begin
+
+
+@dataclass(frozen=True)
+class EncodeResult:
+    """What one ``encode`` did.
+
+    Parameters
+    ----------
+    store : EmbeddingStore
+        The store, with a fresh snapshot of its journal.
+    selected, encoded, reused, skipped : int
+        Tiles asked for; encoded now; there already; skipped as empty (now or before).
+    failed : dict of int to str
+        Tiles that could not be encoded, and why.
+    encoder_calls : int
+        Images that went through the encoder in this run.
+    checked_pixels : int
+        Recorded tiles whose source pixels were read again and found unchanged.
+    seconds : float
+        Wall time of the whole run.
+    seconds_by_stage : dict of str to float
+        Where the time went.
+    bytes_written : int
+        Bytes of committed shards.
+    device, precision : str
+        Where and how the encoder ran.
+    """
+
+    store: EmbeddingStore
+    selected: int
+    encoded: int
+    reused: int
+    skipped: int
+    failed: dict[int, str]
+    encoder_calls: int
+    checked_pixels: int
+    seconds: float
+    seconds_by_stage: dict[str, float]
+    bytes_written: int
+    device: str
+    precision: str
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 7 when tiles failed."""
+        return EXIT_FAILED_TILES if self.failed else EXIT_DONE
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object of ``embedcache encode --json``."""
+        return {
+            "store": str(self.store.path),
+            "fingerprint": self.store.fingerprint,
+            "embedding_space": self.store.embedding_space,
+            "tiles_total": int((self.store.table[:, 0] >= 0).sum()),
+            "tiles_selected": self.selected,
+            "tiles_encoded": self.encoded,
+            "tiles_reused": self.reused,
+            "tiles_skipped": self.skipped,
+            "tiles_failed": len(self.failed),
+            "failed": {str(number): reason for number, reason in self.failed.items()},
+            "encoder_calls": self.encoder_calls,
+            "pixels_checked": self.checked_pixels,
+            "seconds": self.seconds,
+            "seconds_by_stage": self.seconds_by_stage,
+            "tiles_per_second": self.encoded / self.seconds if self.seconds else 0.0,
+            "bytes_written": self.bytes_written,
+            "device": self.device,
+            "precision": self.precision,
+            "untrained": bool(self.store.provenance.get("untrained")),
+        }
