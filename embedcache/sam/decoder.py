@@ -219,7 +219,10 @@ class Decoder(nn.Module):
     def _embed(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
         """Sparse ``(Q, N, 256)`` and dense ``(Q, 256, 64, 64)`` embeddings of all prompts."""
         points = None if prompts.point_coords is None else (prompts.point_coords, prompts.point_labels)
-        sparse, dense = self.prompt_encoder(points=points, boxes=prompts.boxes, masks=prompts.mask_input)
+        masks = prompts.mask_input
+        if masks is not None:
+            masks = masks.to(self.prompt_encoder.no_mask_embed.weight.dtype)
+        sparse, dense = self.prompt_encoder(points=points, boxes=prompts.boxes, masks=masks)
         # Without any prompt segment-anything answers for one query
         return sparse.expand(prompts.queries, -1, -1), dense.expand(prompts.queries, -1, -1, -1)
 
