@@ -1,1 +1,41 @@
-"""Run SAM's frozen image encoder once over a volume, and train its decoder from the stored embeddings."""
+"""Run SAM's frozen image encoder once over a volume, keep every embedding, and train its decoder from there.
+
+::
+
+    import embedcache as ec
+
+    store = ec.encode("scroll1.zarr", tile=512)      # EmbeddingStore; returns at once when all is there
+    run = ec.train(store, labels="ink.zarr")         # Run: run.best, run.checkpoint, run.report()
+    masks = ec.predict("fragment2.zarr", run.checkpoint)
+"""
+
+from embedcache.encode import EncodeOptions, encode
+from embedcache.errors import EmbedcacheError
+from embedcache.geometry import Tile
+from embedcache.results import Run, evaluate, predict, report, train
+from embedcache.store import EmbeddingStore, EncodeSpec
+from embedcache.train import Checkpoint, EmbeddingDataset, collate
+from embedcache.volume import Preprocess, TileGrid, open_volume
+
+open_store = EmbeddingStore.open
+
+__all__ = [
+    "Checkpoint",
+    "EmbedcacheError",
+    "EmbeddingDataset",
+    "EmbeddingStore",
+    "EncodeOptions",
+    "EncodeSpec",
+    "Preprocess",
+    "Run",
+    "Tile",
+    "TileGrid",
+    "collate",
+    "encode",
+    "evaluate",
+    "open_store",
+    "open_volume",
+    "predict",
+    "report",
+    "train",
+]

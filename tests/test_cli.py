@@ -29,10 +29,23 @@ def test_json_is_one_object_on_stdout_and_the_rest_on_stderr(folder, capsys):
     assert run([*ENCODE, "--volume", "scan.npy", "--json"]) == 0
     out, err = capsys.readouterr()
     result = json.loads(out)
-    for key in (
-        "store fingerprint embedding_space tiles_total tiles_selected tiles_encoded tiles_reused tiles_skipped "
-        "tiles_failed seconds seconds_by_stage tiles_per_second bytes_written device precision"
-    ).split():
+    for key in [
+        "store",
+        "fingerprint",
+        "embedding_space",
+        "tiles_total",
+        "tiles_selected",
+        "tiles_encoded",
+        "tiles_reused",
+        "tiles_skipped",
+        "tiles_failed",
+        "seconds",
+        "seconds_by_stage",
+        "tiles_per_second",
+        "bytes_written",
+        "device",
+        "precision",
+    ]:
         assert key in result
     assert result["tiles_encoded"] == 2
     assert "encoding" in err

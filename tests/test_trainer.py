@@ -63,7 +63,7 @@ def test_six_steps_beat_the_untrained_decoder_on_planes_never_seen(run: Run) -> 
     assert run.best > baseline["dice"] + 0.2
     assert run.summary["prompt_source"] == baseline["prompt_source"] == "free"
     assert "planes 6 to 7" in run.summary["split_rule"]
-    assert "untrained decoder" in run.report()
+    assert "untrained decoder" in run.outcome()
 
 
 def test_a_run_folder_holds_what_is_promised(run: Run) -> None:

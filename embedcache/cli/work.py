@@ -237,7 +237,7 @@ def train(
             ("best " + str(summary["metric"]), summary["best"]),
             ("untrained", baseline.get(summary["metric"])),
             ("prompt source", summary["prompt_source"]),
-            ("split", summary["split"]),
+            ("split", summary["split_rule"]),
             ("steps", summary["steps"]),
             ("time", f"{summary['seconds']:.1f} s"),
             ("samples per second", summary["samples_per_second"]),

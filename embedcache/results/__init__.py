@@ -3,5 +3,6 @@
 from embedcache.results.evaluate import Evaluation, evaluate
 from embedcache.results.predict import Prediction, predict
 from embedcache.results.report import report
+from embedcache.results.run import Run, train
 
-__all__ = ["Evaluation", "Prediction", "evaluate", "predict", "report"]
+__all__ = ["Evaluation", "Prediction", "Run", "evaluate", "predict", "report", "train"]

@@ -84,7 +84,7 @@ class Run:
         """Rows of ``metrics.jsonl``; a torn last line is left out."""
         return read_rows(self.path / "metrics.jsonl")
 
-    def report(self) -> str:
+    def outcome(self) -> str:
         """The outcome in a few lines of text."""
         facts = self.summary
         base = facts["baseline"]

@@ -59,7 +59,7 @@ def train(
     Returns
     -------
     Run
-        Its folder, with ``checkpoint``, ``best`` and ``report()``.
+        Its folder, with ``checkpoint``, ``best`` and ``outcome()``.
 
     Raises
     ------
