@@ -39,6 +39,7 @@ def make_store(
     overlap: int = 0,
     uniform: bool = True,
     only: Sequence[int] | None = None,
+    source: str = "made up",
     **changes: Any,
 ) -> EmbeddingStore:
     """A store of planes of the given sizes; all tiles committed, or ``only`` these numbers."""
@@ -53,7 +54,7 @@ def make_store(
         spec=spec(tile, overlap, **changes),
         table=table,
         decoder_state=Decoder.random(0).state_dict(),
-        provenance={"source": "made up", "untrained": True, "recipe": {"model": "vit_tiny", "tile": tile}},
+        provenance={"source": source, "untrained": True, "recipe": {"model": "vit_tiny", "tile": tile}},
         images=() if uniform else images,
     )
     wanted = table[:, 0] >= 0

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from result_samples import make_checkpoint, make_store
 
 from embedcache.errors import ConfigError, InputError, LabelError, MismatchError
@@ -65,9 +66,18 @@ def test_without_a_checkpoint_the_figures_are_the_untrained_decoders(
     store: EmbeddingStore, labels: Path
 ) -> None:
     found = evaluate(store, labels)
-    split = make_split(store, open_labels(labels, store))
     assert found.figures == found.baseline
-    assert found.tiles == len(split.val[0][1])
+    assert (found.split, found.tiles, found.threshold) == ("all", 4, 0.5)
+
+
+def test_without_a_checkpoint_val_is_what_training_would_hold_out(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "p.zarr", [(40, 40)] * 3, uniform=False)
+    (tmp_path / "ink").mkdir()
+    for number in range(3):
+        Image.new("L", (40, 40), 255).save(tmp_path / "ink" / f"image_{number}.png")
+    split = make_split(store, open_labels(tmp_path / "ink", store))
+    found = evaluate(store, tmp_path / "ink", split="val")
+    assert (found.tiles, found.rule) == (len(split.val[0][1]), split.rule)
 
 
 def test_a_store_that_was_never_trained_on_is_evaluated_whole(

@@ -117,7 +117,8 @@ def evaluate(
         Without it the figures are those of the store's own, untrained decoder.
     split : "val", "train" or "all", optional
         A checkpoint's own tiles when it was trained on this store, ``val`` by default. For a store that it never
-        saw only ``all`` makes sense and is the default.
+        saw only ``all`` makes sense and is the default. Without a checkpoint the default is ``all`` too; ``val``
+        and ``train`` are then the parts that ``train`` would choose by itself.
     prompts : str, optional
         By default those that chose the checkpoint: none for semantic tasks, whatever it was trained with.
     supervision : path, optional
@@ -287,9 +288,11 @@ def choose_tiles(
         part = split or "val"
         own = _of_store(known, part, known.stores.index(store.fingerprint))
         rule, numbers = known.rule, np.intersect1d(own, touched)
-    elif checkpoint is None:
-        part, made = split or "val", make_split(store, labels)
+    elif checkpoint is None and split is not None:
+        part, made = split, make_split(store, labels)
         rule, numbers = made.rule, _of_store(made, part, 0)
+    elif checkpoint is None:
+        part, rule, numbers = "all", "every labelled tile; nothing was trained", touched
     elif split is not None:
         raise ConfigError(
             f"--split {split}: the checkpoint {checkpoint.path} was not trained on the store {store.path}.",

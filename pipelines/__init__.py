@@ -1,0 +1,1 @@
+"""Whole jobs as short scripts over the public API."""

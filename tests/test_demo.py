@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from embedcache.demo import run_demo
+from embedcache.demo.demo import Scale
+from embedcache.errors import InputError
+
+TINY = Scale(planes=5, side=64, sizes=((64, 60), (60, 64)), tile=64, steps=2)
+
+
+def test_the_demo_goes_the_whole_path_and_a_second_one_reuses_the_embeddings(tmp_path: Path) -> None:
+    first = run_demo(tmp_path / "demo", scale=TINY)
+    assert json.loads((tmp_path / "demo" / "summary.json").read_text()) == first
+    assert 0 <= first["baseline"] <= 1
+    assert 0 <= first["dice"] <= 1
+    assert (first["prompt_source"], first["split"], first["untrained"]) == ("free", "val", True)
+    assert set(first["seconds"]) >= {"phantom", "encode", "train", "evaluate", "predict", "report", "total"}
+    for name in ("volume", "labels", "store", "run", "checkpoint", "output", "report"):
+        assert Path(first[name]).exists()
+        assert Path(first[name]).is_relative_to(tmp_path / "demo")
+    assert "untrained" in first["closing"]
+    assert "vit_b" in first["closing"]
+    assert (first["tiles_encoded"], first["tiles_reused"]) == (5, 0)
+    second = run_demo(tmp_path / "demo", scale=TINY)
+    assert (second["tiles_encoded"], second["tiles_reused"]) == (0, 5)
+    assert second["dice"] == pytest.approx(first["dice"], abs=1e-3)
+
+
+def test_the_infrared_demo_holds_whole_photographs_out(tmp_path: Path) -> None:
+    summary = run_demo(tmp_path / "demo", infrared=True, scale=TINY)
+    assert "images are held out whole" in summary["split_rule"]
+    assert sorted(path.name for path in Path(summary["output"]).glob("*.png")) == [
+        "fragment_1.png",
+        "fragment_2.png",
+    ]
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match=r"thesis\.tex"):
+        run_demo(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from embedcache.demo.infrared import write_fragments
+from embedcache.demo.phantom import write_scroll
+from pipelines import em_mitochondria, infrared_ink
+
+SMALL = ["--model", "vit_tiny", "--checkpoint", "random:0", "--tile", "64", "--steps", "2", "--lr", "1e-3"]
+
+
+def test_infrared_ink_goes_from_photographs_to_masks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_fragments(tmp_path, sizes=((64, 60), (60, 64)))
+    out = tmp_path / "out"
+    figures = infrared_ink.main([str(tmp_path), "--out", str(out), "--val", "fragment_2", *SMALL])
+    assert (figures["prompt_source"], figures["split"]) == ("free", "val")
+    assert sorted(path.name for path in (out / "run_masks").glob("*.png")) == [
+        "fragment_1.png",
+        "fragment_2.png",
+    ]
+    assert (out / "run" / "report.html").is_file()
+    assert "report.html" in capsys.readouterr().out
+
+
+def test_em_mitochondria_holds_the_last_sections_out(tmp_path: Path) -> None:
+    paths = write_scroll(tmp_path, planes=4, side=64)
+    out = tmp_path / "out"
+    figures = em_mitochondria.main(
+        [str(paths["volume"]), str(paths["sheet"]), "--hold-out", "1", "--out", str(out), *SMALL]
+    )
+    assert figures["tiles"] == 1
+    assert "planes 3 to 3" in str(figures["split_rule"])
+    assert "gap" in str(figures["split_rule"])
+    assert (out / "run_masks.tif").is_file()
