@@ -12,6 +12,7 @@
 from embedcache.encode import EncodeOptions, encode
 from embedcache.errors import EmbedcacheError
 from embedcache.geometry import Tile
+from embedcache.progress import Silent, Terminal
 from embedcache.results import Run, evaluate, predict, report, train
 from embedcache.store import EmbeddingStore, EncodeSpec
 from embedcache.train import Checkpoint, EmbeddingDataset, collate
@@ -28,6 +29,8 @@ __all__ = [
     "EncodeSpec",
     "Preprocess",
     "Run",
+    "Silent",
+    "Terminal",
     "Tile",
     "TileGrid",
     "collate",

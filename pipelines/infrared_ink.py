@@ -17,13 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import embedcache as ec
-from embedcache.progress import Terminal
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, object]:
     """Run the whole path and return its figures on photographs that training never saw."""
     wish = parse(arguments)
-    tell = Terminal()
+    tell = ec.Terminal()
     parchment = wish.folder / "parchment_masks"
 
     # Stage one: once. Another run of this script finds the embeddings and goes on at once.

@@ -79,7 +79,7 @@ class EncodePlan:
         times = self.bytes_needed / max(usable, 1)
         levels = max(1, int(np.ceil(np.log(times) / np.log(4.0)))) if usable else None
         way_out = (
-            f"To fit: --level {levels} more (each level takes a quarter of the tiles per plane), a step of "
+            f"To fit: a --level {levels} higher (each level has a quarter of the tiles per plane), a step of "
             f"--z-range A:B:{int(np.ceil(times))}, a --bbox or --mask with {100 / times:.0f} % of the tiles, "
             "or a --cache-dir on a larger disk."
             if usable and times < 1e6
