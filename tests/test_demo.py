@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import tifffile
 
 from embedcache.demo import run_demo
 from embedcache.demo.demo import Scale
+from embedcache.demo.phantom import write_scroll
 from embedcache.errors import InputError
+from embedcache.results import evaluate, predict
 
 TINY = Scale(planes=5, side=64, sizes=((64, 60), (60, 64)), tile=64, steps=2)
 
@@ -28,6 +31,18 @@ def test_the_demo_goes_the_whole_path_and_a_second_one_reuses_the_embeddings(tmp
     second = run_demo(tmp_path / "demo", scale=TINY)
     assert (second["tiles_encoded"], second["tiles_reused"]) == (0, 5)
     assert second["dice"] == pytest.approx(first["dice"], abs=1e-3)
+
+
+def test_a_decoder_of_the_demo_predicts_a_scroll_it_never_saw(tmp_path: Path) -> None:
+    summary = run_demo(tmp_path / "demo", scale=TINY)
+    other = write_scroll(tmp_path / "other", planes=2, side=64, seed=9)
+    checkpoint, cache = summary["checkpoint"], tmp_path / "cache"
+    prediction = predict(other["volume"], checkpoint, tmp_path / "other.tif", cache_dir=cache)
+    assert (prediction.planes, prediction[1].shape) == ([0, 1], (64, 64))
+    assert tifffile.imread(tmp_path / "other.tif").shape == (2, 64, 64)
+    again = predict(other["volume"], checkpoint, cache_dir=cache)
+    assert again.store.path == prediction.store.path
+    assert evaluate(again.store, other["ink"], checkpoint=checkpoint).split == "all"
 
 
 def test_the_infrared_demo_holds_whole_photographs_out(tmp_path: Path) -> None:

@@ -237,6 +237,10 @@ def predict(
     missing = int((selected & store.wanted & ~store.committed & ~store.skipped).sum())
     if missing:
         progress.say(f"{missing} tiles of {store.path} have no embedding; their pixels are not predicted.")
+    if trained.prompt_source == "oracle":
+        progress.say(
+            f"{trained.path} was trained and measured with {trained.prompts} prompts; predict asks without them."
+        )
     chosen_device = resolve_device(device)
     decoder = trained.decoder().eval().to(chosen_device)
     prompts_of: PromptsOf = unsigned_grid(store) if prompts == "grid:free" else free_prompts
