@@ -1,0 +1,52 @@
+"""The whole path on real electron micrographs: encode, train, evaluate on sections never seen, predict, nothing twice."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import embedcache as ec
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture(scope="module")
+def sections(tmp_path_factory: pytest.TempPathFactory, real_data: Path) -> Path:
+    """Six sections of the ISBI stack with their membrane labels, cropped to 256 × 256."""
+    folder = tmp_path_factory.mktemp("isbi")
+    for kind in ("image", "label"):
+        (folder / kind).mkdir()
+        for number in range(6):
+            with Image.open(real_data / "isbi" / kind / f"{number:02}.png") as section:
+                section.crop((0, 0, 256, 256)).save(folder / kind / f"{number:02}.png")
+    return folder
+
+
+def test_a_decoder_trained_from_the_store_beats_the_untrained_one_on_sections_it_never_saw(sections):
+    store = ec.encode(sections / "image", store=sections / "s.zarr", model="vit_tiny", tile=256)
+    run = ec.train(
+        store,
+        sections / "label",
+        out=sections / "run",
+        val="04,05",
+        steps=16,
+        batch_size=2,
+        lr=1e-3,
+        logger="none",
+    )
+    # the pixels are not needed for training or evaluation
+    shutil.move(sections / "image", sections / "away")
+    figures = ec.evaluate(store, sections / "label", checkpoint=run.checkpoint).to_dict()
+    shutil.move(sections / "away", sections / "image")
+    assert figures["prompt_source"] == "free"
+    assert figures["tiles"] == 2
+    assert figures["dice"] > figures["baseline"]["dice"] + 0.05
+    prediction = ec.predict(store, run.checkpoint)
+    assert prediction[5].shape == (256, 256)
+    truth = np.asarray(Image.open(sections / "label" / "05.png")) > 0
+    overlap = 2 * (prediction[5] & truth).sum() / (prediction[5].sum() + truth.sum())
+    assert overlap > 0.7
