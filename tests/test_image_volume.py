@@ -298,6 +298,15 @@ def test_a_long_folder_is_opened_by_three_heads_and_each_plane_checked_when_read
         whole(volume, 50)
 
 
+def test_a_long_folder_of_equally_long_files_of_other_sizes_is_a_collection(tmp_path: Path) -> None:
+    for plane in range(70):
+        shape = (10, 8) if plane in (35, 50) else (8, 10)
+        tifffile.imwrite(tmp_path / f"{plane}.tif", noise(*shape), metadata=None)
+    volume = open_volume(tmp_path)
+    assert (volume.kind, volume.n_planes) == ("images", 70)
+    assert [volume.plane_size(plane) for plane in (0, 35, 50)] == [(8, 10), (10, 8), (10, 8)]
+
+
 @pytest.mark.parametrize("keep", [0, 6, 0.5])
 def test_damaged_tiff_files_are_named(tmp_path: Path, keep: float) -> None:
     tifffile.imwrite(tmp_path / "a.tif", noise(64, 64), compression="zlib", metadata=None)
@@ -305,6 +314,34 @@ def test_damaged_tiff_files_are_named(tmp_path: Path, keep: float) -> None:
     (tmp_path / "a.tif").write_bytes(data[: int(keep * len(data)) if keep < 1 else int(keep)])
     with pytest.raises(VolumeError, match=r"a\.tif"):
         whole(open_volume(tmp_path / "a.tif"))
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.6, 0.95])
+@pytest.mark.parametrize(
+    "options", [{"compression": "zlib"}, {"compression": "zlib", "metadata": None}, {"metadata": None}, {},
+                {"imagej": True}, {"bigtiff": True}], ids=str,
+)  # fmt: skip
+def test_a_stack_that_was_cut_short_is_refused_and_not_read_as_a_shorter_one(
+    tmp_path: Path, options: dict[str, object], keep: float
+) -> None:
+    tifffile.imwrite(tmp_path / "s.tif", STACK["uint16"], photometric="minisblack", **options)
+    data = (tmp_path / "s.tif").read_bytes()
+    (tmp_path / "s.tif").write_bytes(data[: int(keep * len(data))])
+    with pytest.raises(VolumeError, match=r"s\.tif.* (cut short|cannot be read)"):
+        last_plane(tmp_path / "s.tif", planes=12)
+
+
+def last_plane(path: Path, planes: int) -> np.ndarray:
+    volume = open_volume(path)
+    assert volume.n_planes == planes
+    return whole(volume, planes - 1)
+
+
+def test_an_imagej_stack_with_fewer_planes_than_it_says_is_refused(tmp_path: Path) -> None:
+    description = "ImageJ=1.53\nimages=12\nslices=12\n"
+    tifffile.imwrite(tmp_path / "s.tif", STACK["uint8"][0], description=description, metadata=None)
+    with pytest.raises(VolumeError, match="says that it has 12 planes, and 1 can be read"):
+        open_volume(tmp_path / "s.tif")
 
 
 def test_a_slice_cut_short_after_opening_is_named(tmp_path: Path) -> None:

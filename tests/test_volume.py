@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import builtins
-import subprocess
+import contextlib
+import functools
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -10,7 +12,10 @@ import h5py
 import nibabel
 import numpy as np
 import pytest
+import tifffile
 import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from embedcache.errors import VolumeError
@@ -160,14 +165,81 @@ def test_an_array_has_no_image_records(tmp_path: Path) -> None:
         open_volume(npy(tmp_path / "v.npy")).image_record(0)
 
 
-def test_opening_an_image_loads_no_reader_that_it_does_not_need(tmp_path: Path) -> None:
+def test_opening_an_image_loads_no_reader_that_it_does_not_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Image.fromarray(VALUES[0]).save(tmp_path / "a.npy.png")
-    code = (
-        "import sys; from embedcache.volume import open_volume; "
-        f"open_volume({str(tmp_path / 'a.npy.png')!r}); "
-        "assert not {'h5py', 'nibabel', 'zarr', 'torch'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    heavy = ("h5py", "nibabel", "zarr", "embedcache.volume.zarr_volume", "embedcache.volume.array_volume")
+    for name in heavy:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with open_volume(tmp_path / "a.npy.png"):
+        pass
+    assert {name for name in heavy if name in sys.modules} <= {"embedcache.volume.array_volume"}
+    open_volume(npy(tmp_path / "v.npy"))
+    assert not {"h5py", "nibabel", "zarr"} & set(sys.modules)
+
+
+@pytest.mark.parametrize("link", ["soft", "external"])
+def test_a_dangling_link_in_hdf5_hides_no_array_beside_it(tmp_path: Path, link: str) -> None:
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        file.create_dataset("raw", data=VALUES)
+        file["away"] = h5py.SoftLink("/none") if link == "soft" else h5py.ExternalLink("none.h5", "/x")
+    assert open_volume(tmp_path / "v.h5").n_planes == 6
+    with pytest.raises(VolumeError, match="holds no array 'away'"):
+        open_volume(f"{tmp_path}/v.h5:away")
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied"), OSError(36, "File name too long")]
+)
+def test_a_path_that_the_system_refuses_is_an_input_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    path = npy(tmp_path / "v.npy")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "exists", refuse)
+        with pytest.raises(VolumeError, match=r"v\.npy cannot be opened") as caught:
+            open_volume(path)
+    assert ("owner and mode" in str(caught.value)) == isinstance(error, PermissionError)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    kind=st.sampled_from(["v.npy", "v.nii", "v.nii.gz", "v.h5", "v.tif", "lzw.tif", "v.png"]), data=st.data()
+)
+def test_no_damage_of_a_file_is_more_than_an_input_error(
+    tmp_path: Path, kind: str, data: st.DataObject
+) -> None:
+    whole = damageable(kind)
+    start = data.draw(st.integers(0, len(whole) - 1))
+    harm = data.draw(st.binary(min_size=1, max_size=9))
+    cut = data.draw(st.booleans())
+    (tmp_path / kind).write_bytes(whole[:start] if cut else whole[:start] + harm + whole[start + len(harm) :])
+    with contextlib.suppress(VolumeError), open_volume(tmp_path / kind) as volume:
+        volume.read(volume.n_planes - 1, WHOLE, WHOLE)
+
+
+@functools.cache
+def damageable(kind: str) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / kind
+        if kind.endswith(".npy"):
+            np.save(path, VALUES)
+        elif kind.endswith((".nii", ".gz")):
+            nibabel.save(nibabel.Nifti1Image(VALUES.T, np.eye(4)), path)
+        elif kind.endswith(".h5"):
+            with h5py.File(path, "w") as file:
+                file.create_dataset("raw", data=VALUES, chunks=(1, 15, 20), compression="gzip")
+        elif kind == "v.tif":
+            tifffile.imwrite(path, VALUES, photometric="minisblack", compression="zlib")
+        else:
+            Image.fromarray(VALUES[0]).save(
+                path, **({"compression": "tiff_lzw"} if kind == "lzw.tif" else {})
+            )
+        return path.read_bytes()
 
 
 def test_names_sort_as_people_count() -> None:

@@ -7,7 +7,6 @@ because a plane cut out of 128³ chunks costs 128 planes of decoding.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,10 @@ from embedcache.errors import VolumeError
 from embedcache.files import digest_json, sha256_hex
 from embedcache.volume.axes import Axes, Fetch, axes_of
 from embedcache.volume.cache import BlockCache
-from embedcache.volume.volume import Volume, check_dtype, to_pixels
+from embedcache.volume.volume import DECODE_ERRORS, Volume, check_dtype, to_pixels, way_out
 
 SLAB_BYTES = 256 << 20
 """A slab holds at most this many bytes (but at least one plane), however deep the source's chunks are."""
-
-READ_ERRORS = (OSError, EOFError, ValueError, TypeError, KeyError, RuntimeError, zlib.error)
-"""What zarr, numcodecs, h5py and nibabel raise for bytes that cannot be read or decoded."""
 
 
 class ArrayVolume(Volume):
@@ -127,11 +123,13 @@ class ArrayVolume(Volume):
     def _fetch(self, z: tuple[int, int], y: tuple[int, int], x: tuple[int, int]) -> npt.NDArray[Any]:
         try:
             return to_pixels(self._axes.fetch(self._get, (slice(*z), slice(*y), slice(*x))))
-        except READ_ERRORS as error:
+        except DECODE_ERRORS as error:
             raise VolumeError(
                 f"{self.source}: planes {z[0]}:{z[1]}, rows {y[0]}:{y[1]}, columns {x[0]}:{x[1]} cannot be read "
                 f"({type(error).__name__}: {error}).",
-                hint="A chunk there is damaged or cannot be decoded: fetch that part of the volume again.",
+                hint=way_out(
+                    error, "A chunk there is damaged or has an unknown codec: fetch that part again."
+                ),
             ) from error
 
 
@@ -176,10 +174,10 @@ def open_hdf5(text: str) -> ArrayVolume:
         file = h5py.File(path, "r")
     except OSError as error:
         raise VolumeError(f"{path} is not a readable HDF5 file ({error}).") from error
-    tops = [key for key in file if isinstance(file[key], h5py.Dataset)]
+    tops = [key for key in file if isinstance(file.get(key), h5py.Dataset)]  # None: a link to nowhere
     if not dataset and len(tops) == 1:
         dataset = tops[0]
-    if dataset not in file or not isinstance(file[dataset], h5py.Dataset):
+    if not dataset or not isinstance(file.get(dataset), h5py.Dataset):
         file.close()
         raise VolumeError(
             f"{path} holds no array '{dataset}'."

@@ -7,7 +7,6 @@ EXIF orientation is left alone: pixels are the stored ones, and so are the coord
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,10 +16,7 @@ import numpy.typing as npt
 from PIL import ImageFile, JpegImagePlugin, PngImagePlugin
 
 from embedcache.errors import VolumeError
-from embedcache.volume.volume import to_pixels
-
-DECODE_ERRORS = (OSError, EOFError, ValueError, SyntaxError, IndexError, KeyError, TypeError, struct.error)
-"""What Pillow raises for bytes that are not an image; it uses SyntaxError for damaged files."""
+from embedcache.volume.volume import DECODE_ERRORS, to_pixels, way_out
 
 _GREY_MODES = ("1", "L", "LA", "La", "I;16", "I;16B", "I", "F")
 
@@ -133,5 +129,5 @@ def _pixels(image: ImageFile.ImageFile) -> npt.NDArray[Any]:
 def _damaged(path: Path, error: Exception) -> VolumeError:
     return VolumeError(
         f"{path} cannot be read as an image ({type(error).__name__}: {error}).",
-        hint="The file is damaged or incomplete: fetch it again, or take it out of the folder.",
+        hint=way_out(error, "It is damaged or incomplete: fetch it again, or take it out of the folder."),
     )

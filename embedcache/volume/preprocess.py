@@ -44,7 +44,10 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", _canonical(self.channels))
-        low, high = float(self.window[0]), float(self.window[1])
+        low, high = (
+            float(self.window[0]) + 0.0,
+            float(self.window[1]) + 0.0,
+        )  # -0.0 is 0.0 in a fingerprint too
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise VolumeError(f"--window {low}:{high}: expected two finite numbers, the smaller one first.")
         object.__setattr__(self, "window", (low, high))

@@ -6,8 +6,9 @@ tifffile reads what it has codecs for; LZW, JPEG and the like go through Pillow'
 
 from __future__ import annotations
 
+import os
+import struct
 import threading
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from PIL import Image, ImageFile, TiffImagePlugin
 
 from embedcache.errors import VolumeError
 from embedcache.volume.cache import BlockCache
-from embedcache.volume.image_file import DECODE_ERRORS, Head, pillow_pixels
-from embedcache.volume.volume import check_dtype, to_pixels
+from embedcache.volume.image_file import Head, pillow_pixels
+from embedcache.volume.volume import DECODE_ERRORS, check_dtype, to_pixels, way_out
 
-TIFF_ERRORS = (*DECODE_ERRORS, RuntimeError, zlib.error, tifffile.TiffFileError)
+TIFF_ERRORS = (*DECODE_ERRORS, tifffile.TiffFileError)
 
 ALL_PAGES_CHECKED = 512
 """Up to so many pages are compared at opening; of more, the first, middle and last, and each when read."""
@@ -48,13 +49,17 @@ class TiffFile:
         self._lock = threading.Lock()
         self._maps: dict[int, tuple[int, str, tuple[int, ...]]] = {}
         self._series: tuple[int, str, tuple[int, ...]] | None = None
-        with self._opened() as tif:
-            self._pages = self._full_pages(tif)
-            self.head = page_head(tif.pages[self._pages[0]], path)
-            self.n_pages = len(self._pages)
-            self._check_equal(tif)
-            if len(tif.pages) == 1:
-                self._find_hidden_planes(tif)
+        try:
+            with self._opened() as tif:
+                self._pages = self._full_pages(tif)
+                self.head = page_head(tif.pages[self._pages[0]], path)
+                self.n_pages = len(self._pages)
+                self._check_equal(tif)
+                if len(tif.pages) == 1:
+                    self._find_hidden_planes(tif)
+                self._check_whole(tif)
+        except TIFF_ERRORS as error:
+            raise _damaged(path, error) from error
 
     def read(self, page: int, crop: tuple[slice, slice], cache: BlockCache) -> npt.NDArray[Any]:
         """A crop of one page, ``(h, w)`` or ``(h, w, 3)``; decoded pages are kept in ``cache``."""
@@ -102,6 +107,22 @@ class TiffFile:
                 f"{self.path}: page {index} is {_in_words(head)}, page 0 is {_in_words(self.head)}; "
                 "the pages of one volume must be alike.",
                 hint="Save the pages as single files into a folder; there, sizes may differ.",
+            )
+
+    def _check_whole(self, tif: tifffile.TiffFile) -> None:
+        """Refuse a file that was cut short: tifffile opens one as a stack of the pages that are left."""
+        following = _next_page(tif)
+        if following and following not in {page.offset for page in tif.pages}:
+            raise VolumeError(
+                f"{self.path} is cut short or damaged: after {len(tif.pages)} page(s) it names one at byte "
+                f"{following}, where none is (the file has {tif.filehandle.size} bytes).",
+                hint="Fetch the file again.",
+            )
+        said = (tif.imagej_metadata or {}).get("images", 1) if tif.is_imagej else 1
+        if said > self.n_pages:
+            raise VolumeError(
+                f"{self.path} is cut short: it says that it has {said} planes, and {self.n_pages} can be read.",
+                hint="Fetch the file again.",
             )
 
     def _find_hidden_planes(self, tif: tifffile.TiffFile) -> None:
@@ -183,6 +204,16 @@ def _by_pillow(image: _StoredTiff) -> npt.NDArray[Any]:
     return np.asarray(image.convert("RGB")) if image.mode in ("P", "PA") else pillow_pixels(image)
 
 
+def _next_page(tif: tifffile.TiffFile) -> int:
+    """Offset of the page that the last page names as following it; 0 in a file that is whole."""
+    form, stream = tif.tiff, tif.filehandle
+    stream.seek(tif.pages[-1].offset)
+    (tags,) = struct.unpack(form.tagnoformat, stream.read(form.tagnosize))
+    stream.seek(tags * form.tagsize, os.SEEK_CUR)
+    (following,) = struct.unpack(form.offsetformat, stream.read(form.offsetsize))
+    return int(following)
+
+
 def page_of(tif: tifffile.TiffFile, index: int) -> Any:
     """One page with all its tags."""
     return tif.pages[index]
@@ -241,10 +272,9 @@ def _in_words(head: Head) -> str:
 
 def _damaged(path: Path, error: Exception, page: int | None = None) -> VolumeError:
     where = str(path) if page is None else f"{path}, page {page}"
-    codec = "imagecodecs" in str(error)
+    damaged = "The file is damaged or incomplete: fetch it again."
+    codec = "Install the codecs with: pip install imagecodecs"
     return VolumeError(
         f"{where} cannot be read as TIFF ({type(error).__name__}: {error}).",
-        hint="Install the codecs with: pip install imagecodecs"
-        if codec
-        else "The file is damaged or incomplete: fetch it again.",
+        hint=way_out(error, codec if "imagecodecs" in str(error) else damaged),
     )

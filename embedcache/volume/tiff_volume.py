@@ -99,4 +99,6 @@ def open_tiff_folder(folder: Path, files: Sequence[Path]) -> Volume:
     heads: list[Head] = [head_of(path) for path in checked]
     if len(set(heads)) == 1:
         return TiffVolume(folder, files, TiffFile(files[0]))
+    if len(heads) < len(files):
+        heads = [head_of(path) for path in files]
     return ImageVolume(folder, list(zip(files, heads, strict=True)))

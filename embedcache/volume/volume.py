@@ -6,7 +6,10 @@ intensity windows and colour recipes come later, in ``preprocess``.
 
 from __future__ import annotations
 
+import lzma
 import re
+import struct
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.errors import VolumeError
+from embedcache.errors import EmbedcacheError, VolumeError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -25,6 +28,23 @@ HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
 KNOWN_FORMATS = (
     "OME-Zarr or Zarr (folder), TIFF, PNG or JPEG (file or folder), .npy, FILE.h5:DATASET, .nii, .nii.gz"
 )
+
+DECODE_ERRORS = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    AssertionError,
+    RuntimeError,
+    SyntaxError,
+    struct.error,
+    zlib.error,
+    lzma.LZMAError,
+)
+"""What decoding libraries raise for bytes that are not what they are called; each of these was met."""
 
 
 @dataclass(frozen=True)
@@ -186,10 +206,23 @@ def open_volume(path: str | Path, *, level: int = 0) -> Volume:
     Raises
     ------
     VolumeError
-        When nothing is there, the format is unknown, or the level does not exist.
+        When nothing is there, the format is unknown, it is damaged or may not be read, or the level does not
+        exist.
     """
     # The readers are imported late: whoever opens a PNG need not load zarr, h5py and nibabel.
     text = _local(str(path))
+    try:
+        return _open(text, level)
+    except (EmbedcacheError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # libraries raise anything at all for damaged files, some errors of their own
+        raise VolumeError(
+            f"{text} cannot be opened ({type(error).__name__}: {error}).",
+            hint=way_out(error, "It is damaged, incomplete or not what its name says: fetch it again."),
+        ) from error
+
+
+def _open(text: str, level: int) -> Volume:
     if not text:
         raise VolumeError("The path of the volume is empty.", hint=f"Formats that open: {KNOWN_FORMATS}.")
     if level < 0:
@@ -277,6 +310,13 @@ def _is_hdf5(text: str) -> bool:
 def _nearest(path: Path) -> str:
     parents = [parent for parent in path.absolute().parents if parent.is_dir()]
     return f"The nearest folder that exists is {parents[0]}." if parents else "Check the path."
+
+
+def way_out(error: Exception, otherwise: str) -> str:
+    """Hint for a file that cannot be read: a refusal of the system is no damage of the file."""
+    if isinstance(error, PermissionError):
+        return "Check the owner and mode of the file and of the folders above it."
+    return otherwise
 
 
 def check_dtype(dtype: np.dtype[Any], source: str) -> np.dtype[Any]:

@@ -15,8 +15,9 @@ import zarr
 
 from embedcache.errors import VolumeError
 from embedcache.files import sha256_hex
-from embedcache.volume.array_volume import READ_ERRORS, ArrayVolume
+from embedcache.volume.array_volume import ArrayVolume
 from embedcache.volume.axes import axes_of
+from embedcache.volume.volume import DECODE_ERRORS, way_out
 
 ARRAY_FILES = (".zarray", "zarr.json")
 GROUP_FILES = (".zgroup", ".zattrs", "zarr.json")
@@ -100,7 +101,7 @@ def read_pyramid(group: Path) -> Pyramid:
 
 def _declared(multiscale: dict[str, Any]) -> Pyramid:
     axes = multiscale.get("axes")
-    names = tuple(axis["name"] if isinstance(axis, dict) else str(axis) for axis in axes) if axes else None
+    names = tuple(str(axis["name"] if isinstance(axis, dict) else axis) for axis in axes) if axes else None
     return Pyramid(tuple(str(dataset["path"]) for dataset in multiscale["datasets"]), names)
 
 
@@ -117,10 +118,12 @@ def _open_array(
     assert metadata is not None
     try:
         array: Any = zarr.open_array(str(folder), mode="r")
-    except READ_ERRORS as error:
+    except DECODE_ERRORS as error:
         raise VolumeError(
             f"{folder}: the Zarr array cannot be opened ({type(error).__name__}: {error}).",
-            hint="Check that its .zarray or zarr.json is complete and that its codecs are installed.",
+            hint=way_out(
+                error, "Check that its .zarray or zarr.json is complete and that its codecs are installed."
+            ),
         ) from error
     return ArrayVolume(
         str(source or folder),
@@ -160,6 +163,6 @@ def _json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise VolumeError(
-            f"{path} is not readable as JSON ({error}).", hint="Fetch the file again."
+            f"{path} is not readable as JSON ({error}).", hint=way_out(error, "Fetch the file again.")
         ) from error
     return value if isinstance(value, dict) else {}
