@@ -107,6 +107,7 @@ def test_init_writes_a_file_that_can_be_read_and_never_touches_one(folder, capsy
             2,
             "check-pixels",
         ),
+        (["encode", "--volume", "scan.npy", "--like", "s.zarr", "--tile", "64"], 2, "--tile"),
         (["status", "nowhere.zarr"], 2, "nowhere.zarr"),
         (["train"], 2, "no store"),
         (["predict", "--checkpoint", "c", "--output", "o"], 2, "--store or --volume"),

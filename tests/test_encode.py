@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from result_samples import make_checkpoint, make_store
 
-import embedcache.encode.pipeline as pipeline
 from embedcache.encode import encode, run_encode
 from embedcache.encode.options import options_from, recipe_of
 from embedcache.errors import (
@@ -25,6 +26,9 @@ from embedcache.errors import (
 from embedcache.progress import Silent
 from embedcache.sam.encoder import Encoder
 from embedcache.sam.weights import resolve_weights
+
+# The public function encode hides its package from a plain import of these modules
+pipeline, prepare = (importlib.import_module(f"embedcache.encode.{name}") for name in ("pipeline", "prepare"))
 
 TINY = {"model": "vit_tiny", "tile": 64, "precision": "fp32", "device": "cpu", "shard_tiles": 2}
 
@@ -205,6 +209,24 @@ def test_like_takes_the_whole_recipe_from_a_store(volume, tmp_path):
     assert second.embedding_space == first.store.embedding_space
     assert second.fingerprint != first.store.fingerprint
     assert recipe_of(second) == recipe_of(first.store)
+
+
+def test_like_takes_the_recipe_from_a_run_or_its_checkpoint_too(tmp_path):
+    store = make_store(tmp_path / "s.zarr", [(64, 64)])
+    recipe = {"model": "vit_tiny", "checkpoint": "random:0", "tile": "full", "window": "3:99"}
+    checkpoint = make_checkpoint(tmp_path / "run" / "best.safetensors", store, recipe=recipe)
+    for like in (checkpoint, checkpoint.path, tmp_path / "run", str(checkpoint.path)):
+        assert recipe_of(like) == recipe
+    assert options_from("v", {}, checkpoint.path).tile is None
+    (tmp_path / "x.safetensors").write_bytes(b"no")
+    with pytest.raises(InputError, match="neither a store nor a checkpoint"):
+        recipe_of(tmp_path / "x.safetensors")
+
+
+def test_a_selection_outside_is_refused_before_weights_are_looked_for(volume, monkeypatch):
+    monkeypatch.setattr(prepare, "resolve_weights", lambda *_, **__: pytest.fail("weights were looked for"))
+    with pytest.raises(VolumeError, match="outside"):
+        run(volume, bbox="0:10,500:900")
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_numbers_without_a_tile_are_not_counted():
 def test_a_disk_that_is_too_small_is_refused_with_a_way_out():
     plan = plan_encode(table(1000), np.ones(1000, bool), None, 64)
     with pytest.raises(StorageError) as refusal:
-        plan.require_space(FREE_MARGIN_BYTES + plan.bytes_needed // 3, "/somewhere")
+        plan.require_space(plan.bytes_to_be_free - plan.bytes_needed * 2 // 3, "/somewhere")
     assert refusal.value.exit_code == 6
     for word in ("2.0 GiB", "/somewhere", "Nothing was written", "--level", "--z-range", "--mask"):
         assert word in str(refusal.value)
@@ -48,7 +48,10 @@ def test_a_disk_that_is_too_small_is_refused_with_a_way_out():
 
 def test_a_disk_that_fits_and_an_empty_plan_are_not_refused():
     plan = plan_encode(table(10), np.ones(10, bool), None, 64)
-    plan.require_space(plan.bytes_needed + FREE_MARGIN_BYTES, "/somewhere")
+    plan.require_space(plan.bytes_to_be_free, "/somewhere")
+    assert (
+        plan.bytes_to_be_free >= 2 * plan.bytes_needed + FREE_MARGIN_BYTES
+    )  # one shard, and its replacement
     plan_encode(table(10), np.ones(10, bool), np.ones(10, bool), 64).require_space(0, "/somewhere")
 
 

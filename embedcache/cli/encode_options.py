@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from embedcache.encode import EncodeOptions
-from embedcache.encode.options import options_from
+from embedcache.encode.options import RECIPE_FIELDS, options_from
 from embedcache.errors import ConfigError
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -122,8 +123,23 @@ def encode_options(volume: str, like: str | None, wishes: dict[str, Any]) -> Enc
     wishes = {name.replace("-", "_"): value for name, value in wishes.items()}
     if "check_pixels" in wishes:
         wishes["check_pixels"] = parse_check_pixels(wishes["check_pixels"])
+    if like is not None:
+        _refuse_beside_like()
     tile = wishes.pop("tile", None)
     return options_from(volume, wishes | ({} if tile is None else {"tile": tile}), like)
+
+
+def _refuse_beside_like() -> None:
+    """Options of the recipe that the command line gives beside ``--like`` would be dropped silently."""
+    context = click.get_current_context()
+    given = [
+        name for name in RECIPE_FIELDS if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise ConfigError(
+            f"--{given[0].replace('_', '-')} was given beside --like, which takes it from there.",
+            hint="Leave one of the two out.",
+        )
 
 
 def parse_check_pixels(text: str | int) -> int | None:

@@ -82,7 +82,10 @@ def _print_encode(result: EncodeResult) -> None:
         )
     if not result.encoded and not result.failed:
         click.echo(
-            "Nothing to do: every selected tile is in the store. No image went through the encoder.", err=True
+            "Nothing to do: every selected tile is in the store"
+            + (" or empty" if result.skipped else "")
+            + ". No image went through the encoder.",
+            err=True,
         )
     for number, reason in list(result.failed.items())[:10]:
         tile = result.store.tile(number)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from embedcache.encode.options import EncodeOptions
-from embedcache.encode.plan import FREE_MARGIN_BYTES, EncodePlan
+from embedcache.encode.plan import EncodePlan
 from embedcache.encode.prepare import EncodeJob, device_name, prepare
 from embedcache.encode.tile_reader import read_tile
 from embedcache.files import free_bytes, write_file
@@ -86,7 +86,7 @@ def estimate(options: EncodeOptions, progress: Progress) -> Estimate:
         seconds_per_tile=per_tile,
         seconds_estimated=per_tile * missing,
         break_even_epochs=(read + encode + write) / saved,
-        fits=plan.bytes_needed == 0 or plan.bytes_needed + FREE_MARGIN_BYTES <= free,
+        fits=plan.bytes_to_be_free <= free,
         device=device_name(job.device),
         precision=job.spec.precision,
     )

@@ -175,7 +175,7 @@ def recipe_of(like: object) -> dict[str, Any]:
     recipe = getattr(like, "recipe", None)
     if isinstance(recipe, Mapping):
         return dict(recipe)
-    path = Path(str(like))
+    path = Path(str(getattr(like, "checkpoint", like)))  # a Run names its best checkpoint
     if path.is_dir() and (path / "best.safetensors").is_file():
         path = path / "best.safetensors"
     if path.is_dir():
@@ -187,10 +187,10 @@ def _recipe_of_checkpoint(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-        recipe = json.loads(metadata["embedcache"])["recipe"]
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        recipe = dict(json.loads(json.loads(metadata["embedcache"])["facts"])["recipe"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path}: neither a store nor a checkpoint of embedcache ({error}).",
             hint="--like takes a store (a .zarr folder), a run folder, or a run's best.safetensors.",
         ) from error
-    return dict(recipe)
+    return recipe

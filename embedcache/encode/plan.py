@@ -16,7 +16,7 @@ from embedcache.errors import StorageError
 from embedcache.geometry import EMBEDDING_VALUES
 
 FREE_MARGIN_BYTES = 64 << 20
-"""Bytes that stay free beside the embeddings: journal, decoder, and room to replace one shard."""
+"""Bytes that stay free beside the embeddings: journal, decoder, tile table."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,12 @@ class EncodePlan:
         return int(self.missing.sum()) * self.bytes_per_tile
 
     @property
-    def bytes_selected(self) -> int:
-        """Bytes of all selected embeddings, whether they are there or not."""
-        return int(self.selected.sum()) * self.bytes_per_tile
+    def bytes_to_be_free(self) -> int:
+        """Bytes that must be free before the first is written: a shard is replaced while its older half stands."""
+        if not self.missing.any():
+            return 0
+        replaced = min(self.shard_tiles, int(self.missing.sum())) * self.bytes_per_tile
+        return self.bytes_needed + replaced + FREE_MARGIN_BYTES
 
     @property
     def files(self) -> int:
@@ -73,9 +76,9 @@ class EncodePlan:
         StorageError
             Names the bytes needed and free, and selections that would fit.
         """
-        if self.bytes_needed == 0 or self.bytes_needed + FREE_MARGIN_BYTES <= bytes_free:
+        if self.bytes_to_be_free <= bytes_free:
             return
-        usable = max(bytes_free - FREE_MARGIN_BYTES, 0)
+        usable = max(bytes_free - (self.bytes_to_be_free - self.bytes_needed), 0)
         times = self.bytes_needed / max(usable, 1)
         levels = max(1, int(np.ceil(np.log(times) / np.log(4.0)))) if usable else None
         way_out = (

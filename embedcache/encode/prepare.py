@@ -156,6 +156,9 @@ def prepare(options: EncodeOptions, progress: Progress) -> EncodeJob:
     preprocess = resolve_preprocess(volume, channels=options.channels, window=options.window)
     grid = TileGrid(tile=options.tile, overlap=options.overlap)
     device = resolve_device(options.device)
+    if volume.uniform:  # before any weights are fetched; a mask is read once, by the plan
+        whole = _table(volume, preprocess, grid, ())
+        select(whole, Selection(z_range=options.z_range, bbox=options.bbox), volume=volume)
     weights = resolve_weights(options.model, options.checkpoint, progress=progress)
     spec = EncodeSpec(
         model_type=weights.model_type,
@@ -177,7 +180,7 @@ def prepare(options: EncodeOptions, progress: Progress) -> EncodeJob:
         if store is not None:
             volume = volume.reordered([record.name for record in store.images])
         images = _image_table(volume, store)
-    table = _table(volume, preprocess, grid, images)
+    table = whole if volume.uniform else _table(volume, preprocess, grid, images)
     job = EncodeJob(options, volume, weights, spec, table, images, path, store, device)
     return job if store is None else replace(job, options=replace(options, shard_tiles=store.shard_tiles))
 
