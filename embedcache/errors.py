@@ -111,9 +111,14 @@ class MissingTilesError(MismatchError):
 
 
 class CorruptionError(EmbedcacheError):
-    """Stored bytes differ from the bytes that were recorded."""
+    """Stored bytes differ from the bytes that were recorded; without a ``hint`` it says what always helps."""
 
     exit_code = EXIT_CORRUPTION
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(
+            message, hint=hint or "Restore it from a copy, or encode again into another --store."
+        )
 
 
 class LockedError(EmbedcacheError):
@@ -123,7 +128,7 @@ class LockedError(EmbedcacheError):
 
 
 class StorageError(EmbedcacheError):
-    """The disk is full, denied or failing; what was committed stays."""
+    """The disk is full, denied or failing, for writing or for reading; what was committed stays."""
 
     exit_code = EXIT_STORAGE
 

@@ -14,7 +14,7 @@ import json
 import os
 import socket
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +149,8 @@ def create_file(path: Path, data: Buffer) -> None:
     Raises
     ------
     FileExistsError
-        When ``path`` exists; it is left as it is. Of several processes exactly one succeeds.
+        When ``path`` exists; it is left as it is. Of several processes exactly one succeeds (on a file system
+        without hard links, such as exFAT: of several that hold the same lock in turn).
     StorageError
         When the disk refuses.
     """
@@ -157,7 +158,7 @@ def create_file(path: Path, data: Buffer) -> None:
     try:
         make_folder(path.parent)
         _write_and_sync(partial, [data])
-        os.link(partial, path)  # unlike rename, link refuses to replace
+        _publish_new(partial, path)
         fsync_folder(path.parent)
     except FileExistsError:
         raise
@@ -165,6 +166,18 @@ def create_file(path: Path, data: Buffer) -> None:
         raise storage_error(error, path) from error
     finally:
         _remove_quietly(partial)
+
+
+def _publish_new(partial: Path, path: Path) -> None:
+    """Give a file its final name unless that is taken: unlike rename, link refuses to replace."""
+    try:
+        os.link(partial, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
+        partial.replace(path)
 
 
 def append_line(path: Path, line: str) -> int:
@@ -271,11 +284,6 @@ def free_bytes(folder: Path) -> int:
     return status.f_bavail * status.f_frsize
 
 
-def folder_bytes(folder: Path) -> int:
-    """Bytes of all files below ``folder``."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
 @contextmanager
 def exclusive_lock(path: Path, *, guarded: Path | None = None) -> Iterator[None]:
     """Hold an advisory lock on ``path`` for the block; a dead holder's lock is gone with it.
@@ -311,36 +319,53 @@ def exclusive_lock(path: Path, *, guarded: Path | None = None) -> Iterator[None]
                 f"{path}: this file system cannot lock files ({error.strerror}).",
                 hint="Put the store on a local disk, or mount the file system with locking.",
             ) from error
-        stream.seek(0)
-        stream.truncate()
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
-        stream.flush()
+        _sign(stream.fileno(), f"process {os.getpid()} on {socket.gethostname()}")
         try:
             yield
         finally:
-            stream.seek(0)
-            stream.truncate()
-            stream.flush()
+            _sign(stream.fileno(), "")
 
+
+def _sign(descriptor: int, text: str) -> None:
+    """Write into a lock file who holds it: for people only, so a full disk is no reason to fail."""
+    with suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, text.encode("utf-8"))  # opened for appending: at the end
+
+
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
+
+_BLOCKED = "A file lies where a folder is needed. Choose another path."
 
 _STORAGE_HINTS = {
     errno.ENOSPC: "The disk is full. Free some space and run the same command again; it resumes.",
     errno.EDQUOT: "The quota is used up. Free some space and run the same command again; it resumes.",
-    errno.EACCES: "Permission was denied. Check the owner and mode of the folder.",
-    errno.EPERM: "Permission was denied. Check the owner and mode of the folder.",
+    errno.EACCES: "Check the owner and mode of the file and its folder.",
+    errno.EPERM: "Check the owner and mode of the file and its folder.",
     errno.EROFS: "The file system is mounted read-only.",
+    errno.ENOTDIR: _BLOCKED,
+    errno.EEXIST: _BLOCKED,
+    errno.ENAMETOOLONG: "Choose a shorter path.",
+    errno.EMFILE: "Too many files are open. Raise the limit in this shell: ulimit -n 4096",
 }
 
 
 def storage_error(error: OSError, path: Path) -> StorageError:
     """Our error for a refused write: the path, the system's reason, and the way out."""
+    return _refused("write", error, path)
+
+
+def read_error(error: OSError, path: Path) -> StorageError:
+    """Our error for a file that is there but cannot be read: the path, the system's reason, and the way out."""
+    return _refused("read", error, path)
+
+
+def _refused(what: str, error: OSError, path: Path) -> StorageError:
     reason = error.strerror or str(error)
     hint = _STORAGE_HINTS.get(error.errno or 0, "Run the same command again once the disk works; it resumes.")
-    return StorageError(f"Cannot write {path}: {reason}.", hint=hint)
+    return StorageError(f"Cannot {what} {path}: {reason}.", hint=hint)
 
 
 def _remove_quietly(path: Path) -> None:
-    try:
+    with suppress(OSError):
         path.unlink()
-    except OSError:
-        return

@@ -60,6 +60,33 @@ def test_an_exclusive_file_is_made_once(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_an_exclusive_file_is_made_once_where_there_are_no_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    test_an_exclusive_file_is_made_once(tmp_path)
+
+
+def test_a_full_disk_does_not_keep_a_lock_from_being_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with files.exclusive_lock(tmp_path / "lock"), pytest.raises(LockedError, match="another process"):
+        files.exclusive_lock(tmp_path / "lock").__enter__()
+
+
+def test_a_file_in_the_place_of_a_folder_is_named_with_a_way_out(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("x")
+    with pytest.raises(StorageError, match="another path"):
+        files.write_file(tmp_path / "a" / "b" / "c", b"x")
+
+
 def test_appending_cuts_off_a_torn_line_and_says_where_the_new_one_begins(tmp_path: Path) -> None:
     path = tmp_path / "log"
     assert files.append_line(path, "one") == 0

@@ -109,6 +109,33 @@ def test_a_shard_that_is_gone_or_cut_is_corruption_not_fill(tmp_path: Path, harm
         store[0]
 
 
+def test_a_refusal_of_the_system_is_not_called_corruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store(tmp_path)
+    commit(store, 0)
+
+    def too_many(*_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", too_many)
+        with pytest.raises(StorageError, match="Too many open files") as caught:
+            store[0]
+    assert "ulimit -n" in str(caught.value)
+    assert np.array_equal(store[0].half().numpy(), embedding(0))
+
+
+def test_no_hint_names_a_command_that_does_not_exist(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    commit(store, 0)
+    shard_path(tmp_path, 0).unlink()
+    with pytest.raises(CorruptionError) as caught:
+        store[0]
+    assert "another --store" in str(caught.value)
+    assert "`embedcache" not in str(caught.value)
+
+
 def test_a_reader_opened_before_a_shard_is_replaced_goes_on(tmp_path: Path) -> None:
     commit(make_store(tmp_path), 0)
     older = EmbeddingStore.open(tmp_path)

@@ -67,7 +67,9 @@ def test_a_newer_format_is_refused_with_the_way_out() -> None:
     assert "pip install" in str(caught.value)
 
 
-@pytest.mark.parametrize("change", [{"odd": 1}, {"preprocess": 3}, {"grid": {}}, {"volume": []}])
+@pytest.mark.parametrize(
+    "change", [{"odd": 1}, {"preprocess": 3}, {"grid": {}}, {"volume": []}, {"format": "x"}, {"format": None}]
+)
 def test_a_malformed_spec_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(InputError):
         EncodeSpec.from_dict(spec().to_dict() | change)

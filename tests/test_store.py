@@ -31,6 +31,7 @@ from embedcache.errors import (
 )
 from embedcache.files import append_line
 from embedcache.store import EmbeddingStore
+from embedcache.store.creation import refuse_foreign
 from embedcache.store.journal import encode_line
 from embedcache.store.layout import shard_path
 from embedcache.volume.preprocess import Preprocess
@@ -145,6 +146,40 @@ def test_a_damaged_decoder_is_found(tmp_path: Path) -> None:
         store.decoder_state()
 
 
+def test_a_store_whose_metadata_is_no_json_is_corrupt_and_the_way_out_is_said(tmp_path: Path) -> None:
+    make_store(tmp_path)
+    (tmp_path / "zarr.json").write_text("{")
+    with pytest.raises(CorruptionError, match="JSON") as caught:
+        EmbeddingStore.open(tmp_path)
+    assert "another --store" in str(caught.value)
+
+
+def test_a_journal_without_its_first_file_is_corrupt_not_empty(tmp_path: Path) -> None:
+    make_store(tmp_path)
+    (tmp_path / "journal" / "created.jsonl").unlink()
+    with pytest.raises(CorruptionError, match=r"created\.jsonl is missing"):
+        EmbeddingStore.open(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "created.jsonl", "0", "decoder.safetensors"])
+def test_a_file_that_may_not_be_read_is_a_refusal_not_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    make_store(tmp_path)
+    real = Path.open
+
+    def refuse(path: Path, *rest: object, **options: object) -> object:
+        if path.name == name:
+            raise PermissionError(13, "Permission denied")
+        return real(path, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: path.open("rb").read())
+    with pytest.raises(StorageError, match=rf"Cannot read .*{name}: Permission denied") as caught:
+        EmbeddingStore.open(tmp_path).decoder_state()
+    assert "owner and mode" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("record", "error"),
     [
@@ -153,6 +188,7 @@ def test_a_damaged_decoder_is_found(tmp_path: Path) -> None:
         ({"kind": "table", "seq": 9, "tiles": 5, "images": [3]}, CorruptionError),
         ({"kind": "selection", "seq": 9, "wanted": 3}, CorruptionError),
         ({"kind": "shard", "seq": 9, "shard": 10**9}, CorruptionError),
+        ({"kind": "selection", "seq": 2**70, "wanted": {"count": 2**70, "bits": ""}}, CorruptionError),
         ({"kind": "numerics"}, CorruptionError),
         ({"kind": "moon", "seq": 9}, MismatchError),
     ],
@@ -317,6 +353,42 @@ def test_a_broken_tile_is_never_carried_over(tmp_path: Path) -> None:
     assert (store[0].numpy() == embedding(0)).all()
 
 
+def test_a_writer_whose_commit_failed_in_the_middle_may_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store(tmp_path)
+    commit(store, 0)
+    real = os.pwrite
+
+    def stop_at_record(descriptor: int, data: memoryview, offset: int) -> int:
+        if b'"kind":"shard"' in bytes(data):
+            raise OSError(28, "No space left on device")
+        return real(descriptor, data, offset)
+
+    with store.writer() as writer:
+        monkeypatch.setattr(os, "pwrite", stop_at_record)
+        with pytest.raises(StorageError):
+            writer.commit_shard(0, embeddings={0: embedding(60)}, input_digests={0: DIGEST})
+        monkeypatch.undo()
+        writer.commit_shard(0, embeddings={}, input_digests={}, skipped={1: "empty"})
+    for seen in (store, EmbeddingStore.open(tmp_path)):
+        assert (seen[0].half().numpy() == embedding(60)).all()
+        assert seen.skipped[1]
+        assert not seen.state.intents
+
+
+def test_two_processes_that_make_a_store_do_not_take_it_for_foreign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made_meanwhile(root: Path) -> None:
+        monkeypatch.undo()
+        commit(make_store(root), 0)
+        refuse_foreign(root)
+
+    monkeypatch.setattr("embedcache.store.store.refuse_foreign", made_meanwhile)
+    assert make_store(tmp_path / "s").committed[0]
+
+
 def test_numerics_are_decided_once(tmp_path: Path) -> None:
     store = make_store(tmp_path)
     with store.writer() as writer:
@@ -446,14 +518,19 @@ def interrupt_disk(at: int, act: Callable[[], None]) -> None:
         setattr(owner, name, patched(getattr(owner, name)))
 
 
-def run_interrupted(path: Path, at: int, act: Callable[[], None]) -> tuple[int, int]:
-    """Run the scenario in a child; returns its exit code and how many steps it finished."""
+def run_interrupted(path: Path, at: int, act: Callable[[], None]) -> tuple[int, int, bool]:
+    """Run the scenario in a child; returns its exit code, how many steps it finished, whether it got so far."""
     done, report = os.pipe()
+
+    def say_and_act() -> None:
+        os.write(report, b"!")
+        act()
+
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            interrupt_disk(at, act)
+            interrupt_disk(at, say_and_act)
             store = start(path)
             for step in SCENARIO:
                 step(store)
@@ -465,9 +542,9 @@ def run_interrupted(path: Path, at: int, act: Callable[[], None]) -> tuple[int, 
             os._exit(code)
     os.close(report)
     _, status = os.waitpid(child, 0)
-    steps = len(os.read(done, 100))
+    said = os.read(done, 100)
     os.close(done)
-    return os.waitstatus_to_exitcode(status), steps
+    return os.waitstatus_to_exitcode(status), said.count(b"."), b"!" in said
 
 
 def refuse() -> None:
@@ -506,10 +583,10 @@ def test_interrupted_at_any_step_nothing_acknowledged_is_lost_and_the_end_is_the
     while True:
         at += stride
         shutil.rmtree(path, ignore_errors=True)
-        code, steps = run_interrupted(path, at, act)
+        code, steps, interrupted = run_interrupted(path, at, act)
         codes.add(code)
         assert code in (0, 9, 6), f"step {at}"
-        if code == 0:
+        if not interrupted:
             break
         if steps:
             seen = EmbeddingStore.open(path)

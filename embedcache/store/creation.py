@@ -11,8 +11,16 @@ import numpy.typing as npt
 import safetensors.torch
 from torch import Tensor
 
-from embedcache.errors import CorruptionError, InputError, MismatchError
-from embedcache.files import canonical_json, create_file, make_folder, sha256_hex, storage_error, write_file
+from embedcache.errors import CorruptionError, InputError, LockedError, MismatchError
+from embedcache.files import (
+    canonical_json,
+    create_file,
+    make_folder,
+    read_error,
+    sha256_hex,
+    storage_error,
+    write_file,
+)
 from embedcache.store import layout
 from embedcache.store.journal import CREATED, encode_line
 from embedcache.store.record import table_record
@@ -54,10 +62,16 @@ def write_new(
     write_file(root / layout.JOURNAL / layout.GROUP_FILE, layout.json_bytes(layout.group_metadata({})))
     write_file(root / layout.DECODER, decoder)
     layout.write_tiles(root, table)
-    layout.write_lengths(root, len(table), shard_tiles)
+    layout.write_arrays(root, len(table), shard_tiles)
     line = encode_line({**table_record(len(table), images), "seq": 0})
     write_file(root / layout.JOURNAL / CREATED, line.encode("ascii") + b"\n")
-    create_file(root / layout.GROUP_FILE, metadata)
+    try:
+        create_file(root / layout.GROUP_FILE, metadata)
+    except FileExistsError as error:
+        raise LockedError(
+            f"{root} was made by another process at the same moment.",
+            hint="Run the same command again; it opens what is there. This file system seems not to lock files.",
+        ) from error
 
 
 def refuse_foreign(root: Path) -> None:
@@ -67,7 +81,12 @@ def refuse_foreign(root: Path) -> None:
     if not root.is_dir():
         raise InputError(f"{root} is a file; a store is a folder.")
     ours = {layout.JOURNAL, layout.EMBEDDINGS, layout.TILES, layout.DECODER}
-    names = sorted(path.name for path in root.iterdir())
+    try:
+        names = sorted(path.name for path in root.iterdir())
+    except OSError as error:
+        raise read_error(error, root) from error
+    if layout.GROUP_FILE in names:
+        return  # another process has just made it
     foreign = [name for name in names if name not in ours and not name.endswith(".partial")]
     if foreign:
         raise InputError(
@@ -112,6 +131,8 @@ def check_attributes(root: Path, attributes: Mapping[str, Any]) -> None:
     tiles = attributes.get("shard_tiles")
     if not (isinstance(tiles, int) and 1 <= tiles <= SHARD_TILES_LIMIT):
         raise InputError(f"{root} says {tiles!r} tiles a shard; expected 1 to {SHARD_TILES_LIMIT}.")
+    if not isinstance(attributes.get("decoder_sha256"), str):
+        raise InputError(f"{root}: its attributes lack 'decoder_sha256'.")
     spec = EncodeSpec.from_dict(attributes["spec"])
     if attributes.get("fingerprint") != spec.fingerprint:
         raise CorruptionError(f"{root}: its spec is not the one that its fingerprint was taken of.")

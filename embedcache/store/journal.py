@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from embedcache.errors import CorruptionError
-from embedcache.files import append_line, canonical_json, crc32c, cut_file
+from embedcache.files import append_line, canonical_json, crc32c, cut_file, read_error
 
 CREATED = "created.jsonl"
 """Journal file that is written whole when the store is created."""
@@ -54,8 +54,24 @@ def decode_line(line: bytes) -> dict[str, Any] | None:
 
 
 def journal_files(folder: Path) -> list[Path]:
-    """The journal's files in the order in which they are read: the one of the creation first."""
-    return sorted(folder.glob("*.jsonl"), key=lambda path: (path.name != CREATED, path.name))
+    """The journal's files in the order in which they are read: the one of the creation first.
+
+    Raises
+    ------
+    CorruptionError
+        When that one is missing: the others mean nothing without it.
+    StorageError
+        When the folder cannot be read.
+    """
+    try:
+        files = [path for path in folder.iterdir() if path.name.endswith(".jsonl")]
+    except (FileNotFoundError, NotADirectoryError):
+        files = []
+    except OSError as error:
+        raise read_error(error, folder) from error
+    if folder / CREATED not in files:
+        raise CorruptionError(f"{folder / CREATED} is missing: the journal's first file.")
+    return sorted(files, key=lambda path: (path.name != CREATED, path.name))
 
 
 def read_records(path: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
@@ -65,22 +81,26 @@ def read_records(path: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
     ------
     CorruptionError
         When a line that is not the last differs from its checksum.
+    StorageError
+        When the file cannot be read.
     """
     offset = 0
     torn: int | None = None
-    with path.open("rb") as stream:
-        for number, raw in enumerate(stream, start=1):
-            if torn is not None:
-                raise CorruptionError(
-                    f"{path}, line {torn}: differs from its checksum, and lines follow it.",
-                    hint="Restore this file from a copy, or encode into a new store.",
-                )
-            record = decode_line(raw[:-1]) if raw.endswith(b"\n") else None
-            if record is None:
-                torn = number
-            else:
-                yield Place(path, offset, len(raw) - 1), record
-            offset += len(raw)
+    try:
+        with path.open("rb") as stream:
+            for number, raw in enumerate(stream, start=1):
+                if torn is not None:
+                    raise CorruptionError(
+                        f"{path}, line {torn}: differs from its checksum, and lines follow it."
+                    )
+                record = decode_line(raw[:-1]) if raw.endswith(b"\n") else None
+                if record is None:
+                    torn = number
+                else:
+                    yield Place(path, offset, len(raw) - 1), record
+                offset += len(raw)
+    except OSError as error:
+        raise read_error(error, path) from error
 
 
 def read_record(place: Place) -> dict[str, Any]:
@@ -90,6 +110,8 @@ def read_record(place: Place) -> dict[str, Any]:
     ------
     CorruptionError
         When the line has changed since it was found.
+    StorageError
+        When the file cannot be read.
     """
     try:
         with place.path.open("rb") as stream:
@@ -97,6 +119,8 @@ def read_record(place: Place) -> dict[str, Any]:
             record = decode_line(stream.read(place.length))
     except FileNotFoundError:
         record = None
+    except OSError as error:
+        raise read_error(error, place.path) from error
     if record is None:
         raise CorruptionError(f"{place.path}: the record at byte {place.offset} differs from its checksum.")
     return record

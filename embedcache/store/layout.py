@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache.errors import CorruptionError, InputError
-from embedcache.files import canonical_json, crc32c, write_file
+from embedcache.files import crc32c, read_error, write_file
 from embedcache.geometry import EMBEDDING_SHAPE
 
 GROUP_FILE = "zarr.json"
@@ -132,13 +132,20 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises
     ------
-    FileNotFoundError
+    FileNotFoundError, NotADirectoryError
         When there is none.
+    StorageError
+        When it is there but cannot be read.
     InputError
         When it is too large, is not JSON, or holds something other than an object.
     """
-    with path.open("rb") as stream:
-        data = stream.read(JSON_LIMIT + 1)
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(JSON_LIMIT + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise read_error(error, path) from error
     if len(data) > JSON_LIMIT:
         raise InputError(f"{path}: larger than {JSON_LIMIT} bytes; that is no metadata of ours.")
     try:
@@ -150,25 +157,21 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def array_length(root: Path, array: str) -> int:
-    """Number of tile numbers that an array's metadata speaks of; -1 when the array has none yet."""
-    try:
-        shape = read_json(root / array / GROUP_FILE).get("shape")
-    except FileNotFoundError:
-        return -1
-    if not (isinstance(shape, list) and shape and isinstance(shape[0], int) and shape[0] >= 0):
-        raise InputError(
-            f"{root / array / GROUP_FILE}: expected a shape, found {canonical_json(shape)[:80]}."
-        )
-    return shape[0]
-
-
-def write_lengths(root: Path, n_tiles: int, shard_tiles: int) -> None:
-    """Set the first axis of both arrays, each in one step; arrays that have that length are left alone."""
-    if array_length(root, EMBEDDINGS) != n_tiles:
-        write_file(root / EMBEDDINGS / GROUP_FILE, json_bytes(embeddings_metadata(n_tiles, shard_tiles)))
-    if array_length(root, TILES) != n_tiles:
-        write_file(root / TILES / GROUP_FILE, json_bytes(tiles_metadata(n_tiles)))
+def write_arrays(root: Path, n_tiles: int, shard_tiles: int) -> None:
+    """Make both arrays' metadata what it has to be for so many tile numbers; what is right is left alone."""
+    for name, metadata in (
+        (EMBEDDINGS, embeddings_metadata(n_tiles, shard_tiles)),
+        (TILES, tiles_metadata(n_tiles)),
+    ):
+        path, data = root / name / GROUP_FILE, json_bytes(metadata)
+        try:
+            if path.read_bytes() == data:
+                continue
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise read_error(error, path) from error
+        write_file(path, data)
 
 
 def write_tiles(root: Path, table: npt.NDArray[np.int64], *, first: int = 0) -> None:
@@ -198,6 +201,8 @@ def read_tiles(root: Path, n_tiles: int) -> npt.NDArray[np.int64]:
     ------
     CorruptionError
         When a chunk is missing or differs from its checksum.
+    StorageError
+        When a chunk cannot be read.
     """
     chunks = -(-n_tiles // TILE_ROWS)
     table = np.empty((chunks * TILE_ROWS, len(TILE_COLUMNS)), dtype=np.int64)
@@ -207,6 +212,8 @@ def read_tiles(root: Path, n_tiles: int) -> npt.NDArray[np.int64]:
             data = path.read_bytes()
         except FileNotFoundError as error:
             raise CorruptionError(f"{path}: a part of the store's tile table is missing.") from error
+        except OSError as error:
+            raise read_error(error, path) from error
         rows, stored = data[:-4], data[-4:]
         expected = TILE_ROWS * len(TILE_COLUMNS) * 8
         if len(rows) != expected or crc32c(rows).to_bytes(4, "little") != stored:

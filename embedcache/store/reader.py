@@ -70,6 +70,8 @@ class EmbeddingReader:
             When one of them is not committed.
         CorruptionError
             When the bytes of one of them are not those recorded.
+        StorageError
+            When the system refuses to read a shard file.
         """
         if out is None:
             out = torch.empty((len(indices), *EMBEDDING_SHAPE), dtype=torch.float32)
@@ -131,7 +133,7 @@ class EmbeddingReader:
                 reason = error.message
         raise CorruptionError(
             f"{self._store.path}, {self._store.describe(tile)}: {reason}.",
-            hint="`embedcache verify` lists all that is broken; `embedcache repair` encodes it again.",
+            hint="Restore its shard from a copy, or encode again into another --store. Other tiles still read.",
         )
 
     def _read_once(self, tile: int, out: memoryview) -> int:

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.errors import CorruptionError
-from embedcache.files import crc32c
+from embedcache.errors import CorruptionError, EmbedcacheError
+from embedcache.files import crc32c, read_error
 from embedcache.geometry import EMBEDDING_SHAPE, EMBEDDING_VALUES
 
 PAYLOAD_BYTES = EMBEDDING_VALUES * 2
@@ -84,6 +84,8 @@ class ShardFile:
     ------
     CorruptionError
         When the file is missing, too short, or its index differs from the index's checksum.
+    StorageError
+        When it is there but the system refuses to read it.
     """
 
     def __init__(self, path: Path, shard_tiles: int) -> None:
@@ -94,7 +96,7 @@ class ShardFile:
         except FileNotFoundError as error:
             raise CorruptionError(f"the shard file {path} is missing") from error
         except OSError as error:
-            raise CorruptionError(f"the shard file {path} cannot be read: {error.strerror}") from error
+            raise self._unreadable(error) from error
         self.size = os.fstat(self._descriptor).st_size
         length = index_bytes(shard_tiles)
         data = self._pread(length, self.size - length) if self.size >= length else b""
@@ -108,7 +110,13 @@ class ShardFile:
         try:
             return os.pread(self._descriptor, length, offset)
         except OSError as error:
-            raise CorruptionError(f"the shard file {self.path} cannot be read: {error.strerror}") from error
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: OSError) -> EmbedcacheError:
+        """What stands there is no file: corruption. Denied, too many open files, a failing disk: none of it is."""
+        if isinstance(error, IsADirectoryError | NotADirectoryError):
+            return CorruptionError(f"the shard file {self.path} is no file: {error.strerror}")
+        return read_error(error, self.path)
 
     @property
     def slots(self) -> npt.NDArray[np.int64]:
@@ -126,11 +134,13 @@ class ShardFile:
         offset, length = (int(value) for value in self._index[slot])
         if offset == NOT_STORED or length != CHUNK_BYTES:
             raise CorruptionError(f"slot {slot} of the shard file {self.path} holds no embedding")
+        if offset + CHUNK_BYTES > self.size:
+            raise CorruptionError(f"slot {slot} of the shard file {self.path} is cut short")
         stored = bytearray(CRC_BYTES)
         try:
             count = os.preadv(self._descriptor, [out, stored], offset)
         except OSError as error:
-            raise CorruptionError(f"the shard file {self.path} cannot be read: {error.strerror}") from error
+            raise self._unreadable(error) from error
         if count != CHUNK_BYTES:
             raise CorruptionError(f"slot {slot} of the shard file {self.path} is cut short")
         found = crc32c(out)

@@ -112,20 +112,18 @@ class EncodeSpec:
         if not isinstance(values["volume"], dict):
             raise InputError("The spec's field 'volume' is not an object.")
         try:
-            preprocess = Preprocess.from_dict(values["preprocess"])
-            grid = TileGrid.from_rule(values["grid"])
+            return cls(
+                model_type=str(values["model_type"]),
+                encoder_digest=str(values["encoder_digest"]),
+                precision=str(values["precision"]),
+                preprocess=Preprocess.from_dict(values["preprocess"]),
+                volume=values["volume"],
+                grid=TileGrid.from_rule(values["grid"]),
+                store_dtype=str(values["store_dtype"]),
+                format=int(values["format"]),
+            )
         except (TypeError, KeyError, ValueError, AttributeError) as error:
-            raise InputError(f"The spec's preprocess or grid is malformed: {error}.") from error
-        return cls(
-            model_type=str(values["model_type"]),
-            encoder_digest=str(values["encoder_digest"]),
-            precision=str(values["precision"]),
-            preprocess=preprocess,
-            volume=values["volume"],
-            grid=grid,
-            store_dtype=str(values["store_dtype"]),
-            format=int(values["format"]),
-        )
+            raise InputError(f"The spec is malformed: {type(error).__name__}: {error}.") from error
 
     @cached_property
     def embedding_space(self) -> str:

@@ -81,7 +81,7 @@ class StoreState:
             for place, record in read_records(path):
                 try:
                     state.apply(place, record)
-                except (KeyError, TypeError, ValueError, AttributeError) as error:
+                except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
                     raise CorruptionError(
                         f"{path}: the record at byte {place.offset} is malformed: {error!r}."
                     ) from error

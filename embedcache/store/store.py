@@ -17,8 +17,8 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from embedcache.errors import CorruptionError, InputError, MismatchError, MissingTilesError, StorageError
-from embedcache.files import exclusive_lock, remove_litter, sha256_hex, write_file
+from embedcache.errors import CorruptionError, InputError, MismatchError, MissingTilesError
+from embedcache.files import exclusive_lock, read_error, remove_litter, sha256_hex, write_file
 from embedcache.geometry import Tile
 from embedcache.sam.decoder import Decoder
 from embedcache.store import layout
@@ -144,14 +144,18 @@ class EmbeddingStore:
             When a newer version wrote it.
         CorruptionError
             When its journal, tile table or metadata are broken.
+        StorageError
+            When it is there but cannot be read.
         """
         root = Path(path).absolute()
         try:
             metadata = layout.read_json(root / layout.GROUP_FILE)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise no_store(root) from error
-        except PermissionError as error:
-            raise StorageError(f"Cannot read {root}: permission was denied.") from error
+        except InputError as error:
+            if (root / layout.JOURNAL / layout.LOCK).exists():  # a store of ours, then
+                raise CorruptionError(error.message) from error
+            raise
         group = metadata.get("attributes")
         attributes = group.get(layout.ATTRIBUTE) if isinstance(group, dict) else None
         if not isinstance(attributes, dict):
@@ -332,6 +336,8 @@ class EmbeddingStore:
             data = path.read_bytes()
         except FileNotFoundError as error:
             raise CorruptionError(f"{path} is missing.") from error
+        except OSError as error:
+            raise read_error(error, path) from error
         if sha256_hex(data) != self._attributes["decoder_sha256"]:
             raise CorruptionError(f"{path} is not the file that was written when the store was made.")
         try:

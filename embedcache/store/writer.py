@@ -18,13 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache.errors import CorruptionError, EmbedcacheError, InputError, MismatchError
-from embedcache.files import Buffer, partial_name, publish_file, sha256_file, stage_file
+from embedcache.files import Buffer, partial_name, publish_file, read_error, sha256_file, stage_file
 from embedcache.geometry import EMBEDDING_SHAPE
 from embedcache.store import layout
 from embedcache.store.compose import empty, merge, with_reasons
 from embedcache.store.journal import JournalWriter
 from embedcache.store.record import DIGEST_BYTES, ShardRecord, pack_flags, table_record
-from embedcache.store.shard import CRC_BYTES, ShardFile, embedding_bytes, encode_index, extremes
+from embedcache.store.shard import CRC_BYTES, ShardFile, embedding_bytes, encode_index
 from embedcache.store.spec import leaf_differences
 from embedcache.volume.volume import ImageRecord
 
@@ -98,7 +98,7 @@ class StoreWriter:
         # rows first: until the journal speaks of them nobody looks at them, and the next writer takes back
         # lengths that the journal does not confirm
         layout.write_tiles(store.path, table, first=len(before))
-        layout.write_lengths(store.path, len(table), store.shard_tiles)
+        layout.write_arrays(store.path, len(table), store.shard_tiles)
         self._record(table_record(len(table), records))
         store.reload_table()
         store.write_group()
@@ -158,16 +158,18 @@ class StoreWriter:
         Raises
         ------
         StorageError
-            When the disk refuses; the shard is then as before.
+            When the disk refuses; what was committed before still reads.
         CorruptionError
             When a tile that is to be kept is broken.
         """
+        if shard in self._store.state.intents:
+            self.settle()  # an earlier call of this writer failed between announcing and recording
         base = self._check_tiles(shard, embeddings, input_digests, skipped or {}, failed or {})
         old = self._store.state.shard_record(shard) or empty(shard)
         new = {tile - base: array for tile, array in sorted(embeddings.items())}
         digests = {tile - base: bytes.fromhex(input_digests[tile]) for tile in embeddings}
         record = replace(
-            merge(old, new, digests),
+            self._merged(old, new, digests),
             numerics=self._numerics,
             writer=self._name,
             seconds={name: round(float(value), 6) for name, value in (seconds or {}).items()},
@@ -179,6 +181,16 @@ class StoreWriter:
             written = record.size
         self._record(record.to_dict(self._store.shard_tiles))
         return written
+
+    def _merged(
+        self, old: ShardRecord, new: Mapping[int, npt.NDArray[np.float16]], digests: Mapping[int, bytes]
+    ) -> ShardRecord:
+        record = merge(old, new, digests)
+        for slot, low, high in zip(record.slots.tolist(), record.minimum, record.maximum, strict=True):
+            if not (np.isfinite(low) and np.isfinite(high)):
+                tile = record.shard * self._store.shard_tiles + slot
+                raise EmbedcacheError(f"tile {tile}: an embedding that is not finite was to be stored")
+        return record
 
     def _write_shard(
         self, old: ShardRecord, record: ShardRecord, new: Mapping[int, npt.NDArray[np.float16]]
@@ -214,7 +226,7 @@ class StoreWriter:
         except CorruptionError as error:
             raise CorruptionError(
                 f"{store.path}: shard {record.shard} cannot be extended: {error.message}.",
-                hint="`embedcache repair` encodes again what is broken.",
+                hint="Restore that file from a copy, or encode again into another --store.",
             ) from error
         yield encode_index(record.slots, store.shard_tiles)
 
@@ -224,13 +236,16 @@ class StoreWriter:
         for shard, intent in sorted(store.state.intents.items()):
             path = layout.shard_path(store.path, shard)
             old = store.state.shard_record(shard)
-            found = f"sha256:{sha256_file(path)}" if path.is_file() else ""
+            try:
+                found = f"sha256:{sha256_file(path)}" if path.is_file() else ""
+            except OSError as error:
+                raise read_error(error, path) from error
             for candidate in (intent, old):
                 if candidate is not None and candidate.digest == found:
                     self._record(candidate.to_dict(store.shard_tiles))
                     settled += 1
                     break
-        layout.write_lengths(store.path, len(store), store.shard_tiles)
+        layout.write_arrays(store.path, len(store), store.shard_tiles)
         store.write_group()
         return settled
 
@@ -260,8 +275,6 @@ class StoreWriter:
         for tile, array in embeddings.items():
             if array.shape != EMBEDDING_SHAPE or array.dtype != np.float16:
                 raise EmbedcacheError(f"tile {tile}: an embedding of shape {array.shape}, {array.dtype}")
-            if not np.isfinite(extremes(array)).all():
-                raise EmbedcacheError(f"tile {tile}: an embedding that is not finite was to be stored")
             if len(input_digests.get(tile, "")) != 2 * DIGEST_BYTES:
                 raise EmbedcacheError(f"tile {tile}: no SHA-256 of its input pixels")
         return base
