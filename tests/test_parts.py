@@ -1,8 +1,12 @@
 """What parts.py promises: segment-anything's own classes, with or without torchvision, and no trace elsewhere."""
 
-import subprocess
+import contextlib
+import importlib
+import io
+import os
 import sys
 import textwrap
+import traceback
 from pathlib import Path
 
 import pytest
@@ -13,12 +17,34 @@ from embedcache.sam import parts
 
 
 def _run(code: str, *path: Path) -> str:
-    script = (
-        "import sys\n" + "".join(f"sys.path.insert(0, {str(p)!r})\n" for p in path) + textwrap.dedent(code)
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """What ``code`` prints in a process in which neither this package nor segment-anything is imported yet.
+
+    A fork that forgets them: a new interpreter would spend seconds on importing torch.
+    """
+    done, report = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(done)
+        printed, status = io.StringIO(), 1
+        try:
+            for name in list(sys.modules):
+                if name.partition(".")[0] in ("embedcache", "segment_anything", "torchvision"):
+                    del sys.modules[name]
+            sys.path[:0] = [str(folder) for folder in path]
+            importlib.invalidate_caches()
+            with contextlib.redirect_stdout(printed):
+                exec(textwrap.dedent(code), {"sys": sys})
+            status = 0
+        except BaseException:
+            printed.write(traceback.format_exc())
+        finally:
+            os.write(report, printed.getvalue().encode()[-4000:])
+            os._exit(status)
+    os.close(report)
+    with os.fdopen(done) as stream:
+        said = stream.read()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, said
+    return said
 
 
 def _torchvision(folder: Path, code: str) -> Path:

@@ -44,13 +44,18 @@ def _no_folders_of_this_user(tmp_path, monkeypatch):
 class Server:
     """A real server on the loopback that can cut connections and refuse ranges."""
 
-    def __init__(self, content: bytes, *, ranges: bool = True, cuts: int = 0) -> None:
-        self.content, self.ranges, self.cuts = content, ranges, cuts
+    def __init__(self, content: bytes, *, ranges: bool = True, cuts: int = 0, refuses: int = 0) -> None:
+        self.content, self.ranges, self.cuts, self.refuses = content, ranges, cuts, refuses
         self.asked: list[str | None] = []
 
     def serve(self, request: http.server.BaseHTTPRequestHandler) -> None:
         asked = request.headers.get("Range")
         self.asked.append(asked)
+        if self.refuses:
+            request.send_response(self.refuses)
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
         start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and self.ranges else 0
         if asked and self.ranges and start >= len(self.content):
             request.send_response(416)
@@ -262,6 +267,16 @@ def test_a_hostile_pickle_is_refused_and_not_executed(tiny, tmp_path, new_format
     assert not Path("executed").exists()
 
 
+def test_a_file_that_may_not_be_read_is_said(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(WeightsError, match=r"a\.pth may not be read") as caught:
+        resolve_weights("vit_tiny", "a.pth")
+    assert "owner and mode" in str(caught.value)
+
+
 def test_a_missing_file_is_said():
     with pytest.raises(WeightsError, match=r"no checkpoint file .*nowhere\.pth"):
         resolve_weights("vit_tiny", "nowhere.pth")
@@ -346,6 +361,28 @@ def test_offline_the_url_the_digest_and_the_place_are_printed(tmp_path):
         find_or_download(entry, downloader=Downloader(attempts=1))
     for part in (url, entry.sha256, str(tmp_path / "models" / "sam_vit_toy.pth")):
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(("status", "asked"), [(404, 1), (403, 1), (429, 3), (503, 3)])
+def test_a_server_that_says_no_is_asked_once_and_one_that_is_busy_again(status, asked):
+    server = Server(CONTENT, refuses=status)
+    with _serving(server) as url, pytest.raises(WeightsError, match=f"answered {status}"):
+        find_or_download(_entry(url), downloader=Downloader(attempts=3, pause=0))
+    assert len(server.asked) == asked
+
+
+def test_a_folder_that_may_not_be_looked_into_is_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "torch" / "hub" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "torch" / "hub" / "checkpoints" / "sam_vit_toy.pth").write_bytes(CONTENT)
+    real = Path.is_file
+
+    def is_file(path):
+        if path.parent == tmp_path / "models":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    assert find_or_download(_entry("http://127.0.0.1:9/sam_vit_toy.pth")).parent.name == "checkpoints"
 
 
 @pytest.mark.parametrize("where", ["models", ".", "torch/hub/checkpoints"])

@@ -58,8 +58,16 @@ def read_checkpoint(path: Path) -> tuple[str, dict[str, Tensor]]:
     WeightsError
         When the file is missing, is no checkpoint, holds pickled objects of other classes, or lacks tensors.
     """
-    if not path.is_file():
-        raise WeightsError(f"There is no checkpoint file {path}.", hint="Give a file, auto, or random:SEED.")
+    try:
+        with path.open("rb"):
+            pass
+    except PermissionError as error:
+        raise WeightsError(
+            f"{path} may not be read ({error.strerror}).", hint="Check its owner and mode, and its folders'."
+        ) from error
+    except OSError as error:
+        hint = "Give a file, auto, or random:SEED."
+        raise WeightsError(f"There is no checkpoint file {path} ({error.strerror}).", hint=hint) from error
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     state = _sam_names(_unwrap(content, path), path)
     model_type = detect_model_type(state, path)

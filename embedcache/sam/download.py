@@ -91,7 +91,7 @@ class Downloader:
             try:
                 self._continue(url, partial)
             except (ConnectionCut, requests.RequestException) as error:
-                if attempt + 1 == self.attempts:
+                if attempt + 1 == self.attempts or _is_final(error):
                     have = partial.stat().st_size if partial.exists() else 0
                     raise WeightsError(
                         f"{url} cannot be downloaded ({_reason(error)}); "
@@ -170,6 +170,15 @@ def _start(response: requests.Response) -> int | None:
 def _total(response: requests.Response) -> int | None:
     match = re.fullmatch(r"bytes \*/(\d+)", response.headers.get("Content-Range", ""))
     return int(match.group(1)) if match else None
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether the server said no (such as 404), so that asking again would give the same."""
+    if not isinstance(error, requests.HTTPError) or error.response is None:
+        return False
+    status = error.response.status_code
+    asks_for_patience = (requests.codes.request_timeout, requests.codes.too_many_requests)
+    return 400 <= status < 500 and status not in asks_for_patience
 
 
 def _reason(error: Exception) -> str:

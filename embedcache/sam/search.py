@@ -55,7 +55,7 @@ def find_or_download(
     """
     progress = progress or Silent()
     for path in candidates(entry):
-        if path.is_file():
+        if _is_there(path):
             _check(path, entry)
             progress.say(f"Weights of {entry.name}: {path}")
             return path
@@ -71,6 +71,13 @@ def find_or_download(
             "Or give --checkpoint FILE; or --model vit_tiny, which is untrained and needs no file.",
         ) from error
     return target
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a folder that this user may not look into
+        return False
 
 
 def _check(path: Path, entry: ModelEntry) -> None:
