@@ -169,3 +169,43 @@ def test_a_failure_half_way_leaves_the_earlier_masks(tmp_path: Path, stack: Pain
     with pytest.raises(StorageError, match="No space"):
         write_masks(tmp_path / "m.zarr", stack, MASK, about={}, done=fail)
     assert zarr.open_group(str(tmp_path / "m.zarr"), mode="r").attrs["embedcache"]["first"]
+
+
+def test_a_folder_of_pictures_is_replaced_as_a_whole(tmp_path: Path, stack: Painted) -> None:
+    write_masks(tmp_path / "masks", stack, MASK, about={})
+    write_masks(tmp_path / "masks", Painted(stack.sizes, {2: stack.painted[2]}), MASK, about={})
+    assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == ["prediction.json", "z0002.png"]
+    assert [path.name for path in tmp_path.iterdir()] == ["masks"]
+
+
+def test_a_folder_with_other_files_in_it_is_never_replaced(tmp_path: Path, photos: Painted) -> None:
+    write_masks(tmp_path / "masks", photos, MASK, about={})
+    (tmp_path / "masks" / "photo_9.png").write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"photo_9\.png.*not replaced"):
+        write_masks(tmp_path / "masks", photos, MASK, about={})
+    assert (tmp_path / "masks" / "photo_9.png").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("name", ["m.zarr", "m", "m.csv"])
+def test_images_of_one_stem_do_not_collide(tmp_path: Path, photos: Painted, name: str) -> None:
+    class Twins(Painted):
+        names = ("a.jpg", "a.png", "b.png")
+
+    write_masks(tmp_path / name, Twins(photos.sizes, photos.painted, uniform=False), MASK, about={})
+    if name == "m.zarr":
+        found = [key for key, _ in zarr.open_group(str(tmp_path / name), mode="r").groups()]
+    elif name == "m":
+        found = [path.stem for path in (tmp_path / name).glob("*.png")]
+    else:
+        found = [line.split(",")[0] for line in (tmp_path / name).read_text().splitlines()[1:]]
+    assert sorted(found) == ["a.jpg", "a.png"]
+
+
+@pytest.mark.parametrize("name", ["m.tif", "m.zarr", "m.csv", "m"])
+def test_a_failure_leaves_no_litter(tmp_path: Path, stack: Painted, name: str) -> None:
+    def fail() -> None:
+        raise RuntimeError("the decoder stopped")
+
+    with pytest.raises(RuntimeError):
+        write_masks(tmp_path / name, stack, MASK, about={}, done=fail)
+    assert not list(tmp_path.iterdir())

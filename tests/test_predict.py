@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,14 @@ import zarr
 from PIL import Image
 from result_samples import make_checkpoint, make_store
 
-from embedcache.errors import ConfigError, MismatchError, MissingTilesError, VolumeError, WeightsError
+from embedcache.errors import (
+    ConfigError,
+    InputError,
+    MismatchError,
+    MissingTilesError,
+    VolumeError,
+    WeightsError,
+)
 from embedcache.results import predict
 from embedcache.volume import Preprocess
 
@@ -110,3 +118,40 @@ def test_a_missing_source_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(VolumeError, match="missing"):
         predict(tmp_path / "missing.zarr", checkpoint, cache_dir=tmp_path / "cache")
+
+
+def never(*_: object, **__: object) -> None:
+    pytest.fail("the volume was encoded before the output was checked")
+
+
+@pytest.mark.parametrize(
+    ("output", "word"),
+    [
+        ("photos", "what is predicted"),
+        ("photos/a.png", "what is predicted"),
+        ("thesis", "not replaced"),
+        ("note.txt/masks", "is a file"),
+        ("m.png", "2 planes"),
+        ("m.csv", "not probabilities"),
+    ],
+)
+def test_a_wrong_output_is_refused_before_anything_is_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, word: str
+) -> None:
+    store = make_store(tmp_path / "s.zarr", [(64, 64)])
+    checkpoint = make_checkpoint(tmp_path / "c.safetensors", store)
+    for name in ("photos/a.png", "photos/b.png", "thesis/figure.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (40, 40), 9).save(tmp_path / name)
+    (tmp_path / "note.txt").write_text("mine")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    monkeypatch.setattr(importlib.import_module("embedcache.results.predict"), "run_encode", never)
+    with pytest.raises(InputError, match=word):
+        predict(tmp_path / "photos", checkpoint, tmp_path / output, probabilities=output == "m.csv")
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_checkpoint_is_asked_as_its_figures_were(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s.zarr", [(64, 64)])
+    checkpoint = make_checkpoint(tmp_path / "c.safetensors", store, prompts="grid:free")
+    assert predict(store, checkpoint).prompts == "grid:free"

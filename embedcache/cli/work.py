@@ -15,8 +15,9 @@ from embedcache.cli.signals import interruptible, stop_at_once
 from embedcache.encode import EncodeResult, run_encode
 from embedcache.encode.estimate import estimate
 from embedcache.encode.plan import readable_bytes
-from embedcache.errors import ConfigError
+from embedcache.errors import EXIT_FAILED_TILES, ConfigError
 from embedcache.progress import Terminal
+from embedcache.store import EmbeddingStore
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else."
@@ -165,7 +166,7 @@ def plan(volume: str, like: str | None, as_json: bool, **wishes: Any) -> None:
 @click.option(
     "--prompts",
     type=click.Choice(["none", "points", "box", "grid", "iterative"]),
-    help="Prompts during training.  [default: none for semantic, box for instances]",
+    help="Prompts during training.  [default: none for semantic, iterative for instances]",
 )
 @click.option("--objects", type=click.Choice(["whole", "components", "ids"]), help="What one object is.")
 @click.option(
@@ -271,7 +272,11 @@ def train(
 @click.option(
     "--threshold", type=float, help="Probability above which a pixel is positive.  [default: the run's]"
 )
-@click.option("--probabilities", is_flag=True, help="Write probabilities (0…255) instead of masks.")
+@click.option(
+    "--probabilities",
+    is_flag=True,
+    help="Write probabilities instead of masks: float32 in zarr and TIFF, 0…255 in PNG.",
+)
 @selection_options
 @machine_options
 @json_option
@@ -284,12 +289,16 @@ def predict(
     if (store is None) == (volume is None):
         raise ConfigError("predict takes either --store or --volume.")
     with stop_at_once():
-        result = run_predict(store or volume or "", checkpoint, output, progress=Terminal(), **wishes)
+        source = volume if store is None else EmbeddingStore.open(store)
+        result = run_predict(source or "", checkpoint, output, progress=Terminal(), **wishes)
     figures = result.to_dict()
     if as_json:
         print_json(figures)
     else:
         print_pairs("predict", list(figures.items()))
+    if result.tiles_failed:
+        click.echo(f"{result.tiles_failed} tile(s) could not be encoded and are not predicted.", err=True)
+        click.get_current_context().exit(EXIT_FAILED_TILES)
 
 
 @app.command(

@@ -12,7 +12,8 @@ Masks are uint8, 0 and 255. With probabilities they are float32 in zarr and TIFF
 0…255 in PNG. Planes that were not predicted are missing where a plane is a file or a line; they are empty
 chunks or pages elsewhere, and the list of those predicted stands in the metadata.
 
-An output appears under its name only when it is whole; an older one of that name is replaced then.
+An output appears under its name only when it is whole; an older one of that name is replaced then, as a whole: no
+picture of an earlier prediction stays beside the new ones. Images that differ in their endings only keep these.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +33,14 @@ import tifffile
 import zarr
 from PIL import Image
 
-from embedcache.errors import InputError
-from embedcache.files import PARTIAL_SUFFIX, fsync_folder, make_folder, storage_error, write_file
+from embedcache.files import storage_error, write_file
+from embedcache.results.output_place import (
+    PICTURES_NOTE,
+    check_one_plane,
+    check_place,
+    whole_file,
+    whole_folder,
+)
 
 Floats = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
@@ -100,36 +107,6 @@ class Values:
         return "float32" if self.probabilities else "uint8"
 
 
-def check_output(output: Path, planes: Planes, values: Values) -> None:
-    """Refuse an output that cannot hold this prediction, before any work.
-
-    Raises
-    ------
-    InputError
-        For a ``.png`` of several planes, run lengths of probabilities, or a file where a folder is meant.
-    """
-    ending = output.suffix.lower()
-    if ending == ".png" and len(planes.planes) != 1:
-        raise InputError(
-            f"{output}: one PNG holds one plane, and {len(planes.planes)} planes are predicted.",
-            hint="Give a folder (a name without ending), a .tif or a .zarr.",
-        )
-    if ending == ".csv" and values.probabilities:
-        raise InputError(
-            f"{output}: run lengths hold masks, not probabilities.",
-            hint="Leave probabilities out, or write a .zarr, .tif or folder.",
-        )
-    if ending in {".png", ".csv", ".tif", ".tiff"} and output.is_dir():
-        raise InputError(f"{output} is a folder, and a file of that name is to be written.")
-    if ending == ".zarr" and output.is_dir() and any(output.iterdir()) and not _is_masks(output):
-        raise InputError(
-            f"{output} exists and was not written by predict: it is not replaced.",
-            hint="Choose another name.",
-        )
-    if output.is_file() and ending not in {".png", ".csv", ".tif", ".tiff"}:
-        raise InputError(f"{output} is a file, and a folder of that name is to be written.")
-
-
 def write_masks(
     output: Path, planes: Planes, values: Values, *, about: dict[str, Any], done: Any = None
 ) -> None:
@@ -151,11 +128,12 @@ def write_masks(
     Raises
     ------
     InputError
-        As :func:`check_output`.
+        For a single PNG of several planes, and as :func:`check_place` says.
     StorageError
         When the disk refuses.
     """
-    check_output(output, planes, values)
+    check_place(output, probabilities=values.probabilities)
+    check_one_plane(output, len(planes.planes))
     writer = {".zarr": _write_zarr, ".tif": _write_tiff, ".tiff": _write_tiff, ".csv": _write_rle}.get(
         output.suffix.lower(), _write_pngs
     )
@@ -184,25 +162,22 @@ class _Ticking:
 
 
 def _write_zarr(output: Path, planes: Planes, values: Values, about: dict[str, Any], each: _Ticking) -> None:
-    partial = output.with_name(output.name + PARTIAL_SUFFIX)
-    make_folder(output.parent)
-    shutil.rmtree(partial, ignore_errors=True)
-    group = zarr.open_group(str(partial), mode="w", zarr_format=3)
-    if planes.uniform:
-        height, width = planes.sizes[0]
-        array = _create_array(group, "0", (len(planes.sizes), height, width), values)
-        for plane, stitched in each:
-            array[plane] = values.stored(stitched)
-        group.attrs["ome"] = {"version": "0.5", "multiscales": [_multiscale(output.stem, "zyx")]}
-    else:
-        for plane, stitched in each:
-            name = Path(planes.names[plane]).stem
-            image = group.create_group(name)
-            array = _create_array(image, "0", stitched.shape, values)
-            array[...] = values.stored(stitched)
-            image.attrs["ome"] = {"version": "0.5", "multiscales": [_multiscale(name, "yx")]}
-    group.attrs["embedcache"] = about
-    _replace_folder(partial, output)
+    names = plane_files(planes)
+    with whole_folder(output) as folder:
+        group = zarr.open_group(str(folder), mode="w", zarr_format=3)
+        if planes.uniform:
+            height, width = planes.sizes[0]
+            array = _create_array(group, "0", (len(planes.sizes), height, width), values)
+            for plane, stitched in each:
+                array[plane] = values.stored(stitched)
+            group.attrs["ome"] = {"version": "0.5", "multiscales": [_multiscale(output.stem, "zyx")]}
+        else:
+            for plane, stitched in each:
+                image = group.create_group(names[plane])
+                array = _create_array(image, "0", stitched.shape, values)
+                array[...] = values.stored(stitched)
+                image.attrs["ome"] = {"version": "0.5", "multiscales": [_multiscale(names[plane], "yx")]}
+        group.attrs["embedcache"] = about
 
 
 def _create_array(group: zarr.Group, name: str, shape: tuple[int, ...], values: Values) -> Any:
@@ -227,32 +202,10 @@ def _multiscale(name: str, axes: str) -> dict[str, Any]:
     }
 
 
-def _is_masks(folder: Path) -> bool:
-    """Whether a folder is a zarr that an earlier predict wrote, which may be replaced."""
-    metadata = folder / "zarr.json"
-    if not metadata.is_file():
-        return False
-    attributes = json.loads(metadata.read_text()).get("attributes", {})
-    return "predicted" in attributes.get("embedcache", {})
-
-
-def _replace_folder(partial: Path, output: Path) -> None:
-    """Put a finished folder under its name; the older one is set aside first, then removed."""
-    old = output.with_name(output.name + ".old" + PARTIAL_SUFFIX)
-    shutil.rmtree(old, ignore_errors=True)
-    if output.exists():
-        output.rename(old)
-    partial.rename(output)
-    fsync_folder(output.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 # TIFF, PNG, run lengths
 
 
 def _write_tiff(output: Path, planes: Planes, values: Values, about: dict[str, Any], each: _Ticking) -> None:
-    partial = output.with_name(output.name + PARTIAL_SUFFIX)
-    make_folder(output.parent)
     empty = np.nan if values.probabilities else 0
     following = 0
 
@@ -261,7 +214,7 @@ def _write_tiff(output: Path, planes: Planes, values: Values, about: dict[str, A
         options: dict[str, Any] = {"compression": "zlib", "photometric": "minisblack", "metadata": None}
         writer.write(page, description=json.dumps(note), contiguous=False, **options)
 
-    with tifffile.TiffWriter(partial, bigtiff=True) as writer:
+    with whole_file(output) as partial, tifffile.TiffWriter(partial, bigtiff=True) as writer:
         for plane, stitched in each:
             while following < plane:  # pages stay in step with planes
                 blank = np.full(planes.sizes[following], empty, values.dtype)
@@ -272,33 +225,44 @@ def _write_tiff(output: Path, planes: Planes, values: Values, about: dict[str, A
         while following < len(planes.sizes):
             write(writer, np.full(planes.sizes[following], empty, values.dtype), planes.names[following])
             following += 1
-    partial.replace(output)
-    fsync_folder(output.parent)
 
 
 def _write_pngs(output: Path, planes: Planes, values: Values, about: dict[str, Any], each: _Ticking) -> None:
-    single = output.suffix.lower() == ".png"
-    for plane, stitched in each:
-        stream = io.BytesIO()
-        Image.fromarray(values.picture(stitched)).save(stream, format="PNG")
-        name = output if single else output / f"{picture_name(planes, plane)}.png"
-        write_file(name, stream.getvalue())
-    if not single:
-        write_file(output / "prediction.json", json.dumps(about, indent=1).encode())
+    if output.suffix.lower() == ".png":
+        for _, stitched in each:
+            write_file(output, _png(values.picture(stitched)))
+        return
+    names = plane_files(planes)
+    files = [f"{names[plane]}.png" for plane in planes.planes]
+    with whole_folder(output) as folder:
+        for name, (_, stitched) in zip(files, each, strict=True):
+            write_file(folder / name, _png(values.picture(stitched)))
+        write_file(folder / PICTURES_NOTE, json.dumps({**about, "files": files}, indent=1).encode())
 
 
-def picture_name(planes: Planes, plane: int) -> str:
-    """Stem of a plane's picture: the image's own, or ``z0012`` with room for all planes."""
-    if not planes.uniform:
-        return Path(planes.names[plane]).stem
-    return f"z{plane:0{max(4, len(str(len(planes.sizes) - 1)))}d}"
+def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def plane_files(planes: Planes) -> list[str]:
+    """What each plane is called in files: the image's stem, its whole name where stems are equal, or ``z0012``."""
+    if planes.uniform:
+        digits = max(4, len(str(len(planes.sizes) - 1)))
+        return [f"z{plane:0{digits}d}" for plane in range(len(planes.sizes))]
+    stems = [Path(name).stem for name in planes.names]
+    often = Counter(stems)
+    return [stem if often[stem] == 1 else name for stem, name in zip(stems, planes.names, strict=True)]
 
 
 def _write_rle(output: Path, planes: Planes, values: Values, about: dict[str, Any], each: _Ticking) -> None:
+    names = list(planes.names) if planes.uniform else plane_files(planes)
+
     def lines() -> Iterator[bytes]:
         yield _csv_line("Id", "Predicted")
         for plane, stitched in each:
-            yield _csv_line(Path(planes.names[plane]).stem, run_lengths(values.mask(stitched)))
+            yield _csv_line(names[plane], run_lengths(values.mask(stitched)))
 
     write_file(output, lines())
 

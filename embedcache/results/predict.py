@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from embedcache.encode import run_encode
 from embedcache.encode.options import options_from
 from embedcache.errors import ConfigError, InputError, MissingTilesError
 from embedcache.progress import Progress, Silent
-from embedcache.results.masks_out import Values, check_output, write_masks
-from embedcache.results.selection import selected_tiles
+from embedcache.results.masks_out import Values, write_masks
+from embedcache.results.output_place import check_one_plane, check_place
+from embedcache.results.selection import selected_planes, selected_tiles
 from embedcache.results.stitch import Floats, PromptsOf, Stitcher, free_prompts, unsigned_grid
 from embedcache.sam.encoder import resolve_device
 from embedcache.store import EmbeddingStore
@@ -51,8 +53,9 @@ class Prediction:
         What was written.
     seconds : float
         Wall time, encoding included.
-    tiles_missing : int
-        Tiles of the selection without an embedding; their pixels are not predicted.
+    tiles_missing, tiles_failed : int
+        Tiles of the selection without an embedding; their pixels are not predicted. And those among them that
+        could not be encoded.
     """
 
     store: EmbeddingStore
@@ -63,6 +66,7 @@ class Prediction:
     output: Path | None = None
     seconds: float = 0.0
     tiles_missing: int = 0
+    tiles_failed: int = 0
 
     @property
     def tiles(self) -> int:
@@ -74,12 +78,12 @@ class Prediction:
         """Planes that are predicted, in order."""
         return self.stitcher.planes
 
-    @property
+    @cached_property
     def sizes(self) -> list[tuple[int, int]]:
         """Height and width of every plane of the volume."""
         return [self.store.plane_size(plane) for plane in range(self._planes_of_volume)]
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """Name of every plane of the volume."""
         return [self.store.plane_name(plane) for plane in range(self._planes_of_volume)]
@@ -89,7 +93,7 @@ class Prediction:
         """Whether the planes are those of one array."""
         return self.store.uniform
 
-    @property
+    @cached_property
     def _planes_of_volume(self) -> int:
         return int(self.store.table[:, 0].max()) + 1
 
@@ -115,6 +119,7 @@ class Prediction:
             "output": None if self.output is None else str(self.output),
             "tiles": self.tiles,
             "tiles_missing": self.tiles_missing,
+            "tiles_failed": self.tiles_failed,
             "planes": len(self.planes),
             "seconds": round(self.seconds, 3),
             "threshold": self.threshold,
@@ -131,6 +136,9 @@ class Prediction:
             "untrained": self.checkpoint.untrained,
         }
 
+    def _places(self) -> list[str]:
+        return [str(self.store.path), str(self.store.provenance.get("source", ""))]
+
     def write(
         self, output: str | Path, *, probabilities: bool = False, progress: Progress | None = None
     ) -> Path:
@@ -145,6 +153,7 @@ class Prediction:
         """
         progress = progress or Silent()
         path = Path(output).absolute()
+        check_place(path, sources=self._places(), probabilities=probabilities)
         values = Values(self.threshold, probabilities)
         about = {"threshold": self.threshold, "probabilities": probabilities, **self._origin()}
         progress.start("predicting planes", len(self.planes))
@@ -188,7 +197,8 @@ def predict(
     probabilities : bool
         Write probabilities instead of masks.
     prompts : str, optional
-        ``none`` (default) or ``grid:free``. There is no truth to take other prompts from.
+        ``none`` or ``grid:free``; by default what the checkpoint's own free figures were measured with. There is
+        no truth to take other prompts from.
     z_range, bbox, mask : optional
         Only tiles that touch this selection.
     skip_empty, cache_dir, batch_size : optional
@@ -220,8 +230,17 @@ def predict(
             f"predict has no prompts {prompts!r}: they would be taken from a truth that is not there.",
             hint="Use none or grid:free; a store's predictor(i) takes points and boxes of your own.",
         )
+    asked = prompts or ("grid:free" if trained.prompts == "grid:free" else "none")
     selection = {"z_range": z_range, "bbox": bbox, "mask": None if mask is None else str(mask)}
     store = open_store(source)
+    path = None if output is None else Path(output).absolute()
+    if path is not None:
+        places = (
+            [str(source)] if store is None else [str(store.path), str(store.provenance.get("source", ""))]
+        )
+        check_place(path, sources=places, probabilities=probabilities)
+        if store is None and path.suffix.lower() == ".png":
+            check_one_plane(path, selected_planes(str(source), trained.recipe, **selection))
     if store is None:
         wishes = {**selection, "skip_empty": skip_empty, "cache_dir": cache_dir, "batch_size": batch_size}
         result = run_encode(options_from(str(source), {**wishes, "device": device}, trained), progress)
@@ -237,22 +256,21 @@ def predict(
     missing = int((selected & store.wanted & ~store.committed & ~store.skipped).sum())
     if missing:
         progress.say(f"{missing} tiles of {store.path} have no embedding; their pixels are not predicted.")
+    failed = sum(bool(selected[number]) for number in store.failed)
     if trained.prompt_source == "oracle":
         progress.say(
             f"{trained.path} was trained and measured with {trained.prompts} prompts; predict asks without them."
         )
     chosen_device = resolve_device(device)
     decoder = trained.decoder().eval().to(chosen_device)
-    prompts_of: PromptsOf = unsigned_grid(store) if prompts == "grid:free" else free_prompts
+    prompts_of: PromptsOf = unsigned_grid(store) if asked == "grid:free" else free_prompts
     stitcher = Stitcher(store, decoder, numbers, prompts_of, chosen_device, batch_size or DECODER_BATCH)
-    prediction = Prediction(store, trained, level, prompts or "none", stitcher, tiles_missing=missing)
-    path = None
-    if output is not None:
-        check_output(Path(output).absolute(), prediction, Values(level, probabilities))
-        path = prediction.write(output, probabilities=probabilities, progress=progress)
-    return Prediction(
-        store, trained, level, prompts or "none", stitcher, path, time.perf_counter() - begin, missing
+    prediction = Prediction(
+        store, trained, level, asked, stitcher, tiles_missing=missing, tiles_failed=failed
     )
+    if path is not None:
+        prediction.write(path, probabilities=probabilities, progress=progress)
+    return replace(prediction, output=path, seconds=time.perf_counter() - begin)
 
 
 def as_checkpoint(checkpoint: Any) -> Checkpoint:
@@ -282,6 +300,9 @@ def probability_threshold(checkpoint: Checkpoint | None, threshold: float | None
     """
     if threshold is not None:
         if not 0.0 <= threshold <= 1.0:
-            raise ConfigError(f"--threshold is {threshold}; it is a probability between 0 and 1.")
+            raise ConfigError(
+                f"--threshold is {threshold}; it is a probability between 0 and 1.",
+                hint="A run's summary gives its threshold in logits; without --threshold that one is taken.",
+            )
         return float(threshold)
     return 0.5 if checkpoint is None else 1.0 / (1.0 + math.exp(-checkpoint.threshold))

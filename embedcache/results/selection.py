@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from embedcache.store import EmbeddingStore
-from embedcache.volume import Selection, Volume, select
+from embedcache.volume import Selection, Volume, open_volume, select
 
 
 @dataclass(frozen=True)
@@ -45,3 +46,21 @@ def selected_tiles(
     """
     selection = Selection(z_range=z_range, bbox=bbox, mask=mask)
     return select(store.table, selection, volume=cast(Volume, _Planes(store)))
+
+
+def selected_planes(
+    source: str, recipe: Mapping[str, Any], *, z_range: str | None, bbox: str | None, mask: str | None
+) -> int:
+    """How many planes of a volume a selection touches when it is encoded by a recipe; nothing is encoded for it.
+
+    Raises
+    ------
+    VolumeError
+        When the volume cannot be opened, or the selection lies outside it.
+    """
+    if str(recipe.get("channels", "")).startswith("depth:"):
+        return 1  # projections over depth make one plane
+    with open_volume(source, level=int(recipe.get("level", 0))) as volume:
+        planes = [(plane, 0, 0, *volume.plane_size(plane)) for plane in range(volume.n_planes)]
+        selection = Selection(z_range=z_range, bbox=bbox, mask=mask)
+        return int(select(np.array(planes, dtype=np.int64), selection, volume=volume).sum())
