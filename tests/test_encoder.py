@@ -107,7 +107,6 @@ def test_embeddings_can_take_part_in_training(weights, images):
 def test_loading_leaves_the_weights_as_they_were(weights, images):
     before = weights.encoder_digest
     _encoder(weights, "bf16")(images[:1])
-    assert random_weights("vit_tiny", 0).encoder_digest == before
     assert type(weights)(weights.model_type, weights.source, weights.state, True).encoder_digest == before
 
 

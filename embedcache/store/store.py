@@ -114,9 +114,17 @@ class EmbeddingStore:
             When a store of another fingerprint is there; with the fields that differ. It is not touched.
         InputError
             When the folder holds something else.
+        LockedError
+            When another process is making it.
+        StorageError
+            When the disk refuses.
         """
         root = Path(path).absolute()
-        if not (root / layout.GROUP_FILE).exists():
+        try:
+            there = (root / layout.GROUP_FILE).exists()
+        except OSError as error:
+            raise read_error(error, root) from error
+        if not there:
             if not 1 <= shard_tiles <= SHARD_TILES_LIMIT:
                 raise InputError(f"shard tiles {shard_tiles}: expected 1 to {SHARD_TILES_LIMIT}.")
             refuse_foreign(root)
