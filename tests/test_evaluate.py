@@ -70,6 +70,18 @@ def test_without_a_checkpoint_the_figures_are_the_untrained_decoders(
     assert (found.split, found.tiles, found.threshold) == ("all", 4, 0.5)
 
 
+def test_a_threshold_is_taken_as_it_is_with_or_without_a_checkpoint(
+    tmp_path: Path, store: EmbeddingStore, labels: Path
+) -> None:
+    untrained = make_checkpoint(tmp_path / "u.safetensors", store, state=store.decoder_state())
+    masks = np.stack(list(predict(store, untrained, threshold=0.47)))
+    found = evaluate(store, labels, threshold=0.47)
+    assert found.figures.dice == pytest.approx(by_hand(masks, np.load(labels) > 0))
+    assert found.figures != found.baseline
+    everything = evaluate(store, labels, prompts="box", threshold=0.0)
+    assert everything.figures.recall == 1.0
+
+
 def test_without_a_checkpoint_val_is_what_training_would_hold_out(tmp_path: Path) -> None:
     store = make_store(tmp_path / "p.zarr", [(40, 40)] * 3, uniform=False)
     (tmp_path / "ink").mkdir()

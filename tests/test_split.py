@@ -97,7 +97,37 @@ def test_of_several_stores_the_last_is_held_out(stack: Pair, images: Pair) -> No
     assert split.kind == "stores"
     assert [index for index, _ in split.val] == [1]
     assert [index for index, _ in split.train] == [0]
-    assert split.stores == (images[0].fingerprint, stack[0].fingerprint)
+    assert [split.index_of(store) for store in (images[0], stack[0])] == [0, 1]
+
+
+def test_stores_of_one_volume_are_never_on_both_sides(stack: Pair, images: Pair, tmp_path: Path) -> None:
+    split = make_split([stack[0], stack[0]], [stack[1], stack[1]])  # one store with two kinds of labels
+    assert split.kind == "planes"
+    assert set(planes(stack, split.val)).isdisjoint(planes(stack, split.train))
+    assert split.of_store("val", stack[0]).tolist() == sorted(split.val[0][1])
+    apart = make_split([images[0], stack[0], stack[0]], [images[1], stack[1], stack[1]])
+    assert [index for index, _ in apart.val] == [1, 2]
+    twice = make_split([images[0], images[0]], [images[1], images[1]])
+    assert set(planes(images, twice.val)).isdisjoint(planes(images, twice.train))
+    with pytest.raises(ConfigError, match="a share of arrays"):
+        make_split([images[0], stack[0]], [images[1], stack[1]], "0.3")
+
+
+def test_another_image_folder_is_not_taken_for_the_one_that_trained(images: Pair, tmp_path: Path) -> None:
+    split = make_split(*images)
+    other = make_image_store(
+        tmp_path / "s.zarr", {f"other_{n}.png": m for n, m in enumerate(blob_labels(5, 32, 32))}, tile=32
+    )
+    assert other.fingerprint == images[0].fingerprint
+    assert split.of_store("val", other) is None
+    assert split.of_store("val", images[0]) is not None
+
+
+def test_planes_under_one_label_are_no_secret_and_the_rule_says_so(tmp_path: Path) -> None:
+    labels = np.broadcast_to(blob_labels(1, 32, 32)[0], (3, 32, 32))
+    store = make_store(tmp_path / "s.zarr", labels, tile=32)
+    flat = open_labels(save_labels(tmp_path / "l.npy", labels[:1]), store)
+    assert "same label lies on all planes" in make_split(store, flat, "2:3").rule
 
 
 def test_a_split_survives_json(stack: Pair) -> None:

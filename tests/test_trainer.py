@@ -124,6 +124,14 @@ def test_an_interrupted_run_ends_with_the_same_weights_as_an_uninterrupted_one(
     assert not Run(folder / "cut").finished
     with pytest.raises(MismatchError, match="seed"):
         train(store, folder / "l.npy", out=folder / "cut", resume=True, seed=5, **options)
+    with pytest.raises(MismatchError, match="batch_size"):
+        train(store, folder / "l.npy", out=folder / "cut", resume=True, **(options | {"batch_size": 2}))
+    split = folder / "cut" / "split.json"
+    kept = split.read_text()
+    split.write_text(kept.replace('"gap"', "").replace("planes 6:8", "planes 5:8"))
+    with pytest.raises(MismatchError, match="changed since"):
+        train(store, folder / "l.npy", out=folder / "cut", resume=True, **options)
+    split.write_text(kept)
     again = train(store, folder / "l.npy", out=folder / "cut", resume=True, **options)
     a, b = (Checkpoint.load(item.last).state for item in (whole, again))
     assert all(torch.equal(a[name], b[name]) for name in a)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from embedcache.files import sha256_hex
 from embedcache.geometry import Tile
 from embedcache.sam.decoder import Decoder
 from embedcache.store import EmbeddingStore, EncodeSpec
@@ -61,7 +62,9 @@ def make_image_store(
 ) -> EmbeddingStore:
     """A complete store of an image collection."""
     grid = TileGrid(tile, 0)
-    records = tuple(ImageRecord(name, *mask.shape, "0" * 64) for name, mask in labels.items())
+    records = tuple(
+        ImageRecord(name, *mask.shape, sha256_hex(name.encode())) for name, mask in labels.items()
+    )
     table = grid.table_images([mask.shape for mask in labels.values()])
     volume = {"kind": "images", "channels": 1, "dtype": "uint8"}
     return _fill(path, table, grid, volume, list(labels.values()), records, (), None, DIGEST, "repeat")

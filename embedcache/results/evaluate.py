@@ -30,7 +30,7 @@ from embedcache.train.labels import Labels, open_labels
 from embedcache.train.metrics import Figures, figures
 from embedcache.train.prompts import check_prompts, prompt_source
 from embedcache.train.run import read_json
-from embedcache.train.split import Split, make_split
+from embedcache.train.split import Part, Split, make_split
 from embedcache.train.validation import Held, measure
 
 SPLITS = ("val", "train", "all")
@@ -152,6 +152,12 @@ def evaluate(
     level = probability_threshold(trained, threshold)
     asked = check_prompts(prompts or _default_prompts(trained, truth))
     source = prompt_source(asked)
+    own = opened.decoder()
+    decoders = [(own, 0.5)]
+    if trained is not None:
+        decoders.append((trained.decoder(), level))
+    elif threshold is not None:
+        decoders.append((own, level))
     measured = _Measure(
         opened,
         truth,
@@ -161,14 +167,10 @@ def evaluate(
         batch_size or DECODER_BATCH,
         progress or Silent(),
     )
-    own = opened.decoder()
     objects = trained.objects if trained is not None and trained.prompts == asked else None
     if source == "free":
-        found = measured.stitched(
-            [(own, 0.5)] if trained is None else [(own, 0.5), (trained.decoder(), level)]
-        )
+        found = measured.stitched(decoders)
     else:
-        decoders = [(own, 0.5)] if trained is None else [(own, 0.5), (trained.decoder(), level)]
         found = [measured.objects(decoder, at, objects) for decoder, at in decoders]
     return Evaluation(
         figures=found[-1],
@@ -225,15 +227,15 @@ class _Measure:
         ]
 
     def objects(self, decoder: Decoder, threshold: float, objects: str | None) -> Figures:
-        """Figures of objects that are asked for one by one, with prompts from the truth."""
+        """Figures of objects asked one by one with prompts from the truth: at most 8 of a tile, the same ones."""
         dataset = EmbeddingDataset(
             self.store, self.labels, prompts=self.prompts, tiles=self.numbers, objects=objects
         )
         held = Held(dataset, tuple(int(number) for number in dataset.tiles))
-        logit = (
-            np.log(threshold / (1 - threshold)) if 0 < threshold < 1 else np.copysign(20.0, threshold - 0.5)
-        )
-        return measure(decoder.to(self.device), [held], self.device).at(float(logit))
+        with np.errstate(divide="ignore"):
+            logit = np.log(np.float64(threshold)) - np.log1p(-np.float64(threshold))
+        counts = measure(decoder.to(self.device), [held], self.device, np.array([logit]))
+        return counts.at(0.0)
 
 
 def truth_of_plane(
@@ -284,13 +286,12 @@ def choose_tiles(
             "every labelled tile; trained-on tiles are among them where there are any",
             touched,
         )
-    elif known is not None and store.fingerprint in known.stores:
+    elif known is not None and (own := known.of_store(split or "val", store)) is not None:
         part = split or "val"
-        own = _of_store(known, part, known.stores.index(store.fingerprint))
         rule, numbers = known.rule, np.intersect1d(own, touched)
     elif checkpoint is None and split is not None:
         part, made = split, make_split(store, labels)
-        rule, numbers = made.rule, _of_store(made, part, 0)
+        rule, numbers = made.rule, _numbers_of(made.val if part == "val" else made.train)
     elif checkpoint is None:
         part, rule, numbers = "all", "every labelled tile; nothing was trained", touched
     elif split is not None:
@@ -317,18 +318,14 @@ def choose_tiles(
     return part, rule, np.asarray(encoded, dtype=np.int64)
 
 
-def _of_store(split: Split, part: str, index: int) -> npt.NDArray[np.int64]:
-    chosen = split.val if part == "val" else split.train
-    return np.array(
-        [number for store, numbers in chosen if store == index for number in numbers], dtype=np.int64
-    )
+def _numbers_of(part: Part) -> npt.NDArray[np.int64]:
+    return np.array([number for _, numbers in part for number in numbers], dtype=np.int64)
 
 
 def _default_prompts(checkpoint: Checkpoint | None, labels: Labels) -> str:
     """How the figure was measured that chose the checkpoint; without one, what suits the labels."""
     if checkpoint is not None:
-        same = prompt_source(checkpoint.prompts) == checkpoint.prompt_source
-        return checkpoint.prompts if same else "none"
+        return checkpoint.measured_prompts
     return "none" if labels.kind == "semantic" else "box"
 
 
@@ -346,11 +343,11 @@ def _own_supervision(store: EmbeddingStore, checkpoint: Checkpoint | None) -> st
     if checkpoint is None or checkpoint.path is None:
         return None
     config = checkpoint.path.parent / "config.json"
-    known = Split.from_dict(checkpoint.split)
-    if store.fingerprint not in known.stores or not config.is_file():
+    index = Split.from_dict(checkpoint.split).index_of(store)
+    if index is None or not config.is_file():
         return None
     options = read_json(config).get("options", {})
     mask = options.get("supervision")
     if isinstance(mask, list):
-        mask = mask[known.stores.index(store.fingerprint)]
+        mask = mask[index]
     return None if mask is None else str(mask)

@@ -230,7 +230,7 @@ def predict(
             f"predict has no prompts {prompts!r}: they would be taken from a truth that is not there.",
             hint="Use none or grid:free; a store's predictor(i) takes points and boxes of your own.",
         )
-    asked = prompts or ("grid:free" if trained.prompts == "grid:free" else "none")
+    asked = prompts or (trained.measured_prompts if trained.prompt_source == "free" else "none")
     selection = {"z_range": z_range, "bbox": bbox, "mask": None if mask is None else str(mask)}
     store = open_store(source)
     path = None if output is None else Path(output).absolute()

@@ -181,7 +181,7 @@ def _pictures(
         dataset = EmbeddingDataset(
             store,
             labels,
-            prompts="none" if free else checkpoint.prompts,
+            prompts=checkpoint.measured_prompts,
             objects="whole" if free else checkpoint.objects,
             tiles=numbers,
             seed=int(options.get("seed", 0)),

@@ -22,6 +22,7 @@ from embedcache.errors import MismatchError, WeightsError
 from embedcache.files import canonical_json, write_file
 from embedcache.sam.decoder import Decoder
 from embedcache.store import EmbeddingStore
+from embedcache.train.prompts import prompt_source
 
 FORMAT = 1
 METADATA_KEY = "embedcache"
@@ -110,6 +111,12 @@ class Checkpoint:
             ) from error
         facts = _facts(path, tensors, metadata)
         return cls(path=path, state=tensors, **facts)
+
+    @property
+    def measured_prompts(self) -> str:
+        """How the figure was asked that chose it: none where oracle prompts trained and free ones chose."""
+        same = prompt_source(self.prompts) == self.prompt_source
+        return self.prompts if same else "none"
 
     def decoder(self) -> Decoder:
         """A decoder with this state, on the CPU."""

@@ -59,12 +59,13 @@ def figures(tp: float, fp: float, fn: float, threshold: float = 0.0) -> Figures:
 
 
 class ThresholdCounts:
-    """Counts at every threshold of :data:`THRESHOLDS`, gathered tile by tile."""
+    """Counts at each of some rising thresholds (logits; :data:`THRESHOLDS` by default), gathered tile by tile."""
 
-    def __init__(self) -> None:
-        self._edges = torch.tensor(THRESHOLDS, dtype=torch.float32)
-        self._inside = np.zeros(len(THRESHOLDS) + 1, dtype=np.int64)
-        self._outside = np.zeros(len(THRESHOLDS) + 1, dtype=np.int64)
+    def __init__(self, thresholds: npt.NDArray[np.float64] = THRESHOLDS) -> None:
+        self._thresholds = thresholds
+        self._edges = torch.tensor(thresholds, dtype=torch.float32)
+        self._inside = np.zeros(len(thresholds) + 1, dtype=np.int64)
+        self._outside = np.zeros(len(thresholds) + 1, dtype=np.int64)
 
     def add(self, logits: Tensor, truth: Tensor, supervised: Tensor) -> None:
         """Count one mask.
@@ -78,7 +79,7 @@ class ThresholdCounts:
         """
         bins = torch.bucketize(logits[supervised].float().contiguous(), self._edges.to(logits.device))
         inside = truth[supervised]
-        length = len(THRESHOLDS) + 1
+        length = len(self._inside)
         self._inside += torch.bincount(bins[inside], minlength=length).cpu().numpy()
         self._outside += torch.bincount(bins[~inside], minlength=length).cpu().numpy()
 
@@ -89,12 +90,12 @@ class ThresholdCounts:
         fn = self._inside.sum() - tp
         return [
             figures(int(a), int(b), int(c), float(t))
-            for a, b, c, t in zip(tp, fp, fn, THRESHOLDS, strict=True)
+            for a, b, c, t in zip(tp, fp, fn, self._thresholds, strict=True)
         ]
 
     def at(self, threshold: float) -> Figures:
         """Figures at the tried threshold nearest to ``threshold``."""
-        return self.sweep()[int(np.abs(THRESHOLDS - threshold).argmin())]
+        return self.sweep()[int(np.abs(self._thresholds - threshold).argmin())]
 
     def best(self, metric: str = "dice") -> Figures:
         """Figures at the threshold with the best ``metric``; among equals the one nearest to 0."""

@@ -85,8 +85,11 @@ def describe(setup: Setup, options: TrainOptions, batch_size: int) -> Json:
     }
 
 
-def check_resumable(folder: Path, config: Json) -> int:
-    """Refuse to go on with a run that began otherwise; return its batch size."""
+def check_resumable(folder: Path, config: Json, split: Json, asked_batch_size: int | None) -> int:
+    """Refuse to go on with a run that began otherwise; return its batch size.
+
+    Tiles encoded since it began may have moved the split: going on would train on what validated before.
+    """
     before = read_json(folder / "config.json")
     differences: dict[str, tuple[object, object]] = {
         name: (before.get(name), config[name])
@@ -97,6 +100,10 @@ def check_resumable(folder: Path, config: Json) -> int:
         old = before["options"].get(name)
         if name not in MAY_CHANGE and old != value:
             differences[name] = (old, value)
+    if (folder / "split.json").is_file() and read_json(folder / "split.json") != split:
+        differences["split"] = ("split.json", "another one: the store or the labels changed since")
+    if asked_batch_size is not None and asked_batch_size != before["options"]["batch_size"]:
+        differences["batch_size"] = (before["options"]["batch_size"], asked_batch_size)
     if differences:
         raise MismatchError(
             f"The run {folder} began otherwise and cannot go on like this.",

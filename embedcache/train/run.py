@@ -152,7 +152,7 @@ def new_folder(wanted: str | Path | None, store: Path, labels: Path, *, resume: 
     Raises
     ------
     InputError
-        When the wanted folder holds a run already and ``resume`` was not asked, or the other way round.
+        When the wanted folder holds a run already and ``resume`` was not asked, or is a file.
     """
     if wanted is not None:
         path = Path(wanted).absolute()

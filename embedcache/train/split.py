@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache.errors import ConfigError, LabelError
+from embedcache.files import digest_json
 from embedcache.store import EmbeddingStore
 from embedcache.train.labels import Labels
-from embedcache.train.places import Tiles, gather
+from embedcache.train.places import Ints, Tiles, gather
 
 HELD_OUT = 0.2
 GAP = 0.05
@@ -38,7 +39,7 @@ class Split:
         The rule in words, with its gap.
     train, val : tuple of (store index, tile numbers)
     stores : tuple of str
-        Fingerprints of the stores, in the order of the indices.
+        What the stores are, by :func:`store_identity`, in the order of the indices.
     """
 
     kind: Kind
@@ -46,6 +47,17 @@ class Split:
     train: Part
     val: Part
     stores: tuple[str, ...]
+
+    def of_store(self, part: str, store: EmbeddingStore) -> Ints | None:
+        """Tile numbers of a store in ``val`` or ``train``; None when the split is not of this store."""
+        indices = [index for index, known in enumerate(self.stores) if _is(store, known)]
+        chosen = self.val if part == "val" else self.train
+        numbers = [number for index, found in chosen if index in indices for number in found]
+        return np.array(sorted(set(numbers)), dtype=np.int64) if indices else None
+
+    def index_of(self, store: EmbeddingStore) -> int | None:
+        """The first index of a store; None when the split is not of it."""
+        return next((index for index, known in enumerate(self.stores) if _is(store, known)), None)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON; recorded in the run and its checkpoints."""
@@ -65,6 +77,27 @@ class Split:
             for part in ("train", "val")
         )
         return cls(value["kind"], value["rule"], train, val, tuple(value["stores"]))
+
+
+def store_identity(store: EmbeddingStore) -> str:
+    """Fingerprint of a store; for an image collection its images too, which its fingerprint leaves out."""
+    if store.uniform:
+        return store.fingerprint
+    return f"{store.fingerprint}/{len(store.images)}/{_images_digest(store, len(store.images))}"
+
+
+def _images_digest(store: EmbeddingStore, count: int) -> str:
+    return digest_json([record.to_dict() for record in store.images[:count]])
+
+
+def _is(store: EmbeddingStore, identity: str) -> bool:
+    """Whether an identity is that of a store; images that were added since do not matter."""
+    fingerprint, *images = identity.split("/")
+    if fingerprint != store.fingerprint:
+        return False
+    return not images or (
+        len(store.images) >= int(images[0]) and _images_digest(store, int(images[0])) == images[1]
+    )
 
 
 @dataclass(frozen=True)
@@ -107,7 +140,7 @@ def make_split(
         choice.rule,
         tiles.part(choice.train),
         tiles.part(choice.val),
-        tuple(store.fingerprint for store in store_list),
+        tuple(store_identity(store) for store in store_list),
     )
 
 
@@ -118,11 +151,16 @@ def _choose(stores: list[EmbeddingStore], labels: list[Labels], tiles: Tiles, sp
         if not 0.0 < share < 1.0:
             raise ConfigError(f"--val is {spec}; a share lies between 0 and 1.")
     elif re.fullmatch(r"\d*:\d*", spec):
-        return _given_planes(tiles, spec)
+        return _given_planes(labels, tiles, spec)
     elif spec != "auto":
         return _given_images(stores, tiles, spec)
-    elif len(stores) > 1:
-        return _whole_stores(tiles)
+    elif len(set(kin := _kin(stores))) > 1:
+        return _whole_stores(tiles, kin)
+    if len({store.uniform for store in stores}) > 1:
+        raise ConfigError(
+            f"--val {spec}: a share of arrays and image collections together is not defined.",
+            hint="Leave --val out to hold a whole store out, or name images.",
+        )
     candidates: Iterator[_Choice]
     if not stores[0].uniform:
         candidates = _images(stores, tiles, share)
@@ -147,18 +185,31 @@ def _first_useful(candidates: Iterable[_Choice], tiles: Tiles) -> _Choice:
     )
 
 
-def _whole_stores(tiles: Tiles) -> _Choice:
-    last = int(tiles.store.max())
-    candidates = (
-        _Choice(
-            "stores",
-            f"store {index + 1} of {last + 1} is held out",
-            tiles.store != index,
-            tiles.store == index,
-        )
-        for index in range(last, -1, -1)
-    )
-    return _first_useful(candidates, tiles)
+def _kin(stores: list[EmbeddingStore]) -> list[int]:
+    """For each store the first one that shows the same volume or an image of it: they are never held apart."""
+    shown = [
+        {str(store.spec.volume)} if store.uniform else {record.sha256 for record in store.images}
+        for store in stores
+    ]
+    first = list(range(len(stores)))
+    for later in range(len(stores)):
+        for earlier in range(later):
+            if shown[earlier] & shown[later]:
+                old, new = first[later], first[earlier]
+                first = [new if index == old else index for index in first]
+    return first
+
+
+def _whole_stores(tiles: Tiles, kin: list[int]) -> _Choice:
+    """Hold out the last store, with the others of the same volume."""
+    families = np.array(kin)[tiles.store]
+
+    def choice(family: int) -> _Choice:
+        val = families == family
+        names = " and ".join(str(index + 1) for index, own in enumerate(kin) if own == family)
+        return _Choice("stores", f"store {names} of {len(kin)} is held out", ~val, val)
+
+    return _first_useful((choice(family) for family in dict.fromkeys(reversed(kin))), tiles)
 
 
 def _windows(count: int, share: float) -> Iterator[tuple[int, int]]:
@@ -169,13 +220,18 @@ def _windows(count: int, share: float) -> Iterator[tuple[int, int]]:
 
 
 def _images(stores: list[EmbeddingStore], tiles: Tiles, share: float) -> Iterator[_Choice]:
-    images = sorted(set(zip(tiles.store.tolist(), tiles.plane.tolist(), strict=True)))
+    """Images by their bytes: the same one in two stores, or twice in one, is held out everywhere."""
+    names_of: dict[str, str] = {}
+    of_tile = []
+    for index, plane in zip(tiles.store.tolist(), tiles.plane.tolist(), strict=True):
+        record = stores[index].images[plane]
+        names_of.setdefault(record.sha256, record.name)
+        of_tile.append(record.sha256)
+    images = list(names_of)
     for start, end in _windows(len(images), share):
         chosen = images[start:end]
-        val = np.zeros(len(tiles.number), bool)
-        for index, plane in chosen:
-            val |= (tiles.store == index) & (tiles.plane == plane)
-        names = ", ".join(stores[index].plane_name(plane) for index, plane in chosen)
+        val = np.isin(of_tile, chosen)
+        names = ", ".join(names_of[image] for image in chosen)
         yield _Choice(
             "images", f"{len(chosen)} of {len(images)} images are held out whole: {names}", ~val, val
         )
@@ -230,7 +286,7 @@ def _block(tiles: Tiles, axis: int, first: int, last: int, gap: int, full: int) 
     )
 
 
-def _given_planes(tiles: Tiles, spec: str) -> _Choice:
+def _given_planes(labels: list[Labels], tiles: Tiles, spec: str) -> _Choice:
     low, high = (int(part) if part else None for part in spec.split(":"))
     val = (tiles.plane >= (low or 0)) & (tiles.plane < (high if high is not None else np.iinfo(np.int64).max))
     if not val.any():
@@ -239,6 +295,8 @@ def _given_planes(tiles: Tiles, spec: str) -> _Choice:
             f"{int(tiles.plane.min())}:{int(tiles.plane.max()) + 1}."
         )
     rule = f"planes {spec} are held out as asked; no gap was left beside them"
+    if any(item.same_for_all_planes for item in labels):
+        rule += ", and the same label lies on all planes: these places were trained on in other planes"
     return _first_useful([_Choice("planes", rule, ~val, val)], tiles)
 
 

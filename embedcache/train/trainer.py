@@ -90,7 +90,7 @@ def train(
         raise Interrupted(
             f"Training was interrupted; {folder} keeps everything up to its last validation.",
             signal_number=number,
-            hint="Go on with --resume.",
+            hint=f"Go on with the same command and --resume --out {folder}",
         ) from error
 
 
@@ -102,7 +102,9 @@ def _train(
     batch_size = options.batch_size or automatic_batch_size(device, tiles, queries)
     config = describe(setup, options, batch_size)
     if (folder / "config.json").exists():
-        batch_size = check_resumable(folder, config)
+        batch_size = check_resumable(folder, config, setup.split.to_dict(), options.batch_size)
+    elif options.resume:
+        progress.say(f"{folder} holds no run to go on with: it begins.")
     decoder = starting_decoder(setup, options).to(device)
     with Feed(setup.train, batch_size, options.seed) as feed:
         steps = options.steps or DEFAULT_STEPS

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from embedcache.sam.decoder import Decoder, upscale_logits
 from embedcache.train.dataset import EmbeddingDataset
-from embedcache.train.metrics import ThresholdCounts
+from embedcache.train.metrics import THRESHOLDS, ThresholdCounts
 from embedcache.train.prompts import TilePrompts, collate_prompts, first_round, make_prompts
 
 VALIDATION_EPOCH = 2**31
@@ -34,7 +35,12 @@ class Held:
     numbers: tuple[int, ...]
 
 
-def measure(decoder: Decoder, held: Sequence[Held], device: torch.device) -> ThresholdCounts:
+def measure(
+    decoder: Decoder,
+    held: Sequence[Held],
+    device: torch.device,
+    thresholds: npt.NDArray[np.float64] = THRESHOLDS,
+) -> ThresholdCounts:
     """Ask the decoder for every object of the held-out tiles and count pixels at native resolution.
 
     Parameters
@@ -45,8 +51,10 @@ def measure(decoder: Decoder, held: Sequence[Held], device: torch.device) -> Thr
         One entry per store; ``iterative`` prompts are asked by their first point or box.
     device : torch.device
         Where the decoder is.
+    thresholds : ndarray of float64
+        Logits at which pixels are counted.
     """
-    counts = ThresholdCounts()
+    counts = ThresholdCounts(thresholds)
     was_training = decoder.training
     decoder.eval()
     try:
