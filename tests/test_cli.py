@@ -78,6 +78,27 @@ def test_options_may_stand_in_the_config_file_and_are_announced(folder, capsys):
     assert "z_range" not in err, "the command line wins, and what it replaces is not announced"
 
 
+def test_config_names_are_those_of_the_options_and_one_value_may_stand_for_a_list(folder, capsys):
+    (folder / "embedcache.toml").write_text(
+        '[train]\nstore = "nowhere.zarr"\nlabels = "x.tif"\ntrain = "decoder"\n'
+    )
+    assert run(["train"]) == 2
+    err = capsys.readouterr().err
+    assert "embedcache.toml: train.store = ('nowhere.zarr',)" in err
+    assert "embedcache.toml: train.train = 'decoder'" in err
+    assert "nowhere.zarr does not exist" in err
+
+
+def test_a_broken_store_or_run_does_not_hide_the_others(folder, capsys):
+    for name in ("good", "bad"):
+        (folder / "runs" / name).mkdir(parents=True)
+        (folder / "runs" / name / "summary.json").write_text('{"run": "good"}' if name == "good" else "{")
+    assert run(["status", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["runs"] == [{"run": "good"}]
+    assert "bad" in err
+
+
 @pytest.mark.parametrize(
     ("text", "word"),
     [("[encode]\ntiel = 3\n", "tiel"), ("[enkode]\ntile = 3\n", "enkode"), ("tile = = 3", "embedcache.toml")],

@@ -41,7 +41,8 @@ class Command(click.Command):
         for parameter in self.params:
             name = parameter.name or ""
             if ctx.get_parameter_source(name) is ParameterSource.DEFAULT_MAP:
-                click.echo(f"{CONFIG_NAME}: {self.name}.{name} = {ctx.params[name]!r}", err=True)
+                shown = f"{self.name}.{option_name(parameter)} = {ctx.params[name]!r}"
+                click.echo(f"{CONFIG_NAME}: {shown}", err=True)
         return super().invoke(ctx)
 
 
@@ -78,10 +79,21 @@ def _dashes(text: str) -> str:
 
 
 def _config_table(name: str, command: click.Command) -> Mapping[str, Any]:
-    known = {parameter.name for parameter in command.params if parameter.name} - {"as_json"}
-    return read_config(
-        Path.cwd() / CONFIG_NAME, name, known, tuple(n for names in SECTIONS.values() for n in names)
-    )
+    known = {option_name(parameter): parameter for parameter in command.params if parameter.name != "as_json"}
+    commands = tuple(n for names in SECTIONS.values() for n in names)
+    table = read_config(Path.cwd() / CONFIG_NAME, name, set(known), commands)
+    return {str(known[key].name): _repeated(known[key], value) for key, value in table.items()}
+
+
+def option_name(parameter: click.Parameter) -> str:
+    """The name people write, with underscores: that of the longest option, or of the argument."""
+    return max(parameter.opts, key=len).lstrip("-").replace("-", "_")
+
+
+def _repeated(parameter: click.Parameter, value: Any) -> Any:
+    """One value of an option that may be repeated stands for a list of one."""
+    many = isinstance(parameter, click.Option) and parameter.multiple
+    return [value] if many and not isinstance(value, list) else value
 
 
 @click.group(

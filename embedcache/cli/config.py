@@ -9,6 +9,7 @@ The file has one table per command, with the command's own option names::
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping, Set
 from pathlib import Path
@@ -52,17 +53,22 @@ def read_config(path: Path, command: str, options: Set[str], commands: tuple[str
     return table
 
 
+def _quoted(text: str) -> str:
+    """As a basic string of TOML, whose escapes are those of JSON."""
+    return json.dumps(text, ensure_ascii=False)
+
+
 def first_config(volume: str | None, labels: str | None, model: str) -> str:
     """The text of a first ``embedcache.toml``, with what is known filled in and the rest as comments."""
-    volume_line = f'volume = "{volume}"' if volume else '# volume = "scroll1.zarr"'
-    labels_line = f'labels = ["{labels}"]' if labels else '# labels = ["inklabels.zarr"]'
+    volume_line = f"volume = {_quoted(volume)}" if volume else '# volume = "scroll1.zarr"'
+    labels_line = f"labels = [{_quoted(labels)}]" if labels else '# labels = ["inklabels.zarr"]'
     return f"""\
 # Options of embedcache, one table per command, named as on the command line; the command line wins.
 # With this file in place, `embedcache encode` and then `embedcache train` do the job.
 
 [encode]
 {volume_line}
-model = "{model}"            # vit_b, vit_l, vit_h, or a name from `embedcache doctor`
+model = {_quoted(model)}            # vit_b, vit_l, vit_h, or a name from `embedcache doctor`
 # checkpoint = "sam_{model}.pth"   # by default searched in the usual folders, then downloaded
 # tile = 1024              # side of a tile in pixels of the level; a smaller tile shows SAM more detail
 # overlap = 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from embedcache.errors import ConfigError, InputError
+from embedcache.errors import ConfigError, EmbedcacheError, InputError
 from embedcache.store import EmbeddingStore
 
 LABEL_NAMES = ("inklabels", "labels", "label", "ink_masks", "masks", "mitochondria")
@@ -26,6 +26,8 @@ def _is_store(path: Path) -> bool:
         EmbeddingStore.open(path)
     except InputError:
         return False
+    except EmbedcacheError:
+        return True  # a broken one is one as well; whoever opens it says what is wrong
     return True
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from embedcache.cli.defaults import stores_in
 from embedcache.cli.output import print_json, print_pairs, print_table
 from embedcache.cli.work import cache_dir_option, json_option, warn_untrained
 from embedcache.encode.plan import readable_bytes
+from embedcache.errors import EmbedcacheError
 from embedcache.store import EmbeddingStore
+from embedcache.train.run import read_json
 from embedcache.volume import open_volume
 
 
@@ -50,8 +52,8 @@ def status(store: str | None, cache_dir: str, runs: str, as_json: bool) -> None:
 
 
 def _status_of_folders(cache_dir: Path, runs: Path, as_json: bool) -> None:
-    stores = [EmbeddingStore.open(path).status().to_dict() for path in stores_in(cache_dir)]
-    summaries = [_summary(path) for path in sorted(runs.glob("*/summary.json"))] if runs.is_dir() else []
+    stores = _readable(stores_in(cache_dir), lambda path: EmbeddingStore.open(path).status().to_dict())
+    summaries = _readable(sorted(runs.glob("*/summary.json")), read_json)
     if as_json:
         print_json({"stores": stores, "runs": summaries})
         return
@@ -80,8 +82,15 @@ def _status_of_folders(cache_dir: Path, runs: Path, as_json: bool) -> None:
     )
 
 
-def _summary(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+def _readable(paths: list[Path], read: Callable[[Path], dict[str, Any]]) -> list[dict[str, Any]]:
+    """What can be read; a broken one is named and does not hide the others."""
+    found = []
+    for path in paths:
+        try:
+            found.append(read(path))
+        except EmbedcacheError as error:
+            click.echo(error.message, err=True)
+    return found
 
 
 @app.command(
