@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -61,7 +60,6 @@ def made_up(folder: Path) -> tuple[Path, Path]:
 def ways(arguments: argparse.Namespace, store: ec.EmbeddingStore) -> dict[str, Callable[[int], None]]:
     """One training step of each way; the argument is the step's number."""
     dataset = ec.EmbeddingDataset(store, labels=arguments.labels, prompts="none")
-    weights = resolve_weights(arguments.model, arguments.checkpoint)
     volume, preprocess = ec.open_volume(store.provenance["source"]), store.spec.preprocess
     device = resolve_device("auto")
     steppers = {
@@ -76,10 +74,15 @@ def ways(arguments: argparse.Namespace, store: ec.EmbeddingStore) -> dict[str, C
         for name in WAYS
     }
     encoders = {}
-    if arguments.only in (None, "stock"):
-        encoders["stock"] = Encoder(weights, device=device, precision="fp32", numerics={"attention": "stock"})
-    if arguments.only in (None, "ours"):
-        encoders["ours"] = Encoder(weights, device=device, precision=store.spec.precision)
+    if arguments.only != "cached":
+        weights = resolve_weights(arguments.model, arguments.checkpoint)
+        if arguments.only in (None, "stock"):
+            encoders["stock"] = Encoder(
+                weights, device=device, precision="fp32", numerics={"attention": "stock"}
+            )
+        if arguments.only in (None, "ours"):
+            encoders["ours"] = Encoder(weights, device=device, precision=store.spec.precision)
+        del weights
 
     def items(way: str, step: int) -> list[TrainingItem]:
         chosen = [(step * arguments.batch_size + k) % len(dataset) for k in range(arguments.batch_size)]
@@ -87,7 +90,7 @@ def ways(arguments: argparse.Namespace, store: ec.EmbeddingStore) -> dict[str, C
             return [dataset[index] for index in chosen]
         built = []
         for index in chosen:
-            number = int(dataset.numbers[index])
+            number = int(dataset.tiles[index])
             pixels = preprocess.read(volume, store.tile(number))
             embedding = encoders[way](torch.from_numpy(preprocess.to_input(pixels)[None]))[0]
             built.append(dataset.item_with(number, 0, embedding))
@@ -107,6 +110,14 @@ def measure(arguments: argparse.Namespace, store: ec.EmbeddingStore) -> dict[str
             if step:  # the first round warms up
                 seconds[way].append(time.perf_counter() - begin)
     return seconds
+
+
+def own_peak_gib() -> float:
+    """Peak resident memory; not ``ru_maxrss``, which a new process inherits from the one that started it."""
+    line = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
+    )
+    return int(line.split()[1]) / 2**20
 
 
 def peak_memory(arguments: argparse.Namespace, store: Path, way: str) -> float:
@@ -145,8 +156,7 @@ def main() -> None:
             store = ec.open_store(arguments.store)
         seconds = measure(arguments, store)
         if arguments.only:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-            print(json.dumps({"peak_gib": peak}))
+            print(json.dumps({"peak_gib": own_peak_gib()}))
             return
         medians = {way: statistics.median(values) for way, values in seconds.items()}
         print(f"{arguments.model}, batch {arguments.batch_size}, {arguments.rounds} interleaved rounds")

@@ -19,7 +19,7 @@ import torch
 from embedcache.encode.options import EncodeOptions
 from embedcache.encode.plan import EncodePlan, plan_encode
 from embedcache.errors import MismatchError, VolumeError
-from embedcache.files import digest_json
+from embedcache.files import digest_json, storage_error
 from embedcache.progress import Progress
 from embedcache.sam.encoder import Precision, resolve_device, resolve_precision
 from embedcache.sam.weights import Weights, resolve_weights
@@ -201,9 +201,12 @@ def _store_path(options: EncodeOptions, volume: Volume, spec: EncodeSpec) -> Pat
 
 
 def _store_at(path: Path) -> EmbeddingStore | None:
-    if not (path / GROUP_FILE).exists():
-        return None  # EmbeddingStore.create refuses a folder that holds something else
-    return EmbeddingStore.open(path)
+    try:
+        there = (path / GROUP_FILE).exists()
+    except OSError as error:
+        raise storage_error(error, path) from error
+    # None: EmbeddingStore.create refuses a folder that holds something else
+    return EmbeddingStore.open(path) if there else None
 
 
 def _is_sampled(window: str | None) -> bool:
