@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+
+import embedcache.sam.decoder as sam_decoder
+import embedcache.sam.weights as sam_weights
+from embedcache.sam.encoder import Encoder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -18,6 +26,37 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data not found: {folder} (set $EMBEDCACHE_TEST_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def random_weights_are_drawn_once() -> Iterator[None]:
+    """Drawing them takes a second, and most tests want those of seed 0; each gets tensors of its own."""
+    weights, decoder = sam_weights.random_weights, sam_decoder.random_decoder_state
+    drawn, drawn_decoder = lru_cache(weights), lru_cache(decoder)
+
+    def own_weights(model_type: str, seed: int) -> sam_weights.Weights:
+        found = drawn(model_type, seed)
+        return replace(found, state=_own(found.state))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sam_weights, "random_weights", own_weights)
+        patch.setattr(sam_decoder, "random_decoder_state", lambda seed: _own(drawn_decoder(seed)))
+        yield
+
+
+def _own(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+@pytest.fixture
+def quick_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what happens around the encoder: means of the input in place of the ViT, as repeatable."""
+
+    def encode(self: Encoder, inputs: torch.Tensor) -> torch.Tensor:
+        means = torch.nn.functional.avg_pool2d(inputs, 16)
+        return means.repeat(1, 86, 1, 1)[:, :256].contiguous()
+
+    monkeypatch.setattr(Encoder, "_encode", encode)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from embedcache.demo.phantom import write_scroll
 from embedcache.errors import InputError
 from embedcache.results import evaluate, predict
 
-TINY = Scale(planes=5, side=64, sizes=((64, 60), (60, 64)), tile=64, steps=2)
+TINY = Scale(planes=5, side=64, sizes=((64, 60), (60, 64)), tile=64, steps=1)
 
 
 def test_the_demo_goes_the_whole_path_and_a_second_one_reuses_the_embeddings(tmp_path: Path) -> None:
@@ -33,6 +33,7 @@ def test_the_demo_goes_the_whole_path_and_a_second_one_reuses_the_embeddings(tmp
     assert second["dice"] == pytest.approx(first["dice"], abs=1e-3)
 
 
+@pytest.mark.usefixtures("quick_encoder")
 def test_a_decoder_of_the_demo_predicts_a_scroll_it_never_saw(tmp_path: Path) -> None:
     summary = run_demo(tmp_path / "demo", scale=TINY)
     other = write_scroll(tmp_path / "other", planes=2, side=64, seed=9)
@@ -45,6 +46,7 @@ def test_a_decoder_of_the_demo_predicts_a_scroll_it_never_saw(tmp_path: Path) ->
     assert evaluate(again.store, other["ink"], checkpoint=checkpoint).split == "all"
 
 
+@pytest.mark.usefixtures("quick_encoder")
 def test_the_infrared_demo_holds_whole_photographs_out(tmp_path: Path) -> None:
     summary = run_demo(tmp_path / "demo", infrared=True, scale=TINY)
     assert "images are held out whole" in summary["split_rule"]

@@ -8,7 +8,9 @@ from embedcache.demo.infrared import write_fragments
 from embedcache.demo.phantom import write_scroll
 from pipelines import em_mitochondria, infrared_ink
 
-SMALL = ["--model", "vit_tiny", "--checkpoint", "random:0", "--tile", "64", "--steps", "2", "--lr", "1e-3"]
+pytestmark = pytest.mark.usefixtures("quick_encoder")
+
+SMALL = ["--model", "vit_tiny", "--checkpoint", "random:0", "--tile", "64", "--steps", "1", "--lr", "1e-3"]
 
 
 def test_infrared_ink_goes_from_photographs_to_masks(
