@@ -8,13 +8,11 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 import embedcache.sam.decoder as sam_decoder
 import embedcache.sam.weights as sam_weights
-from embedcache.sam.encoder import Encoder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -46,33 +44,3 @@ def random_weights_are_drawn_once() -> Iterator[None]:
 
 def _own(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in state.items()}
-
-
-@pytest.fixture
-def quick_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of what happens around the encoder: means of the input in place of the ViT, as repeatable."""
-
-    def encode(self: Encoder, inputs: torch.Tensor) -> torch.Tensor:
-        means = torch.nn.functional.avg_pool2d(inputs, 16)
-        return means.repeat(1, 86, 1, 1)[:, :256].contiguous()
-
-    monkeypatch.setattr(Encoder, "_encode", encode)
-
-
-@pytest.fixture
-def small_volume(tmp_path: Path) -> Path:
-    """A (6, 64, 96) uint8 volume as .npy: a bright disc that moves from plane to plane on noise."""
-    path = tmp_path / "small.npy"
-    np.save(path, moving_disc(6, 64, 96))
-    return path
-
-
-def moving_disc(planes: int, height: int, width: int, *, seed: int = 0) -> np.ndarray:
-    """Noise with a bright disc."""
-    rng = np.random.default_rng(seed)
-    volume = rng.integers(0, 90, (planes, height, width), dtype=np.uint8)
-    y, x = np.mgrid[:height, :width]
-    for plane in range(planes):
-        disc = (y - height / 2) ** 2 + (x - width / 3 - 2 * plane) ** 2 < (height / 5) ** 2
-        volume[plane][disc] += 120
-    return volume

@@ -13,7 +13,6 @@ from embedcache.cli.config import first_config
 from embedcache.cli.output import readable
 
 register()
-pytestmark = pytest.mark.usefixtures("quick_encoder")
 ENCODE = ["encode", "--model", "vit_tiny", "--tile", "64", "--precision", "fp32", "--device", "cpu"]
 
 

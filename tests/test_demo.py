@@ -33,7 +33,6 @@ def test_the_demo_goes_the_whole_path_and_a_second_one_reuses_the_embeddings(tmp
     assert second["dice"] == pytest.approx(first["dice"], abs=1e-3)
 
 
-@pytest.mark.usefixtures("quick_encoder")
 def test_a_decoder_of_the_demo_predicts_a_scroll_it_never_saw(tmp_path: Path) -> None:
     summary = run_demo(tmp_path / "demo", scale=TINY)
     other = write_scroll(tmp_path / "other", planes=2, side=64, seed=9)
@@ -46,7 +45,6 @@ def test_a_decoder_of_the_demo_predicts_a_scroll_it_never_saw(tmp_path: Path) ->
     assert evaluate(again.store, other["ink"], checkpoint=checkpoint).split == "all"
 
 
-@pytest.mark.usefixtures("quick_encoder")
 def test_the_infrared_demo_holds_whole_photographs_out(tmp_path: Path) -> None:
     summary = run_demo(tmp_path / "demo", infrared=True, scale=TINY)
     assert "images are held out whole" in summary["split_rule"]

@@ -30,7 +30,6 @@ from embedcache.sam.weights import resolve_weights
 # The public function encode hides its package from a plain import of these modules
 pipeline, prepare = (importlib.import_module(f"embedcache.encode.{name}") for name in ("pipeline", "prepare"))
 
-quick = pytest.mark.usefixtures("quick_encoder")
 
 TINY = {"model": "vit_tiny", "tile": 64, "precision": "fp32", "device": "cpu", "shard_tiles": 2}
 
@@ -95,7 +94,6 @@ def test_widening_encodes_only_what_is_missing_and_ends_with_the_same_bytes(volu
     assert not widened.store.missing.any()
 
 
-@quick
 def test_an_interrupted_run_keeps_what_it_encoded_and_resumes_to_the_same_bytes(volume, tmp_path):
     asked = iter([None, 15, 15])
     with pytest.raises(Interrupted) as interruption:
@@ -107,7 +105,6 @@ def test_an_interrupted_run_keeps_what_it_encoded_and_resumes_to_the_same_bytes(
     assert shard_bytes(tmp_path / "s.zarr") == shard_bytes(tmp_path / "whole.zarr")
 
 
-@quick
 def test_a_store_of_another_recipe_is_refused_field_by_field_and_untouched(volume, tmp_path):
     run(volume, store=tmp_path / "s.zarr", z_range="0:1")
     before = all_bytes(tmp_path / "s.zarr")
@@ -121,7 +118,6 @@ def test_a_store_of_another_recipe_is_refused_field_by_field_and_untouched(volum
     assert all_bytes(tmp_path / "s.zarr") == before
 
 
-@quick
 def test_one_changed_voxel_is_found_when_all_pixels_are_checked(volume, tmp_path):
     run(volume, store=tmp_path / "s.zarr")
     pixels = np.load(volume)
@@ -131,7 +127,6 @@ def test_one_changed_voxel_is_found_when_all_pixels_are_checked(volume, tmp_path
         run(volume, store=tmp_path / "s.zarr", check_pixels=None)
 
 
-@quick
 def test_a_tile_with_nan_fails_alone_and_is_named(tmp_path):
     pixels = np.random.default_rng(0).random((3, 64, 64), dtype=np.float32)
     pixels[1, 5, 6] = np.nan
@@ -144,7 +139,6 @@ def test_a_tile_with_nan_fails_alone_and_is_named(tmp_path):
         encode(tmp_path / "float.npy", store=tmp_path / "s.zarr", window="0:1", **TINY)
 
 
-@quick
 def test_a_volume_of_nothing_but_nan_is_refused(tmp_path):
     np.save(tmp_path / "nan.npy", np.full((2, 64, 64), np.nan, dtype=np.float32))
     with pytest.raises(VolumeError, match="NaN"):
@@ -152,7 +146,6 @@ def test_a_volume_of_nothing_but_nan_is_refused(tmp_path):
     assert not (tmp_path / "s.zarr").exists()
 
 
-@quick
 def test_empty_tiles_are_skipped_recorded_and_not_asked_again(tmp_path):
     pixels = np.random.default_rng(0).integers(1, 255, (3, 64, 64), dtype=np.uint8)
     pixels[1] = 0
@@ -162,7 +155,6 @@ def test_empty_tiles_are_skipped_recorded_and_not_asked_again(tmp_path):
     assert (first.encoded, first.skipped, second.encoded, second.skipped) == (2, 1, 0, 1)
 
 
-@quick
 def test_a_full_disk_is_refused_before_the_first_byte(volume, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "free_bytes", lambda folder: 100)
     with pytest.raises(StorageError, match="Nothing was written"):
@@ -174,7 +166,6 @@ def save_image(path: Path, seed: int, size: tuple[int, int] = (40, 60)) -> None:
     Image.fromarray(np.random.default_rng(seed).integers(0, 255, size, dtype=np.uint8)).save(path)
 
 
-@quick
 def test_an_image_added_to_a_folder_is_the_only_one_encoded(tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -188,7 +179,6 @@ def test_an_image_added_to_a_folder_is_the_only_one_encoded(tmp_path):
     assert torch.equal(second.store[0], embedding)
 
 
-@quick
 def test_a_sampled_window_stays_when_images_are_added(tmp_path):
     folder = tmp_path / "scans"
     folder.mkdir()
@@ -201,7 +191,6 @@ def test_a_sampled_window_stays_when_images_are_added(tmp_path):
     assert second.store.spec.preprocess.window == first.store.spec.preprocess.window
 
 
-@quick
 def test_a_changed_image_is_refused(tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -212,7 +201,6 @@ def test_a_changed_image_is_refused(tmp_path):
         run(folder, store=tmp_path / "s.zarr")
 
 
-@quick
 def test_like_takes_the_whole_recipe_from_a_store(volume, tmp_path):
     first = run(volume, store=tmp_path / "s.zarr", z_range="0:1", window="3:99")
     np.save(tmp_path / "other.npy", np.load(volume)[:1] // 2)
@@ -224,7 +212,6 @@ def test_like_takes_the_whole_recipe_from_a_store(volume, tmp_path):
     assert recipe_of(second) == recipe_of(first.store)
 
 
-@quick
 def test_like_takes_the_recipe_from_a_run_or_its_checkpoint_too(tmp_path):
     store = make_store(tmp_path / "s.zarr", [(64, 64)])
     recipe = {"model": "vit_tiny", "checkpoint": "random:0", "tile": "full", "window": "3:99"}
@@ -237,14 +224,12 @@ def test_like_takes_the_recipe_from_a_run_or_its_checkpoint_too(tmp_path):
         recipe_of(tmp_path / "x.safetensors")
 
 
-@quick
 def test_a_selection_outside_is_refused_before_weights_are_looked_for(volume, monkeypatch):
     monkeypatch.setattr(prepare, "resolve_weights", lambda *_, **__: pytest.fail("weights were looked for"))
     with pytest.raises(VolumeError, match="outside"):
         run(volume, bbox="0:10,500:900")
 
 
-@quick
 @pytest.mark.parametrize(
     ("wishes", "error", "word"),
     [
@@ -266,7 +251,6 @@ def test_wrong_input_is_refused_and_nothing_is_written(volume, tmp_path, wishes,
     assert not (tmp_path / "s.zarr").exists()
 
 
-@quick
 def test_a_folder_that_is_no_store_is_refused_and_untouched(volume, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")

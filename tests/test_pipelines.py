@@ -8,8 +8,6 @@ from embedcache.demo.infrared import write_fragments
 from embedcache.demo.phantom import write_scroll
 from pipelines import em_mitochondria, infrared_ink
 
-pytestmark = pytest.mark.usefixtures("quick_encoder")
-
 SMALL = ["--model", "vit_tiny", "--checkpoint", "random:0", "--tile", "64", "--steps", "1", "--lr", "1e-3"]
 
 

@@ -1,4 +1,4 @@
-"""The whole path on real electron micrographs: encode, train, evaluate on sections never seen, predict, nothing twice."""
+"""The whole path on real electron micrographs: encode, train, evaluate on sections never seen, predict."""
 
 from __future__ import annotations
 
