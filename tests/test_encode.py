@@ -13,7 +13,9 @@ from PIL import Image
 from result_samples import make_checkpoint, make_store
 
 from embedcache.encode import encode, run_encode
+from embedcache.encode.estimate import estimate
 from embedcache.encode.options import options_from, recipe_of
+from embedcache.encode.survey import survey
 from embedcache.errors import (
     ConfigError,
     InputError,
@@ -249,6 +251,44 @@ def test_wrong_input_is_refused_and_nothing_is_written(volume, tmp_path, wishes,
     assert refusal.value.exit_code == 2
     assert word in str(refusal.value)
     assert not (tmp_path / "s.zarr").exists()
+
+
+def test_a_window_of_another_intensity_scale_is_refused(tmp_path):
+    pixels = np.random.default_rng(0).integers(5000, 60000, (2, 64, 64), dtype=np.uint16)
+    np.save(tmp_path / "wide.npy", pixels)
+    with pytest.raises(VolumeError, match="intensity scale"):
+        run(tmp_path / "wide.npy", store=tmp_path / "s.zarr", window="0:255")
+    assert not (tmp_path / "s.zarr").exists()
+
+
+def test_a_window_that_clips_much_is_said(tmp_path):
+    lines = []
+
+    class Listener(Silent):
+        def say(self, line: str) -> None:
+            lines.append(line)
+
+    pixels = np.random.default_rng(0).integers(1, 255, (1, 64, 64), dtype=np.uint8)
+    np.save(tmp_path / "scan.npy", pixels)
+    survey(options_from(tmp_path / "scan.npy", TINY | {"window": "0:60"}), Listener())
+    assert "outside the window 0:60" in lines[0]
+
+
+def test_a_plan_without_weights_still_tells_tiles_and_bytes(volume, tmp_path, monkeypatch):
+    for name in ("EMBEDCACHE_MODELS", "MICROSAM_CACHEDIR", "TORCH_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "nothing"))
+    monkeypatch.chdir(tmp_path)
+    figures = estimate(options_from(volume, {"tile": 64}), Silent())
+    assert (figures.tiles_selected, figures.files, figures.seconds_estimated) == (4, 1, None)
+    assert figures.bytes > 4 * 2**21
+    assert "download" in figures.unknown
+
+
+def test_a_plan_times_a_few_tiles_and_leaves_nothing_behind(volume, tmp_path):
+    figures = estimate(options_from(volume, TINY | {"cache_dir": tmp_path / "cache"}), Silent())
+    assert figures.seconds_estimated == pytest.approx(4 * figures.seconds_per_tile)
+    assert figures.break_even_epochs >= 1.0
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_folder_that_is_no_store_is_refused_and_untouched(volume, tmp_path):

@@ -62,6 +62,7 @@ def first_config(volume: str | None, labels: str | None, model: str) -> str:
     """The text of a first ``embedcache.toml``, with what is known filled in and the rest as comments."""
     volume_line = f"volume = {_quoted(volume)}" if volume else '# volume = "scroll1.zarr"'
     labels_line = f"labels = [{_quoted(labels)}]" if labels else '# labels = ["inklabels.zarr"]'
+    weights = f"sam_{model}.pth" if model.startswith("vit_") and model != "vit_tiny" else "random:0"
     return f"""\
 # Options of embedcache, one table per command, named as on the command line; the command line wins.
 # With this file in place, `embedcache encode` and then `embedcache train` do the job.
@@ -69,7 +70,7 @@ def first_config(volume: str | None, labels: str | None, model: str) -> str:
 [encode]
 {volume_line}
 model = {_quoted(model)}            # vit_b, vit_l, vit_h, or a name from `embedcache doctor`
-# checkpoint = "sam_{model}.pth"   # by default searched in the usual folders, then downloaded
+# checkpoint = {_quoted(weights)}   # by default searched in the usual folders, then downloaded
 # tile = 1024              # side of a tile in pixels of the level; a smaller tile shows SAM more detail
 # overlap = 0
 # level = 0

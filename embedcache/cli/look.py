@@ -15,7 +15,7 @@ from embedcache.cli.work import cache_dir_option, json_option, warn_untrained
 from embedcache.encode.plan import readable_bytes
 from embedcache.errors import EmbedcacheError
 from embedcache.store import EmbeddingStore
-from embedcache.train.run import read_json
+from embedcache.train import Run
 from embedcache.volume import open_volume
 
 
@@ -53,7 +53,7 @@ def status(store: str | None, cache_dir: str, runs: str, as_json: bool) -> None:
 
 def _status_of_folders(cache_dir: Path, runs: Path, as_json: bool) -> None:
     stores = _readable(stores_in(cache_dir), lambda path: EmbeddingStore.open(path).status().to_dict())
-    summaries = _readable(sorted(runs.glob("*/summary.json")), read_json)
+    summaries = _readable(sorted(path.parent for path in runs.glob("*/config.json")), _run_summary)
     if as_json:
         print_json({"stores": stores, "runs": summaries})
         return
@@ -74,12 +74,25 @@ def _status_of_folders(cache_dir: Path, runs: Path, as_json: bool) -> None:
     )
     print_table(
         f"runs in {runs.absolute()}",
-        ("run", "metric", "best", "prompt source", "steps"),
+        ("run", "finished", "metric", "best", "prompt source", "steps"),
         [
-            (row.get("run"), row.get("metric"), row.get("best"), row.get("prompt_source"), row.get("steps"))
+            (
+                row["run"],
+                row["finished"],
+                *(row.get(key) for key in ("metric", "best", "prompt_source", "steps")),
+            )
             for row in summaries
         ],
     )
+
+
+def _run_summary(folder: Path) -> dict[str, Any]:
+    """A run's outcome; of one that was interrupted, how far it came."""
+    run = Run(folder)
+    if run.finished:
+        return {"finished": True, **run.summary}
+    steps = max((int(row.get("step", 0)) for row in run.metrics), default=0)
+    return {"run": str(run.path), "finished": False, "steps": steps}
 
 
 def _readable(paths: list[Path], read: Callable[[Path], dict[str, Any]]) -> list[dict[str, Any]]:

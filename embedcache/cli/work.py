@@ -93,7 +93,11 @@ def _print_encode(result: EncodeResult) -> None:
         place = f"{result.store.plane_name(tile.plane)}, y0={tile.y0}, x0={tile.x0}"
         click.echo(f"failed: tile {number} ({place}): {reason}", err=True)
     if result.failed:
-        click.echo(f"{len(result.failed)} tile(s) failed; the same command tries them again.", err=True)
+        click.echo(
+            f"{len(result.failed)} tile(s) failed; once their pixels are mended the same command encodes them. "
+            "`train --allow-partial` goes on without them.",
+            err=True,
+        )
     if figures["untrained"]:
         warn_untrained()
 
@@ -117,7 +121,7 @@ def warn_untrained() -> None:
 def plan(volume: str, like: str | None, as_json: bool, **wishes: Any) -> None:
     """Tell what encoding a volume would take: tiles, bytes, free disk, files, hours, and when the cache has paid.
 
-    The hours come from a few tiles encoded on this machine; nothing is written.
+    The time comes from a few tiles encoded on this machine; nothing is written or downloaded.
     """
     options = encode_options(volume, like, wishes)
     with stop_at_once():
@@ -136,13 +140,24 @@ def plan(volume: str, like: str | None, as_json: bool, **wishes: Any) -> None:
             ("bytes", readable_bytes(figures.bytes)),
             ("bytes free", readable_bytes(figures.bytes_free)),
             ("seconds per tile", figures.seconds_per_tile),
-            ("hours", figures.seconds_estimated / 3600),
-            ("cache has paid after", f"{figures.break_even_epochs:.2f} epochs"),
+            ("time", _duration(figures.seconds_estimated)),
+            ("epochs until the cache has paid", figures.break_even_epochs),
             ("device", f"{figures.device}, {figures.precision}"),
         ],
     )
+    if figures.unknown:
+        click.echo(f"The time is not known: {figures.unknown}.", err=True)
     if not figures.fits:
         click.echo("The disk is too small for this; `encode` would refuse with exit code 6.", err=True)
+
+
+def _duration(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    for unit, length in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
 
 
 @app.command(

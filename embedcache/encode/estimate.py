@@ -12,13 +12,17 @@ import numpy as np
 import torch
 
 from embedcache.encode.options import EncodeOptions
-from embedcache.encode.plan import EncodePlan
+from embedcache.encode.plan import EncodePlan, plan_encode
 from embedcache.encode.prepare import EncodeJob, device_name, prepare
+from embedcache.encode.survey import survey
 from embedcache.encode.tile_reader import read_tile
 from embedcache.files import free_bytes, write_file
 from embedcache.geometry import EMBEDDING_VALUES, Tile
 from embedcache.progress import Progress
-from embedcache.sam.encoder import Encoder
+from embedcache.sam.encoder import Encoder, resolve_device, resolve_precision
+from embedcache.sam.registry import MODELS
+from embedcache.sam.search import candidates
+from embedcache.volume import select
 
 TIMED_BATCHES = 2
 
@@ -29,35 +33,38 @@ class Estimate:
 
     Parameters
     ----------
-    store : str
-        Where the store is or would be.
+    store : str or None
+        Where the store is or would be; None without weights at hand, which its name depends on.
     tiles_total, tiles_selected, tiles_missing, files : int
         Tiles of the volume, asked for, not there yet; files that hold the selected ones.
     bytes, bytes_free : int
         Bytes of the missing embeddings, and free on that disk.
-    seconds_per_tile, seconds_estimated : float
-        From a few tiles timed on this machine.
-    break_even_epochs : float
+    seconds_per_tile, seconds_estimated : float or None
+        From a few tiles timed on this machine; None without weights at hand.
+    break_even_epochs : float or None
         Epochs after which encoding once is cheaper than an encoder in the training loop.
     fits : bool
         Whether the disk is large enough.
     device, precision : str
         Where and how the encoder would run.
+    unknown : str or None
+        Why the hours are not known.
     """
 
-    store: str
+    store: str | None
     tiles_total: int
     tiles_selected: int
     tiles_missing: int
     files: int
     bytes: int
     bytes_free: int
-    seconds_per_tile: float
-    seconds_estimated: float
-    break_even_epochs: float
+    seconds_per_tile: float | None
+    seconds_estimated: float | None
+    break_even_epochs: float | None
     fits: bool
     device: str
     precision: str
+    unknown: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of ``embedcache plan --json``."""
@@ -65,7 +72,10 @@ class Estimate:
 
 
 def estimate(options: EncodeOptions, progress: Progress) -> Estimate:
-    """Time a few tiles and multiply; write nothing that stays."""
+    """Time a few tiles and multiply; write nothing that stays, and download nothing."""
+    missing_weights = _why_no_weights(options)
+    if missing_weights is not None:
+        return _without_weights(options, missing_weights, progress)
     job = prepare(options, progress)
     plan = job.plan()
     free = free_bytes(job.store_path)
@@ -89,6 +99,38 @@ def estimate(options: EncodeOptions, progress: Progress) -> Estimate:
         fits=plan.bytes_to_be_free <= free,
         device=device_name(job.device),
         precision=job.spec.precision,
+    )
+
+
+def _why_no_weights(options: EncodeOptions) -> str | None:
+    entry = MODELS.get(options.model) if options.checkpoint == "auto" else None
+    if entry is None or any(path.is_file() for path in candidates(entry)):
+        return None
+    return f"the weights of {options.model} are not on this machine; `encode` would download them"
+
+
+def _without_weights(options: EncodeOptions, why: str, progress: Progress) -> Estimate:
+    """What can be told without an encoder: tiles, files and bytes of a store that is not begun."""
+    seen = survey(options, progress)
+    selected = select(seen.table, seen.selection, volume=seen.volume)
+    plan = plan_encode(seen.table, selected, None, options.shard_tiles)
+    free = free_bytes(Path(options.store or options.cache_dir).absolute())
+    device = resolve_device(options.device)
+    return Estimate(
+        store=options.store,
+        tiles_total=plan.total,
+        tiles_selected=int(selected.sum()),
+        tiles_missing=int(plan.missing.sum()),
+        files=plan.files,
+        bytes=plan.bytes_needed,
+        bytes_free=free,
+        seconds_per_tile=None,
+        seconds_estimated=None,
+        break_even_epochs=None,
+        fits=plan.bytes_to_be_free <= free,
+        device=device_name(device),
+        precision=resolve_precision(options.precision, device),
+        unknown=why,
     )
 
 

@@ -18,6 +18,7 @@ import torch
 
 from embedcache.encode.options import EncodeOptions
 from embedcache.encode.plan import EncodePlan, plan_encode
+from embedcache.encode.survey import is_sampled, survey, tile_table
 from embedcache.errors import MismatchError, VolumeError
 from embedcache.files import digest_json, storage_error
 from embedcache.progress import Progress
@@ -29,10 +30,7 @@ from embedcache.volume import (
     ImageVolume,
     Preprocess,
     Selection,
-    TileGrid,
     Volume,
-    open_volume,
-    resolve_preprocess,
     select,
     volume_identity,
 )
@@ -152,13 +150,9 @@ def prepare(options: EncodeOptions, progress: Progress) -> EncodeJob:
     MismatchError
         When the store named by the options was made by another spec.
     """
-    volume = open_volume(options.volume, level=options.level)
-    preprocess = resolve_preprocess(volume, channels=options.channels, window=options.window)
-    grid = TileGrid(tile=options.tile, overlap=options.overlap)
+    seen = survey(options, progress)
+    volume, preprocess, grid, table = seen.volume, seen.preprocess, seen.grid, seen.table
     device = resolve_device(options.device)
-    if volume.uniform:  # before any weights are fetched; a mask is read once, by the plan
-        whole = _table(volume, preprocess, grid, ())
-        select(whole, Selection(z_range=options.z_range, bbox=options.bbox), volume=volume)
     weights = resolve_weights(options.model, options.checkpoint, progress=progress)
     spec = EncodeSpec(
         model_type=weights.model_type,
@@ -172,7 +166,7 @@ def prepare(options: EncodeOptions, progress: Progress) -> EncodeJob:
     path = _store_path(options, volume, spec)
     store = _store_at(path)
     if store is not None:
-        if not volume.uniform and _is_sampled(options.window):
+        if not volume.uniform and is_sampled(options.window):
             spec = replace(spec, preprocess=replace(preprocess, window=store.spec.preprocess.window))
         _require_same(store, spec)
     images: tuple[ImageRecord, ...] = ()
@@ -180,7 +174,7 @@ def prepare(options: EncodeOptions, progress: Progress) -> EncodeJob:
         if store is not None:
             volume = volume.reordered([record.name for record in store.images])
         images = _image_table(volume, store)
-    table = whole if volume.uniform else _table(volume, preprocess, grid, images)
+        table = tile_table(volume, preprocess, grid, [(image.height, image.width) for image in images])
     job = EncodeJob(options, volume, weights, spec, table, images, path, store, device)
     return job if store is None else replace(job, options=replace(options, shard_tiles=store.shard_tiles))
 
@@ -207,11 +201,6 @@ def _store_at(path: Path) -> EmbeddingStore | None:
         raise storage_error(error, path) from error
     # None: EmbeddingStore.create refuses a folder that holds something else
     return EmbeddingStore.open(path) if there else None
-
-
-def _is_sampled(window: str | None) -> bool:
-    """Whether a window is resolved from the pixels, and so frozen in a store when it is made."""
-    return window is None or window.startswith("p")
 
 
 def _require_same(store: EmbeddingStore, spec: EncodeSpec) -> None:
@@ -246,14 +235,6 @@ def _image_table(volume: ImageVolume, store: EmbeddingStore | None) -> tuple[Ima
             hint="Give a changed image a new name, or encode into another --store.",
         )
     return tuple(table)
-
-
-def _table(
-    volume: Volume, preprocess: Preprocess, grid: TileGrid, images: tuple[ImageRecord, ...]
-) -> npt.NDArray[np.int64]:
-    if not volume.uniform:
-        return grid.table_images([(record.height, record.width) for record in images])
-    return grid.table_uniform(preprocess.n_planes(volume), *volume.plane_size(0))
 
 
 def device_name(device: torch.device) -> str:

@@ -6,6 +6,7 @@ from embedcache.volume.preprocess import Preprocess, resolve_preprocess
 from embedcache.volume.selection import Selection, select
 from embedcache.volume.tiles import TileGrid
 from embedcache.volume.volume import ImageRecord, Volume, open_volume
+from embedcache.volume.window import clipped_share
 
 __all__ = [
     "ImageRecord",
@@ -14,6 +15,7 @@ __all__ = [
     "Selection",
     "TileGrid",
     "Volume",
+    "clipped_share",
     "open_volume",
     "pixel_digest",
     "resolve_preprocess",

@@ -93,6 +93,15 @@ def sample_pixels(volume: Volume) -> npt.NDArray[Any]:
     return np.concatenate(crops)
 
 
+def clipped_share(volume: Volume, window: tuple[float, float]) -> float:
+    """Share of a fixed sample's pixels that a window clips; zeros and NaN, often no measurement, not counted."""
+    pixels = sample_pixels(volume)
+    counted = pixels[np.isfinite(pixels) & (pixels != 0)]
+    if counted.size == 0:
+        return 0.0
+    return float(np.mean((counted < window[0]) | (counted > window[1])))
+
+
 def _place(fraction: float, size: int) -> slice:
     """A crop of at most 128 pixels, on multiples of 128 so that it does not straddle chunks."""
     slots = max(1, size // SAMPLE_SIDE)

@@ -1,0 +1,104 @@
+"""Turns ``EncodeOptions`` into a ``Survey``: the volume opened and cut into tiles, before any weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from embedcache.encode.options import EncodeOptions
+from embedcache.errors import VolumeError
+from embedcache.progress import Progress
+from embedcache.volume import (
+    Preprocess,
+    Selection,
+    TileGrid,
+    Volume,
+    clipped_share,
+    open_volume,
+    resolve_preprocess,
+    select,
+)
+
+ALL_CLIPPED = 0.999
+"""Share of sampled pixels outside the window above which encoding is refused."""
+
+MUCH_CLIPPED = 0.5
+"""Share above which it is said."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A volume opened and cut into tiles; needs no weights.
+
+    Parameters
+    ----------
+    volume : Volume
+        The opened source.
+    preprocess : Preprocess
+        With its window resolved.
+    grid : TileGrid
+        The rule of the grid.
+    table : (N, 5) int64
+        The tile table, for a folder in the order of its names.
+    selection : Selection
+        What is asked for.
+    """
+
+    volume: Volume
+    preprocess: Preprocess
+    grid: TileGrid
+    table: npt.NDArray[np.int64]
+    selection: Selection
+
+
+def survey(options: EncodeOptions, progress: Progress) -> Survey:
+    """Open the volume and cut it up; refuse what no weights could make right.
+
+    Raises
+    ------
+    VolumeError
+        For a wrong volume, channel recipe, window or selection.
+    """
+    volume = open_volume(options.volume, level=options.level)
+    preprocess = resolve_preprocess(volume, channels=options.channels, window=options.window)
+    if options.window is not None and not is_sampled(options.window):
+        _check_window(volume, preprocess.window, progress)
+    grid = TileGrid(tile=options.tile, overlap=options.overlap)
+    sizes = () if volume.uniform else tuple(map(volume.plane_size, range(volume.n_planes)))
+    table = tile_table(volume, preprocess, grid, sizes)
+    selection = Selection(z_range=options.z_range, bbox=options.bbox, mask=options.mask)
+    if volume.uniform:  # a mask is read once, by the plan
+        select(table, Selection(z_range=options.z_range, bbox=options.bbox), volume=volume)
+    return Survey(volume, preprocess, grid, table, selection)
+
+
+def _check_window(volume: Volume, window: tuple[float, float], progress: Progress) -> None:
+    """A window given by hand or by a recipe may be of another intensity scale, which would clip everything."""
+    clipped = clipped_share(volume, window)
+    edges = f"{window[0]:g}:{window[1]:g}"
+    place = f"{volume.source}: {clipped:.0%} of a sample of its pixels lie outside the window {edges}"
+    if clipped > ALL_CLIPPED:
+        raise VolumeError(
+            f"{place}; nothing would be left to see.",
+            hint="The window is of another intensity scale: bring the volume to the scale of the one that the "
+            "recipe comes from, or choose another --window (which makes another embedding space).",
+        )
+    if clipped > MUCH_CLIPPED:
+        progress.say(f"{place}. Look whether that is meant.")
+
+
+def is_sampled(window: str | None) -> bool:
+    """Whether a window is resolved from the pixels, and so frozen in a store when it is made."""
+    return window is None or window.startswith("p")
+
+
+def tile_table(
+    volume: Volume, preprocess: Preprocess, grid: TileGrid, sizes: Sequence[tuple[int, int]]
+) -> npt.NDArray[np.int64]:
+    """The tile table of a volume; ``sizes`` are those of a folder's images, in the order of its image table."""
+    if not volume.uniform:
+        return grid.table_images(sizes)
+    return grid.table_uniform(preprocess.n_planes(volume), *volume.plane_size(0))
