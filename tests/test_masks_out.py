@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,6 +90,9 @@ def test_tiff_pages_stay_in_step_with_planes(tmp_path: Path, stack: Painted) -> 
         assert len(file.pages) == 4
         np.testing.assert_array_equal(file.pages[2].asarray(), (stack.painted[2] > 0.5) * 255)
         assert not file.pages[3].asarray().any()
+        notes = [json.loads(page.description) for page in file.pages]
+    assert [note["is_predicted"] for note in notes] == [False, True, True, False]
+    assert (notes[0]["predicted"], notes[2]["plane"]) == (["z=1", "z=2"], "z=2")
 
 
 def test_tiff_pages_of_a_collection_keep_their_sizes(tmp_path: Path, photos: Painted) -> None:

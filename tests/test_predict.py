@@ -17,6 +17,7 @@ from embedcache.errors import (
     VolumeError,
     WeightsError,
 )
+from embedcache.progress import Silent
 from embedcache.results import predict
 from embedcache.volume import Preprocess
 
@@ -76,6 +77,20 @@ def test_a_selection_narrows_what_is_predicted(tmp_path: Path) -> None:
         predict(store, checkpoint, z_range="3:5")
 
 
+def test_a_tiff_of_some_planes_says_what_the_other_pages_hold(tmp_path: Path) -> None:
+    class Heard(Silent):
+        def say(self, line: str) -> None:
+            said.append(line)
+
+    said: list[str] = []
+    store = make_store(tmp_path / "s.zarr", [(64, 64)] * 3)
+    checkpoint = make_checkpoint(tmp_path / "c.safetensors", store)
+    predict(store, checkpoint, tmp_path / "m.tif", z_range="1:2", progress=Heard())
+    assert "1 of 3 planes are predicted; the pages of the others hold 0" in said[-1]
+    predict(store, checkpoint, tmp_path / "m.tif", progress=Heard())
+    assert len(said) == 1
+
+
 def test_a_selection_without_an_embedding_says_how_to_get_one(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s.zarr", [(64, 64)] * 3, only=[0])
     with pytest.raises(MissingTilesError, match="encode"):
@@ -133,6 +148,8 @@ def never(*_: object, **__: object) -> None:
         ("note.txt/masks", "is a file"),
         ("m.png", "2 planes"),
         ("m.csv", "not probabilities"),
+        ("m.jpg", "no ending that predict writes"),
+        ("m.xyz", "no ending that predict writes"),
     ],
 )
 def test_a_wrong_output_is_refused_before_anything_is_encoded(

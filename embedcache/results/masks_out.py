@@ -2,10 +2,10 @@
 
 ===========================  ==========================================================================
 ``NAME.zarr``                OME-Zarr 0.5 (zarr v3), ``0``: (Z, Y, X); a collection of images: one array each
-``NAME.tif``, ``NAME.tiff``  one page per plane, deflate
+``NAME.tif``, ``NAME.tiff``  one page per plane of the volume, deflate
 ``NAME.csv``                 ``Id,Predicted``: run lengths, 1-based, row-major, as the ink contests take them
 ``NAME.png``                 one PNG; only for a prediction of one plane
-anything else                a folder with one PNG per predicted plane, named as the image or plane
+``NAME``                     no ending: a folder with one PNG per predicted plane, named as the image or plane
 ===========================  ==========================================================================
 
 Masks are uint8, 0 and 255. With probabilities they are float32 in zarr and TIFF (NaN: not predicted), and
@@ -209,21 +209,25 @@ def _write_tiff(output: Path, planes: Planes, values: Values, about: dict[str, A
     empty = np.nan if values.probabilities else 0
     following = 0
 
-    def write(writer: tifffile.TiffWriter, page: Array, name: str) -> None:
-        note = {"plane": name, **about} if following == 0 else {"plane": name}
+    def write(writer: tifffile.TiffWriter, page: Array | None) -> None:
+        """Write the page of the plane that follows; None: it is not predicted."""
+        note = {"plane": planes.names[following], "is_predicted": page is not None}
+        if following == 0:
+            note |= about
+        if page is None:
+            page = np.full(planes.sizes[following], empty, values.dtype)
         options: dict[str, Any] = {"compression": "zlib", "photometric": "minisblack", "metadata": None}
         writer.write(page, description=json.dumps(note), contiguous=False, **options)
 
     with whole_file(output) as partial, tifffile.TiffWriter(partial, bigtiff=True) as writer:
         for plane, stitched in each:
             while following < plane:  # pages stay in step with planes
-                blank = np.full(planes.sizes[following], empty, values.dtype)
-                write(writer, blank, planes.names[following])
+                write(writer, None)
                 following += 1
-            write(writer, values.stored(stitched), planes.names[plane])
+            write(writer, values.stored(stitched))
             following += 1
         while following < len(planes.sizes):
-            write(writer, np.full(planes.sizes[following], empty, values.dtype), planes.names[following])
+            write(writer, None)
             following += 1
 
 

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from embedcache.errors import InputError, StorageError
+from embedcache.errors import ConfigError, InputError, StorageError
 from embedcache.files import PARTIAL_SUFFIX, fsync_folder, make_folder
 
 FILE_ENDINGS = (".png", ".csv", ".tif", ".tiff")
-"""Endings of outputs that are one file; all others are folders."""
+"""Endings of outputs that are one file; a .zarr and a folder of pictures (no ending) are folders."""
 
 ZARR_FILES = ("zarr.json", ".zgroup", ".zarray")
 
@@ -39,6 +39,8 @@ def check_place(output: Path, *, sources: Sequence[str] = (), probabilities: boo
 
     Raises
     ------
+    ConfigError
+        For an ending that is not known.
     InputError
         For run lengths of probabilities, a file where a folder is meant and the other way round, a folder that
         no earlier predict wrote, and the volume itself.
@@ -46,6 +48,11 @@ def check_place(output: Path, *, sources: Sequence[str] = (), probabilities: boo
         When nothing can be written there.
     """
     ending = output.suffix.lower()
+    if ending not in ("", ".zarr", *FILE_ENDINGS):
+        raise ConfigError(
+            f"{output}: {output.suffix} is no ending that predict writes.",
+            hint="Known are .zarr, .tif, .tiff, .png and .csv; a name without ending is a folder of PNGs.",
+        )
     if ending == ".csv" and probabilities:
         raise InputError(
             f"{output}: run lengths hold masks, not probabilities.",

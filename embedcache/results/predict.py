@@ -155,6 +155,11 @@ class Prediction:
         path = Path(output).absolute()
         check_place(path, sources=self._places(), probabilities=probabilities)
         values = Values(self.threshold, probabilities)
+        if path.suffix.lower() in (".tif", ".tiff") and len(self.planes) < len(self):
+            progress.say(
+                f"{len(self.planes)} of {len(self)} planes are predicted; the pages of the others hold "
+                + ("NaN." if probabilities else "0 as background does. A .zarr lists the predicted ones.")
+            )
         about = {"threshold": self.threshold, "probabilities": probabilities, **self._origin()}
         progress.start("predicting planes", len(self.planes))
         try:
