@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import embedcache as ec
+from pipelines import door
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, object]:
@@ -36,11 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, object]:
     )
 
     # Stage two: as often as you like. A share instead of numbers, as a share leaves a gap.
+    # A run of that name is gone on with, or found finished.
     sections = int(store.table[:, 0].max()) + 1
     run = ec.train(
         store,
         wish.labels,
         out=wish.out / wish.name,
+        resume=(wish.out / wish.name).exists(),
         task="semantic",
         val=f"{wish.hold_out / sections:.6f}",
         steps=wish.steps,
@@ -73,4 +77,4 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(door.run(main))

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import embedcache as ec
+from pipelines import door
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, object]:
@@ -36,10 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, object]:
     )
 
     # Stage two: as often as you like. Whole photographs are held out.
+    # A run of that name is gone on with, or found finished.
     run = ec.train(
         store,
         wish.folder / "ink_masks",
         out=wish.out / wish.name,
+        resume=(wish.out / wish.name).exists(),
         val=wish.val,
         steps=wish.steps,
         lr=wish.lr,
@@ -73,4 +77,4 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(door.run(main))

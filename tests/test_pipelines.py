@@ -6,7 +6,7 @@ import pytest
 
 from embedcache.demo.infrared import write_fragments
 from embedcache.demo.phantom import write_scroll
-from pipelines import em_mitochondria, infrared_ink
+from pipelines import door, em_mitochondria, infrared_ink
 
 SMALL = ["--model", "vit_tiny", "--checkpoint", "random:0", "--tile", "64", "--steps", "1", "--lr", "1e-3"]
 
@@ -24,6 +24,19 @@ def test_infrared_ink_goes_from_photographs_to_masks(
     ]
     assert (out / "run" / "report.html").is_file()
     assert "report.html" in capsys.readouterr().out
+    again = infrared_ink.main([str(tmp_path), "--out", str(out), "--val", "fragment_2", *SMALL])
+    assert again == figures
+    assert "is finished; nothing is left to do" in capsys.readouterr().err
+
+
+def test_a_pipeline_ends_in_a_message_and_an_exit_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = [str(tmp_path / "nowhere"), "--out", str(tmp_path / "out"), *SMALL]
+    assert door.run(lambda: infrared_ink.main(wrong)) == 2
+    message = capsys.readouterr().err
+    assert "nowhere" in message
+    assert "Traceback" not in message
 
 
 def test_em_mitochondria_holds_the_last_sections_out(tmp_path: Path) -> None:
@@ -33,6 +46,6 @@ def test_em_mitochondria_holds_the_last_sections_out(tmp_path: Path) -> None:
         [str(paths["volume"]), str(paths["sheet"]), "--hold-out", "1", "--out", str(out), *SMALL]
     )
     assert figures["tiles"] == 1
-    assert "planes 3 to 3" in str(figures["split_rule"])
+    assert "plane 3 is held out" in str(figures["split_rule"])
     assert "gap" in str(figures["split_rule"])
     assert (out / "run_masks.tif").is_file()
