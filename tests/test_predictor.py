@@ -97,6 +97,22 @@ def test_prompts_that_cannot_be_meant_are_refused(store: EmbeddingStore, prompts
         store.predictor(0).predict(**prompts)
 
 
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        {"point_coords": [[10.0, 10.0], [20.0, 41.0]], "point_labels": [1, 0]},
+        {"point_coords": [[float("nan"), 1.0]], "point_labels": [1]},
+        {"box": [3.0, 4.0, 65.0, 33.0]},
+        {"box": [-1.0, 4.0, 40.0, 33.0]},
+    ],
+)
+def test_prompts_beyond_the_tile_are_named_in_its_own_pixels(store: EmbeddingStore, prompts: dict) -> None:
+    with pytest.raises(InputError, match="beyond the tile") as caught:
+        store.predictor(0).predict(**prompts)
+    assert "the tile is 64 × 40" in str(caught.value)
+    assert "frame" not in str(caught.value)
+
+
 def test_pixels_are_shown_only_with_a_volume(store: EmbeddingStore, tmp_path: Path) -> None:
     from embedcache.volume import open_volume
 

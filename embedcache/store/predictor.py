@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 
 from embedcache.errors import InputError
-from embedcache.geometry import IMAGE_SIZE, LOW_RES_SIZE, Tile
+from embedcache.geometry import LOW_RES_SIZE, Tile
 from embedcache.sam.decoder import Decoder, Prompts, upscale_logits
 from embedcache.volume.preprocess import Preprocess
 from embedcache.volume.volume import Volume
 
 MASK_THRESHOLD = 0.0
 """Logit above which a pixel belongs to the mask: SAM's own."""
+
+ROUNDING = 1e-2
+"""How far beyond the tile a prompt may lie, in px of the 1024 frame."""
 
 
 class StorePredictor:
@@ -124,7 +127,7 @@ class StorePredictor:
         Raises
         ------
         InputError
-            When points come without labels, or a shape is wrong.
+            When points come without labels, a shape is wrong, or a point or box reaches beyond the tile.
         """
         points = None if point_coords is None else self._points(point_coords)[None]
         labels = None if point_labels is None else _tensor(point_labels, torch.int32, (None,))[None]
@@ -163,16 +166,23 @@ class StorePredictor:
         return masks, output.iou_predictions, output.low_res_logits
 
     def _points(self, xy: npt.ArrayLike) -> Tensor:
-        return _frame(self.tile.to_frame(_numbers(xy, "point_coords", (None, 2))))
+        return self._frame(_numbers(xy, "point_coords", (None, 2)), "point_coords")
 
     def _box(self, box: npt.ArrayLike) -> Tensor:
-        return _frame(self.tile.boxes_to_frame(_numbers(box, "box", (4,))))
+        return self._frame(_numbers(box, "box", (4,)).reshape(2, 2), "box").reshape(4)
 
-
-def _frame(xy: npt.NDArray[np.float32]) -> Tensor:
-    """Places in the 1024 frame as a tensor; a rounding error beyond its edge is taken off."""
-    near = np.abs(xy - np.clip(xy, 0, IMAGE_SIZE)) < 1e-2
-    return torch.from_numpy(np.where(near, np.clip(xy, 0, IMAGE_SIZE), xy).astype(np.float32))
+    def _frame(self, xy: npt.NDArray[np.float64], name: str) -> Tensor:
+        """Places in tile px as a tensor in the 1024 frame; a rounding error beyond the tile is taken off."""
+        frame = self.tile.to_frame(xy)
+        inside = np.clip(frame, 0, np.array(self.input_size[::-1], np.float32))
+        beyond = ~(np.abs(frame - inside) < ROUNDING).all(axis=-1)
+        if beyond.any():
+            raise InputError(
+                f"{name} reaches to {xy[beyond][0].tolist()}, beyond the tile.",
+                hint=f"Prompts are (x, y) in tile px, and the tile is {self.tile.width} × {self.tile.height} "
+                f"(width × height); its corner lies at x {self.tile.x0}, y {self.tile.y0} of its plane.",
+            )
+        return torch.from_numpy(inside)
 
 
 def _numbers(values: npt.ArrayLike, name: str, shape: tuple[int | None, ...]) -> npt.NDArray[np.float64]:
