@@ -7,7 +7,8 @@
     │   ├── VolumeError             2   a volume that cannot be opened, or a selection outside it
     │   ├── LabelError              2   labels that do not fit the volume or hold nothing
     │   ├── WeightsError            2   a checkpoint that is none, or of another model
-    │   └── ConfigError             2   embedcache.toml, or an option's value
+    │   ├── ConfigError             2   embedcache.toml, or an option's value
+    │   └── NoTileError             2   a number that has no tile; an IndexError as well
     ├── MismatchError               3   a store, checkpoint or volume that is not the one it was
     │   └── MissingTilesError       3   a reader asks for embeddings that were never encoded
     ├── CorruptionError             4   stored bytes that are not the bytes recorded
@@ -76,6 +77,10 @@ class WeightsError(InputError):
 
 class ConfigError(InputError):
     """A wrong value in ``embedcache.toml`` or in an option."""
+
+
+class NoTileError(InputError, IndexError):
+    """A tile number beyond the store's, or one of those that have no tile."""
 
 
 class MismatchError(EmbedcacheError):

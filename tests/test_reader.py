@@ -69,6 +69,27 @@ def test_a_number_that_is_no_tile_is_refused(store: EmbeddingStore, tile: int) -
         store[tile]
 
 
+def test_a_number_without_a_tile_is_no_missing_embedding(tmp_path: Path) -> None:
+    table = np.full((4, 5), -1, np.int64)
+    table[[0, 2]] = [[0, 0, 0, 32, 32], [1, 0, 0, 32, 32]]
+    store = make_store(tmp_path, table=table)
+    commit(store, 2)
+    with pytest.raises(InputError, match=r"number 1 has no tile.*\n.*np\.flatnonzero\(store\.committed\)"):
+        store[1]
+    with pytest.raises(MissingTilesError):
+        store[0]
+    for number in (-1, 4):
+        with pytest.raises(IndexError):
+            store[number]
+
+
+def test_iterating_gives_the_embeddings_that_are_there(store: EmbeddingStore) -> None:
+    there = np.flatnonzero(store.committed)
+    found = list(store)
+    assert 0 < len(found) == len(there) < len(store)
+    assert all(torch.equal(one, store[number]) for number, one in zip(there, found, strict=True))
+
+
 def test_a_flipped_bit_is_found_and_the_other_tiles_still_read(tmp_path: Path) -> None:
     store = make_store(tmp_path)
     commit(store, 0, 1)

@@ -66,6 +66,8 @@ class EmbeddingReader:
 
         Raises
         ------
+        NoTileError
+            When one of them is no number of the store, or one without a tile.
         MissingTilesError
             When one of them is not committed.
         CorruptionError
@@ -98,8 +100,7 @@ class EmbeddingReader:
 
     def _committed(self, tile: int) -> int:
         state = self._store.state
-        if not 0 <= tile < state.n_tiles:
-            raise InputError(f"{self._store.path}: tile {tile} is not one of its {state.n_tiles} numbers.")
+        self._store.require_tile(tile)
         flag = int(state.flags[tile])
         if flag != COMMITTED:
             why = {SKIPPED: "was skipped", FAILED: "failed: " + state.failed.get(tile, "")}

@@ -17,7 +17,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from embedcache.errors import CorruptionError, InputError, MismatchError, MissingTilesError
+from embedcache.errors import CorruptionError, InputError, MismatchError, MissingTilesError, NoTileError
 from embedcache.files import exclusive_lock, read_error, remove_litter, sha256_hex, write_file
 from embedcache.geometry import Tile
 from embedcache.sam.decoder import Decoder
@@ -202,12 +202,21 @@ class EmbeddingStore:
 
         Raises
         ------
-        InputError
+        NoTileError
             When the number is out of range or has no tile.
         """
-        if not 0 <= number < len(self) or self.table[number, 0] < 0:
-            raise InputError(f"{self.path}: number {number} has no tile (numbers 0 to {len(self) - 1}).")
+        self.require_tile(number)
         return Tile(*(int(value) for value in self.table[number]))
+
+    def require_tile(self, number: int) -> None:
+        """Refuse a number that has no tile: :class:`NoTileError`."""
+        if 0 <= number < len(self) and self.table[number, 0] >= 0:
+            return
+        inside = f"its numbers end at {len(self) - 1}" if number >= len(self) else "numbering leaves gaps"
+        raise NoTileError(
+            f"{self.path}: number {number} has no tile ({'numbers begin at 0' if number < 0 else inside}).",
+            hint="np.flatnonzero(store.committed) lists the numbers that can be read.",
+        )
 
     def describe(self, number: int) -> str:
         """A tile in words: its number and place."""
@@ -326,6 +335,10 @@ class EmbeddingStore:
     def __getitem__(self, number: int) -> Tensor:
         """One embedding, float32 (256, 64, 64), checked."""
         return self._reader.read([number])[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """The embeddings that are there, by number: those of ``np.flatnonzero(store.committed)``."""
+        return (self[int(number)] for number in np.flatnonzero(self.committed))
 
     def reader(self) -> EmbeddingReader:
         """A reader of batches with files of its own."""
