@@ -363,6 +363,31 @@ def test_offline_the_url_the_digest_and_the_place_are_printed(tmp_path):
         assert part in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"", "it is empty"),
+        (b"error 404: nothing here\n", "it is text that begins 'error 404: nothing here'"),
+        (b"<html>\n<b>Sign in</b>", "it is text that begins '<html> <b>Sign in</b>'"),
+        (b"PK\x03\x04" + bytes(50), "zip archive that is cut short"),
+        (b"\x80\x02}q\x00X", "pickle that is cut short"),
+        (b"\x93NUMPY\x01\x00", "begins with the bytes 93 4e 55"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_is_named_by_what_it_holds(tmp_path, content, found):
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(WeightsError) as caught:
+        resolve_weights("vit_tiny", str(tmp_path / "a.pth"))
+    assert found in str(caught.value)
+
+
+def test_of_bytes_that_never_came_nothing_is_said(tmp_path):
+    server = Server(CONTENT, refuses=404)
+    with _serving(server) as url, pytest.raises(WeightsError) as caught:
+        find_or_download(_entry(url), downloader=Downloader(attempts=1))
+    assert "kept" not in str(caught.value)
+
+
 @pytest.mark.parametrize(("status", "asked"), [(404, 1), (403, 1), (429, 3), (503, 3)])
 def test_a_server_that_says_no_is_asked_once_and_one_that_is_busy_again(status, asked):
     server = Server(CONTENT, refuses=status)

@@ -7,6 +7,7 @@ follows from the shapes of its tensors, never from its name.
 
 from __future__ import annotations
 
+import codecs
 import pickle
 import re
 import struct
@@ -27,6 +28,7 @@ PARTS = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
 _WRAPPERS = ("model_state", "state_dict", "model", "model_state_dict")
 _PREFIXES = ("", "sam.", "module.", "module.sam.", "model.")
 _NAMES_SHOWN = 6
+_BYTES_SHOWN = 40
 # What torch's restricted unpickler raises on bytes that are no pickle, beside pickle.UnpicklingError
 _BAD_PICKLE = (
     RuntimeError,
@@ -89,16 +91,40 @@ def _read_pickle(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         named = re.findall(r"(?:GLOBAL|global|class) `?([\w.]+\.[\w.]+)`?", str(error))
         raise WeightsError(
-            f"{path} is not a plain checkpoint: it is no pickle of tensors, or holds objects of other classes"
-            + (f" ({', '.join(sorted(set(named))[:_NAMES_SHOWN])})." if named else "."),
+            f"{path} is not a plain checkpoint: "
+            + (
+                f"it holds objects of other classes ({', '.join(sorted(set(named))[:_NAMES_SHOWN])})."
+                if named
+                else f"{_content(path)}, or it holds objects of other classes."
+            ),
             hint="Nothing in it was executed. Save its state_dict with torch.save, and give that file.",
         ) from error
     except _BAD_PICKLE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        first = str(error).partition("\n")[0]
+        reason = f" ({first})" if " " in first else ""  # torch's reader gives bare numbers for foreign bytes
         raise WeightsError(
-            f"{path} cannot be read as a checkpoint ({reason}).",
+            f"{path} cannot be read as a checkpoint: {_content(path)}{reason}.",
             hint="It may be cut short, or not be a checkpoint at all; fetch it again.",
         ) from error
+
+
+def _content(path: Path) -> str:
+    """What a file seems to hold, in words."""
+    with path.open("rb") as stream:
+        head = stream.read(_BYTES_SHOWN)
+    if not head:
+        return "it is empty"
+    if head.startswith(b"\x80"):
+        return "it is a pickle that is cut short, or not of tensors"
+    if head.startswith(b"PK"):
+        return "it is a zip archive that is cut short, or was not written by torch.save"
+    try:
+        text = " ".join(codecs.getincrementaldecoder("utf-8")().decode(head).split())
+    except UnicodeDecodeError:
+        text = ""
+    if text.isprintable() and text:
+        return f"it is text that begins {text!r}"
+    return f"it begins with the bytes {head[:8].hex(' ')}, and no checkpoint does"
 
 
 def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:

@@ -93,9 +93,9 @@ class Downloader:
             except (ConnectionCut, requests.RequestException) as error:
                 if attempt + 1 == self.attempts or _is_final(error):
                     have = partial.stat().st_size if partial.exists() else 0
+                    kept = f"; {have} bytes are kept in {partial}, and the next try goes on from there"
                     raise WeightsError(
-                        f"{url} cannot be downloaded ({_reason(error)}); "
-                        f"{have} bytes are kept in {partial}, and the next try goes on from there."
+                        f"{url} cannot be downloaded ({_reason(error)}){kept if have else ''}."
                     ) from error
                 time.sleep(self.pause * 2**attempt)
             except OSError as error:
