@@ -50,6 +50,13 @@ def test_planes_with_labels_of_their_own_lose_the_last_fifth_after_a_gap(stack: 
     assert "gap of 1" in split.rule
 
 
+def test_one_plane_is_held_out_in_the_singular(tmp_path: Path) -> None:
+    masks = blob_labels(5, 32, 32)
+    store = make_store(tmp_path / "s.zarr", masks, tile=32)
+    split = make_split(store, open_labels(save_labels(tmp_path / "l.npy", masks), store))
+    assert split.rule == "plane 4 is held out, with a gap of 1 beside it, of 5 planes"
+
+
 def test_planes_that_are_asked_for_are_held_out_without_a_gap_and_it_says_so(stack: Pair) -> None:
     split = make_split(*stack, "16:20")
     assert planes(stack, split.val) == [16, 17, 18, 19]

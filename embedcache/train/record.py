@@ -100,7 +100,7 @@ def check_resumable(folder: Path, config: Json, split: Json, asked_batch_size: i
         old = before["options"].get(name)
         if name not in MAY_CHANGE and old != value:
             differences[name] = (old, value)
-    if (folder / "split.json").is_file() and read_json(folder / "split.json") != split:
+    if (folder / "split.json").is_file() and _tiles_of(read_json(folder / "split.json")) != _tiles_of(split):
         differences["split"] = ("split.json", "another one: the store or the labels changed since")
     if asked_batch_size is not None and asked_batch_size != before["options"]["batch_size"]:
         differences["batch_size"] = (before["options"]["batch_size"], asked_batch_size)
@@ -111,6 +111,11 @@ def check_resumable(folder: Path, config: Json, split: Json, asked_batch_size: i
             hint="Repeat the options it began with, or start a new run with another --out.",
         )
     return int(before["options"]["batch_size"])
+
+
+def _tiles_of(split: Json) -> Json:
+    """A split without its rule, which is only the same in words."""
+    return {name: value for name, value in split.items() if name != "rule"}
 
 
 def summarise(

@@ -146,6 +146,18 @@ def keep_rows_until(path: Path, step: int) -> None:
         write_file(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
 
+def wanted_folder(wanted: str | Path, *, resume: bool) -> Path:
+    """The folder that was asked for; refused as :func:`new_folder` says."""
+    path = Path(wanted).absolute()
+    if (path / "config.json").exists() and not resume:
+        raise InputError(
+            f"{path} holds a run already.", hint="Give another --out, or --resume to go on with it."
+        )
+    if path.exists() and not path.is_dir():
+        raise InputError(f"--out {path} is a file; a folder is needed.")
+    return path
+
+
 def new_folder(wanted: str | Path | None, store: Path, labels: Path, *, resume: bool) -> Path:
     """The folder of a run: the wanted one, else ``runs/STORE-LABELS[-N]`` in the current folder.
 
@@ -155,15 +167,7 @@ def new_folder(wanted: str | Path | None, store: Path, labels: Path, *, resume: 
         When the wanted folder holds a run already and ``resume`` was not asked, or is a file.
     """
     if wanted is not None:
-        path = Path(wanted).absolute()
-        begun = (path / "config.json").exists()
-        if begun and not resume:
-            raise InputError(
-                f"{path} holds a run already.", hint="Give another --out, or --resume to go on with it."
-            )
-        if path.exists() and not path.is_dir():
-            raise InputError(f"--out {path} is a file; a folder is needed.")
-        return path
+        return wanted_folder(wanted, resume=resume)
     name = f"{store.stem}-{labels.stem}"
     base = Path.cwd() / "runs"
     number = 1

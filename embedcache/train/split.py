@@ -244,9 +244,9 @@ def _slabs(stores: list[EmbeddingStore], tiles: Tiles, share: float) -> Iterator
         first, last = int(planes[start]), int(planes[end - 1])
         val = (tiles.plane >= first) & (tiles.plane <= last)
         train = (tiles.plane < first - gap) | (tiles.plane > last + gap)
-        rule = (
-            f"planes {first} to {last} are held out, with a gap of {gap} beside them, of {len(planes)} planes"
-        )
+        held = f"plane {first} is" if first == last else f"planes {first} to {last} are"
+        beside = "it" if first == last else "them"
+        rule = f"{held} held out, with a gap of {gap} beside {beside}, of {len(planes)} planes"
         yield _Choice("planes", rule, train, val)
 
 
@@ -277,10 +277,10 @@ def _block(tiles: Tiles, axis: int, first: int, last: int, gap: int, full: int) 
     val_end = int(end[val].max())
     train = (end <= first - gap) | (begin >= val_end + gap)
     name = "rows" if axis == 0 else "columns"
-    beside = f"a gap of {gap} px" if gap else f"no gap, for which there is no room (it would be {full} px)"
+    beside = f"a gap of {gap} px beside them" if gap else f"no gap (there is no room for one of {full} px)"
     return _Choice(
         "spatial",
-        f"{name} {first} to {val_end} px are held out on all planes, with {beside} beside them",
+        f"{name} {first} to {val_end} px are held out on all planes, with {beside}",
         train,
         val,
     )

@@ -21,7 +21,7 @@ from embedcache.train.metrics import Figures
 from embedcache.train.options import DEFAULT_STEPS, TrainOptions, automatic_batch_size, training_device
 from embedcache.train.overlay import save_overlay
 from embedcache.train.record import check_resumable, describe, peak_memory, save_checkpoint, summarise
-from embedcache.train.run import Json, Run, keep_rows_until, new_folder, read_json, write_json
+from embedcache.train.run import Json, Run, keep_rows_until, new_folder, read_json, wanted_folder, write_json
 from embedcache.train.setup import Setup, StoreLike, prepare, starting_decoder
 from embedcache.train.state import Standing, load_state
 from embedcache.train.steps import Stepper
@@ -81,6 +81,8 @@ def train(
     chosen = TrainOptions(**options)
     teller = progress if progress is not None else Silent()
     device = training_device(chosen.device)
+    if out is not None:
+        wanted_folder(out, resume=chosen.resume)  # refused here, before labels are read for it
     setup = prepare(store, labels, chosen, teller)
     folder = new_folder(out, setup.stores[0].path, Path(setup.labels[0].source), resume=chosen.resume)
     try:
