@@ -27,6 +27,9 @@ def test_the_demo_goes_the_whole_path_and_a_second_one_reuses_the_embeddings(tmp
         assert Path(first[name]).is_relative_to(tmp_path / "demo")
     assert "untrained" in first["closing"]
     assert "vit_b" in first["closing"]
+    page = Path(first["report"]).read_text()
+    assert "Stitched pixels" in page
+    assert f"<b>{first['dice']:.3f}</b>" in page
     assert (first["tiles_encoded"], first["tiles_reused"]) == (5, 0)
     second = run_demo(tmp_path / "demo", scale=TINY)
     assert (second["tiles_encoded"], second["tiles_reused"]) == (0, 5)

@@ -22,7 +22,9 @@ def test_infrared_ink_goes_from_photographs_to_masks(
         "fragment_1.png",
         "fragment_2.png",
     ]
-    assert (out / "run" / "report.html").is_file()
+    page = (out / "run" / "report.html").read_text()
+    assert f"<b>{figures['dice']:.3f}</b>" in page
+    assert "Stitched pixels" in page
     assert "report.html" in capsys.readouterr().out
     again = infrared_ink.main([str(tmp_path), "--out", str(out), "--val", "fragment_2", *SMALL])
     assert again == figures

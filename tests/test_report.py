@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 from result_samples import make_store
 
 from embedcache.errors import InputError
-from embedcache.results import report
+from embedcache.results import evaluate, report
 from embedcache.results.curves import loss_curve, metric_curve
 from embedcache.results.report import duration
 from embedcache.train import Run, train
@@ -74,6 +75,40 @@ def test_the_page_names_prompt_source_split_and_the_untrained_decoder(run: Run) 
         assert words in text
     for facts in (run.summary["figures"], run.summary["baseline"]):
         assert f"{facts['dice']:.3f}" in text
+
+
+def test_the_page_shows_what_evaluate_found_once_it_has(run: Run, tmp_path: Path) -> None:
+    copy = Run(shutil.copytree(run.path, tmp_path / "copy"))
+    assert "Tile by tile" in report(copy).read_text()
+    store, labels = run.config["stores"][0], run.config["labels"][0]
+    found = evaluate(store, labels, checkpoint=copy.path)
+    page = report(copy).read_text()
+    assert "Stitched pixels" in page
+    assert "Tile by tile" not in page
+    for figures in (found.figures, found.baseline):
+        assert f"{figures.dice:.3f}" in page
+
+
+def test_figures_of_another_question_are_not_kept_in_the_run(run: Run, tmp_path: Path) -> None:
+    copy = Run(shutil.copytree(run.path, tmp_path / "copy"))
+    store, labels = run.config["stores"][0], run.config["labels"][0]
+    other = shutil.copytree(labels, tmp_path / "other")
+    evaluate(store, labels, checkpoint=copy.checkpoint, split="train")
+    evaluate(store, labels, checkpoint=copy.checkpoint, threshold=0.9)
+    evaluate(store, labels, checkpoint=copy.checkpoint, prompts="box")
+    evaluate(store, labels, checkpoint=copy.checkpoint, supervision=labels)
+    evaluate(store, labels, checkpoint=copy.last)
+    evaluate(store, other, checkpoint=copy.checkpoint)
+    evaluate(store, labels)
+    assert not (copy.path / "evaluation.json").exists()
+
+
+def test_figures_of_an_earlier_checkpoint_are_not_shown(run: Run, tmp_path: Path) -> None:
+    copy = Run(shutil.copytree(run.path, tmp_path / "copy"))
+    evaluate(run.config["stores"][0], run.config["labels"][0], checkpoint=copy)
+    kept = json.loads((copy.path / "evaluation.json").read_text())
+    (copy.path / "evaluation.json").write_text(json.dumps(kept | {"step": kept["step"] + 1}))
+    assert "Tile by tile" in report(copy).read_text()
 
 
 def test_names_are_escaped(run: Run) -> None:

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from embedcache.errors import ConfigError, InputError, LabelError, MissingTilesError
+from embedcache.errors import InputError
 from embedcache.progress import Progress, Silent
+from embedcache.results.evaluated_tiles import choose_tiles
+from embedcache.results.evaluation import Evaluation, keep
 from embedcache.results.predict import DECODER_BATCH, as_checkpoint, open_store, probability_threshold
 from embedcache.results.stitch import Floats, Stitcher, free_prompts, unsigned_grid
 from embedcache.sam.decoder import Decoder
@@ -30,67 +31,8 @@ from embedcache.train.labels import Labels, open_labels
 from embedcache.train.metrics import Figures, figures
 from embedcache.train.prompts import check_prompts, prompt_source
 from embedcache.train.run import read_json
-from embedcache.train.split import Part, Split, make_split
+from embedcache.train.split import Split
 from embedcache.train.validation import Held, measure
-
-SPLITS = ("val", "train", "all")
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Figures of one decoder on one part of a store's labelled tiles.
-
-    Parameters
-    ----------
-    figures : Figures
-        Of the checkpoint, or of the untrained decoder where none was given.
-    baseline : Figures
-        Of the untrained decoder, at logit 0.
-    tiles : int
-        Tiles that were decoded.
-    split : str
-        ``val``, ``train`` or ``all``.
-    rule : str
-        How that part was chosen, in words.
-    prompts, prompt_source : str
-        How the decoder was asked; ``oracle`` when the prompts came from the truth.
-    threshold : float
-        Probability above which a pixel is in the mask; the baseline's is 0.5.
-    counted : str
-        ``stitched pixels`` or ``objects``.
-    untrained : bool
-        Whether the encoder had random weights.
-    """
-
-    figures: Figures
-    baseline: Figures
-    tiles: int
-    split: str
-    rule: str
-    prompts: str
-    prompt_source: str
-    threshold: float
-    counted: str
-    untrained: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON object of ``embedcache evaluate --json``."""
-        return {
-            **_numbers(self.figures),
-            "tiles": self.tiles,
-            "prompt_source": self.prompt_source,
-            "prompts": self.prompts,
-            "split": self.split,
-            "split_rule": self.rule,
-            "threshold": self.threshold,
-            "counted": self.counted,
-            "untrained": self.untrained,
-            "baseline": {**_numbers(self.baseline), "threshold": 0.5},
-        }
-
-
-def _numbers(found: Figures) -> dict[str, float]:
-    return {name: value for name, value in found.to_dict().items() if name != "threshold"}
 
 
 def evaluate(
@@ -107,6 +49,8 @@ def evaluate(
     progress: Progress | None = None,
 ) -> Evaluation:
     """Measure a checkpoint beside the untrained decoder of the same store.
+
+    What is measured of a run's best checkpoint with everything else left to the run is kept in its folder.
 
     Parameters
     ----------
@@ -172,7 +116,7 @@ def evaluate(
         found = measured.stitched(decoders)
     else:
         found = [measured.objects(decoder, at, objects) for decoder, at in decoders]
-    return Evaluation(
+    evaluation = Evaluation(
         figures=found[-1],
         baseline=found[0],
         tiles=len(numbers),
@@ -184,6 +128,12 @@ def evaluate(
         counted="stitched pixels" if source == "free" else "objects",
         untrained=bool(opened.provenance.get("untrained")),
     )
+    as_the_run = threshold is None and supervision is None and not isinstance(labels, Labels)
+    if trained is not None and as_the_run and asked == trained.measured_prompts:
+        index = Split.from_dict(trained.split).index_of(opened)
+        if index is not None:
+            keep(evaluation, trained, index, truth.source, progress or Silent())
+    return evaluation
 
 
 @dataclass(frozen=True)
@@ -262,64 +212,6 @@ def _count(
     wanted = truth & counted
     both = int(np.count_nonzero(found & wanted))
     return np.array([both, np.count_nonzero(found) - both, np.count_nonzero(wanted) - both], dtype=np.int64)
-
-
-def choose_tiles(
-    store: EmbeddingStore, labels: Labels, checkpoint: Checkpoint | None, split: str | None
-) -> tuple[str, str, npt.NDArray[np.int64]]:
-    """The part's name, its rule in words, and its tile numbers, all of them encoded.
-
-    Raises
-    ------
-    ConfigError
-        For a part that a checkpoint does not have of this store.
-    LabelError, MissingTilesError
-        When nothing of it is labelled or encoded.
-    """
-    if split is not None and split not in SPLITS:
-        raise ConfigError(f"--split is {split!r}; it must be one of {', '.join(SPLITS)}.")
-    touched = labels.tiles(store)
-    known = None if checkpoint is None else Split.from_dict(checkpoint.split)
-    if split == "all":
-        part, rule, numbers = (
-            "all",
-            "every labelled tile; trained-on tiles are among them where there are any",
-            touched,
-        )
-    elif known is not None and (own := known.of_store(split or "val", store)) is not None:
-        part = split or "val"
-        rule, numbers = known.rule, np.intersect1d(own, touched)
-    elif checkpoint is None and split is not None:
-        part, made = split, make_split(store, labels)
-        rule, numbers = made.rule, _numbers_of(made.val if part == "val" else made.train)
-    elif checkpoint is None:
-        part, rule, numbers = "all", "every labelled tile; nothing was trained", touched
-    elif split is not None:
-        raise ConfigError(
-            f"--split {split}: the checkpoint {checkpoint.path} was not trained on the store {store.path}.",
-            hint="Leave --split out, or give --split all: no tile of this store was trained on.",
-        )
-    else:
-        part, rule, numbers = (
-            "all",
-            "every labelled tile; the checkpoint was not trained on this store",
-            touched,
-        )
-    if len(numbers) == 0:
-        raise LabelError(
-            f"The labels {labels.source} touch no tile of the {part} part of {store.path} ({rule})."
-        )
-    encoded = numbers[store.committed[numbers]]
-    if len(encoded) == 0:
-        raise MissingTilesError(
-            f"Not one of the {len(numbers)} labelled tiles of the {part} part is encoded in {store.path}.",
-            hint=f"embedcache encode --volume {store.provenance.get('source', 'VOLUME')} --like {store.path}",
-        )
-    return part, rule, np.asarray(encoded, dtype=np.int64)
-
-
-def _numbers_of(part: Part) -> npt.NDArray[np.int64]:
-    return np.array([number for _, numbers in part for number in numbers], dtype=np.int64)
 
 
 def _default_prompts(checkpoint: Checkpoint | None, labels: Labels) -> str:

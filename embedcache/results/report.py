@@ -6,6 +6,7 @@ setting and fits a phone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,6 +19,7 @@ from markupsafe import Markup
 from embedcache.errors import InputError, LabelError, MismatchError
 from embedcache.files import write_file
 from embedcache.results.curves import loss_curve, metric_curve
+from embedcache.results.evaluation import kept
 from embedcache.results.pictures import TileRow, draw_tiles
 from embedcache.store import EmbeddingStore
 from embedcache.train.checkpoint import Checkpoint
@@ -86,7 +88,11 @@ def report(
 
 @dataclass(frozen=True)
 class _Page:
-    """What the template shows of one run."""
+    """What the template shows of one run.
+
+    Its headline is what ``evaluate`` found on stitched pixels, where that is kept in the run; else what training
+    measured tile by tile. ``thresholds`` are probabilities, the untrained decoder's first.
+    """
 
     name: str
     path: str
@@ -94,6 +100,8 @@ class _Page:
     untrained_encoder: bool
     figures: dict[str, Any] | None
     baseline: dict[str, Any] | None
+    stitched: bool
+    thresholds: tuple[float, float] | None
     interactive: dict[str, Any] | None
     prompt_source: str
     split: str
@@ -118,6 +126,13 @@ def _page(run: Run, number: int, pictures: int) -> _Page:
     source = str(summary.get("prompt_source") or (baseline or {}).get("prompt_source", "free"))
     salt = f"run-{number}"
     level = None if baseline is None else float(baseline[metric])
+    figures, headline, thresholds = summary.get("figures"), baseline, None
+    evaluation = kept(run)
+    if evaluation is not None:
+        figures, headline = evaluation, evaluation["baseline"]
+        thresholds = (float(headline["threshold"]), float(figures["threshold"]))
+    elif figures and headline:
+        thresholds = (_probability(headline["threshold"]), _probability(figures["threshold"]))
     return _Page(
         name=run.path.name,
         path=str(run.path),
@@ -125,12 +140,14 @@ def _page(run: Run, number: int, pictures: int) -> _Page:
         untrained_encoder=bool(
             summary.get("untrained_encoder", any(s.provenance.get("untrained") for s in stores if s))
         ),
-        figures=summary.get("figures"),
-        baseline=baseline,
+        figures=figures,
+        baseline=headline,
+        stitched=evaluation is not None,
+        thresholds=thresholds,
         interactive=summary.get("interactive"),
         prompt_source=source,
         split=str(run.split["rule"]),
-        val_tiles=summary.get("val_tiles"),
+        val_tiles=evaluation["tiles"] if evaluation else summary.get("val_tiles"),
         metric=metric,
         loss_svg=Markup(loss_curve(rows, salt=salt)),
         metric_svg=Markup(metric_curve(rows, metric, level, salt=salt)),
@@ -140,6 +157,10 @@ def _page(run: Run, number: int, pictures: int) -> _Page:
         settings=[(_words(name), _text(value)) for name, value in run.config["options"].items()],
         provenance=_provenance(run, stores),
     )
+
+
+def _probability(logit: float) -> float:
+    return 1.0 / (1.0 + math.exp(-logit))
 
 
 def _first_validation(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@
     last.safetensors     the newest one
     resume.safetensors   decoder and optimiser as of the last validation
     summary.json         the outcome
+    evaluation.json      what ``evaluate`` found for the best checkpoint on all held-out tiles; its page shows it
     tensorboard/         the same curves for TensorBoard
 """
 

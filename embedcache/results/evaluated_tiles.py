@@ -1,0 +1,72 @@
+"""Turns a checkpoint's split and labels into the tiles that an evaluation measures."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from embedcache.errors import ConfigError, LabelError, MissingTilesError
+from embedcache.store import EmbeddingStore
+from embedcache.train.checkpoint import Checkpoint
+from embedcache.train.labels import Labels
+from embedcache.train.split import Part, Split, make_split
+
+SPLITS = ("val", "train", "all")
+
+
+def choose_tiles(
+    store: EmbeddingStore, labels: Labels, checkpoint: Checkpoint | None, split: str | None
+) -> tuple[str, str, npt.NDArray[np.int64]]:
+    """The part's name, its rule in words, and its tile numbers, all of them encoded.
+
+    Raises
+    ------
+    ConfigError
+        For a part that a checkpoint does not have of this store.
+    LabelError, MissingTilesError
+        When nothing of it is labelled or encoded.
+    """
+    if split is not None and split not in SPLITS:
+        raise ConfigError(f"--split is {split!r}; it must be one of {', '.join(SPLITS)}.")
+    touched = labels.tiles(store)
+    known = None if checkpoint is None else Split.from_dict(checkpoint.split)
+    if split == "all":
+        part, rule, numbers = (
+            "all",
+            "every labelled tile; trained-on tiles are among them where there are any",
+            touched,
+        )
+    elif known is not None and (own := known.of_store(split or "val", store)) is not None:
+        part = split or "val"
+        rule, numbers = known.rule, np.intersect1d(own, touched)
+    elif checkpoint is None and split is not None:
+        part, made = split, make_split(store, labels)
+        rule, numbers = made.rule, _numbers_of(made.val if part == "val" else made.train)
+    elif checkpoint is None:
+        part, rule, numbers = "all", "every labelled tile; nothing was trained", touched
+    elif split is not None:
+        raise ConfigError(
+            f"--split {split}: the checkpoint {checkpoint.path} was not trained on the store {store.path}.",
+            hint="Leave --split out, or give --split all: no tile of this store was trained on.",
+        )
+    else:
+        part, rule, numbers = (
+            "all",
+            "every labelled tile; the checkpoint was not trained on this store",
+            touched,
+        )
+    if len(numbers) == 0:
+        raise LabelError(
+            f"The labels {labels.source} touch no tile of the {part} part of {store.path} ({rule})."
+        )
+    encoded = numbers[store.committed[numbers]]
+    if len(encoded) == 0:
+        raise MissingTilesError(
+            f"Not one of the {len(numbers)} labelled tiles of the {part} part is encoded in {store.path}.",
+            hint=f"embedcache encode --volume {store.provenance.get('source', 'VOLUME')} --like {store.path}",
+        )
+    return part, rule, np.asarray(encoded, dtype=np.int64)
+
+
+def _numbers_of(part: Part) -> npt.NDArray[np.int64]:
+    return np.array([number for _, numbers in part for number in numbers], dtype=np.int64)

@@ -1,0 +1,119 @@
+"""Turns figures into an ``Evaluation``: as JSON, and kept in the run that they describe.
+
+What ``evaluate`` measures of a run as the run was meant (its best checkpoint, all its held-out tiles, its own
+labels, prompts and threshold) is kept in its folder as ``evaluation.json``, and its page shows it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from embedcache.errors import StorageError
+from embedcache.progress import Progress
+from embedcache.train.checkpoint import Checkpoint
+from embedcache.train.metrics import Figures
+from embedcache.train.run import Run, read_json, write_json
+from embedcache.train.split import Split
+
+KEPT = "evaluation.json"
+"""File of a run folder."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of one decoder on one part of a store's labelled tiles.
+
+    Parameters
+    ----------
+    figures : Figures
+        Of the checkpoint, or of the untrained decoder where none was given.
+    baseline : Figures
+        Of the untrained decoder, at logit 0.
+    tiles : int
+        Tiles that were decoded.
+    split : str
+        ``val``, ``train`` or ``all``.
+    rule : str
+        How that part was chosen, in words.
+    prompts, prompt_source : str
+        How the decoder was asked; ``oracle`` when the prompts came from the truth.
+    threshold : float
+        Probability above which a pixel is in the mask; the baseline's is 0.5.
+    counted : str
+        ``stitched pixels`` or ``objects``.
+    untrained : bool
+        Whether the encoder had random weights.
+    """
+
+    figures: Figures
+    baseline: Figures
+    tiles: int
+    split: str
+    rule: str
+    prompts: str
+    prompt_source: str
+    threshold: float
+    counted: str
+    untrained: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object of ``embedcache evaluate --json``."""
+        return {
+            **_numbers(self.figures),
+            "tiles": self.tiles,
+            "prompt_source": self.prompt_source,
+            "prompts": self.prompts,
+            "split": self.split,
+            "split_rule": self.rule,
+            "threshold": self.threshold,
+            "counted": self.counted,
+            "untrained": self.untrained,
+            "baseline": {**_numbers(self.baseline), "threshold": 0.5},
+        }
+
+
+def _numbers(found: Figures) -> dict[str, float]:
+    return {name: value for name, value in found.to_dict().items() if name != "threshold"}
+
+
+def keep(found: Evaluation, checkpoint: Checkpoint, index: int, labels: str, progress: Progress) -> None:
+    """Keep an evaluation in the checkpoint's run, if it is of the run's best, on all that the run held out.
+
+    Parameters
+    ----------
+    found : Evaluation
+        Measured as the run was: with its own prompts, supervision and threshold.
+    checkpoint : Checkpoint
+        What was measured.
+    index : int
+        Which of the run's stores was measured.
+    labels : str
+        Where the truth came from.
+    progress : Progress
+        Told when the run cannot be written.
+    """
+    if checkpoint.path is None or not (checkpoint.path.parent / "config.json").is_file():
+        return
+    run = Run(checkpoint.path.parent)
+    held_out = sum(len(numbers) for _, numbers in Split.from_dict(checkpoint.split).val)
+    of_the_run = (
+        checkpoint.path == run.checkpoint
+        and (found.split, found.tiles, found.prompt_source) == ("val", held_out, "free")
+        and Path(labels).resolve() == Path(run.config["labels"][index]).resolve()
+    )
+    if not of_the_run:
+        return
+    try:
+        write_json(run.path / KEPT, {**found.to_dict(), "step": checkpoint.step})
+    except StorageError as error:
+        progress.say(f"The figures are not kept in the run: {error.message}")
+
+
+def kept(run: Run) -> dict[str, Any] | None:
+    """The evaluation of a finished run's best checkpoint; None when there is none, or the run went on since."""
+    if not run.finished or not (run.path / KEPT).is_file():
+        return None
+    found = read_json(run.path / KEPT)
+    return found if found.get("step") == run.summary["best_step"] else None
