@@ -92,11 +92,22 @@ def test_config_names_are_those_of_the_options_and_one_value_may_stand_for_a_lis
 def test_a_broken_store_or_run_does_not_hide_the_others(folder, capsys):
     for name in ("good", "bad"):
         (folder / "runs" / name).mkdir(parents=True)
+        (folder / "runs" / name / "config.json").write_text("{}")
         (folder / "runs" / name / "summary.json").write_text('{"run": "good"}' if name == "good" else "{")
     assert run(["status", "--json"]) == 0
     out, err = capsys.readouterr()
-    assert json.loads(out)["runs"] == [{"run": "good"}]
+    assert json.loads(out)["runs"] == [{"finished": True, "run": "good"}]
     assert "bad" in err
+
+
+def test_an_interrupted_run_is_listed_with_how_far_it_came(folder, capsys):
+    half = folder / "runs" / "half"
+    half.mkdir(parents=True)
+    (half / "config.json").write_text("{}")
+    (half / "metrics.jsonl").write_text('{"step": 20}\n{"step": 40, "los')
+    assert run(["status", "--json"]) == 0
+    (listed,) = json.loads(capsys.readouterr().out)["runs"]
+    assert (listed["finished"], listed["steps"]) == (False, 20)
 
 
 @pytest.mark.parametrize(
