@@ -65,8 +65,9 @@ class EncodePlan:
         """Each shard with missing tiles, and their numbers, in order."""
         numbers = np.flatnonzero(self.missing)
         owners = numbers // self.shard_tiles
-        for shard in np.unique(owners):
-            yield int(shard), [int(number) for number in numbers[owners == shard]]
+        for members in np.split(numbers, np.flatnonzero(np.diff(owners)) + 1):
+            if len(members):  # np.split of nothing gives one empty part
+                yield int(members[0]) // self.shard_tiles, members.tolist()
 
     def require_space(self, bytes_free: int, where: str) -> None:
         """Refuse before the first byte when the disk cannot hold what is missing.
