@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from embedcache.cli.app import app
+from embedcache.cli.common import cache_dir_option, json_option, warn_untrained
 from embedcache.cli.defaults import stores_in
 from embedcache.cli.output import print_json, print_pairs, print_table
-from embedcache.cli.work import cache_dir_option, json_option, warn_untrained
 from embedcache.encode.plan import readable_bytes
 from embedcache.errors import EmbedcacheError
 from embedcache.store import EmbeddingStore

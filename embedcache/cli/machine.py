@@ -12,10 +12,10 @@ import click
 import torch
 
 from embedcache.cli.app import app
+from embedcache.cli.common import json_option
 from embedcache.cli.config import CONFIG_NAME, first_config
 from embedcache.cli.output import print_json, print_pairs, print_table
 from embedcache.cli.signals import stop_at_once
-from embedcache.cli.work import json_option
 from embedcache.encode.plan import readable_bytes
 from embedcache.errors import ConfigError
 from embedcache.files import create_file

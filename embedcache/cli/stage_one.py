@@ -1,0 +1,143 @@
+"""The commands of stage one: encode, plan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from embedcache.cli.app import app
+from embedcache.cli.common import json_option, warn_untrained
+from embedcache.cli.encode_options import encode_options, machine_options, recipe_options, selection_options
+from embedcache.cli.output import print_json, print_pairs
+from embedcache.cli.signals import interruptible, stop_at_once
+from embedcache.encode import EncodeResult, run_encode
+from embedcache.encode.estimate import estimate
+from embedcache.encode.plan import readable_bytes
+from embedcache.progress import Terminal
+
+
+@app.command(
+    short_help="Stage one: encode a volume into a store of embeddings.",
+    epilog="Example: embedcache encode --volume scroll1.zarr --tile 512 --z-range 0:2000",
+)
+@click.option("--volume", required=True, metavar="V", help="Zarr, folder of images, TIFF, PNG, JPEG, .npy …")
+@recipe_options
+@selection_options
+@machine_options
+@click.option(
+    "--check-pixels",
+    default="16",
+    show_default=True,
+    metavar="N|all",
+    help="Recorded tiles read again and compared before their embeddings are reused.",
+)
+@click.option(
+    "--allow-numerics", is_flag=True, help="Go on although this machine rounds differently than the first."
+)
+@json_option
+def encode(volume: str, like: str | None, as_json: bool, **wishes: Any) -> None:
+    """Encode a volume: run SAM's image encoder once over every tile and keep the embeddings in a Zarr store.
+
+    Run again, it resumes, adds what is missing, or says that everything is there.
+    """
+    options = encode_options(volume, like, wishes)
+    with interruptible() as interruption:
+        result = run_encode(options, Terminal(), interruption)
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        _print_encode(result)
+    click.get_current_context().exit(result.exit_code)
+
+
+def _print_encode(result: EncodeResult) -> None:
+    figures = result.to_dict()
+    rows: list[tuple[str, object]] = [
+        ("store", result.store.path),
+        ("tiles selected", result.selected),
+        ("encoded now", result.encoded),
+        ("reused", result.reused),
+        ("skipped (empty)", result.skipped),
+        ("failed", len(result.failed)),
+        ("encoder calls", result.encoder_calls),
+        ("written", readable_bytes(result.bytes_written)),
+        ("time", f"{result.seconds:.1f} s"),
+        ("device", f"{result.device}, {result.precision}"),
+        ("fingerprint", result.store.fingerprint),
+    ]
+    print_pairs("encode", rows)
+    if result.checked_pixels:
+        click.echo(
+            f"The pixels of {result.checked_pixels} recorded tiles were read again: unchanged.", err=True
+        )
+    if not result.encoded and not result.failed:
+        click.echo(
+            "Nothing to do: every selected tile is in the store"
+            + (" or empty" if result.skipped else "")
+            + ". No image went through the encoder.",
+            err=True,
+        )
+    for number, reason in list(result.failed.items())[:10]:
+        tile = result.store.tile(number)
+        place = f"{result.store.plane_name(tile.plane)}, y0={tile.y0}, x0={tile.x0}"
+        click.echo(f"failed: tile {number} ({place}): {reason}", err=True)
+    if result.failed:
+        click.echo(
+            f"{len(result.failed)} tile(s) failed; once their pixels are mended the same command encodes them. "
+            "`train --allow-partial` goes on without them.",
+            err=True,
+        )
+    if figures["untrained"]:
+        warn_untrained()
+
+
+@app.command(
+    short_help="What encoding would take: tiles, bytes, hours.",
+    epilog="Example: embedcache plan --volume scroll1.zarr --tile 512 --level 1",
+)
+@click.option("--volume", required=True, metavar="V", help="The volume.")
+@recipe_options
+@selection_options
+@machine_options
+@json_option
+def plan(volume: str, like: str | None, as_json: bool, **wishes: Any) -> None:
+    """Tell what encoding a volume would take: tiles, bytes, free disk, files, hours, and when the cache has paid.
+
+    The time comes from a few tiles encoded on this machine; nothing is written or downloaded.
+    """
+    options = encode_options(volume, like, wishes)
+    with stop_at_once():
+        figures = estimate(options, Terminal())
+    if as_json:
+        print_json(figures.to_dict())
+        return
+    print_pairs(
+        "plan",
+        [
+            ("store", figures.store),
+            ("tiles in the volume", figures.tiles_total),
+            ("tiles selected", figures.tiles_selected),
+            ("tiles missing", figures.tiles_missing),
+            ("files", figures.files),
+            ("bytes", readable_bytes(figures.bytes)),
+            ("bytes free", readable_bytes(figures.bytes_free)),
+            ("seconds per tile", figures.seconds_per_tile),
+            ("time", _duration(figures.seconds_estimated)),
+            ("epochs until the cache has paid", figures.break_even_epochs),
+            ("device", f"{figures.device}, {figures.precision}"),
+        ],
+    )
+    if figures.unknown:
+        click.echo(f"The time is not known: {figures.unknown}.", err=True)
+    if not figures.fits:
+        click.echo("The disk is too small for this; `encode` would refuse with exit code 6.", err=True)
+
+
+def _duration(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    for unit, length in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} seconds"

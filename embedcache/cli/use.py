@@ -1,0 +1,134 @@
+"""The commands that use what was trained: predict, evaluate, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from embedcache.cli.app import app
+from embedcache.cli.common import cache_dir_option, json_option
+from embedcache.cli.defaults import labels_for, only_store
+from embedcache.cli.encode_options import machine_options, selection_options
+from embedcache.cli.output import print_json, print_pairs
+from embedcache.cli.signals import stop_at_once
+from embedcache.errors import EXIT_FAILED_TILES, ConfigError
+from embedcache.progress import Terminal
+from embedcache.store import EmbeddingStore
+
+
+@app.command(
+    short_help="Stitched masks for a store or a new volume.",
+    epilog="Example: embedcache predict --volume scroll2.zarr --checkpoint runs/first --output ink.zarr",
+)
+@click.option("--store", metavar="S", help="A store of the same embedding space.")
+@click.option("--volume", metavar="V", help="A volume: it is encoded by the checkpoint's recipe first.")
+@click.option("--checkpoint", required=True, metavar="C", help="A run, or its best.safetensors.")
+@click.option(
+    "--output",
+    required=True,
+    metavar="O",
+    help="What is written, by its ending: .zarr, .tif, .png, a folder, .csv.",
+)
+@click.option(
+    "--threshold", type=float, help="Probability above which a pixel is positive.  [default: the run's]"
+)
+@click.option(
+    "--probabilities",
+    is_flag=True,
+    help="Write probabilities instead of masks: float32 in zarr and TIFF, 0…255 in PNG.",
+)
+@selection_options
+@machine_options
+@json_option
+def predict(
+    store: str | None, volume: str | None, checkpoint: str, output: str, as_json: bool, **wishes: Any
+) -> None:
+    """Predict masks for a store or a new volume, stitched at the volume's own resolution."""
+    from embedcache.results import predict as run_predict
+
+    if (store is None) == (volume is None):
+        raise ConfigError("predict takes either --store or --volume.")
+    with stop_at_once():
+        source = volume if store is None else EmbeddingStore.open(store)
+        result = run_predict(source or "", checkpoint, output, progress=Terminal(), **wishes)
+    figures = result.to_dict()
+    if as_json:
+        print_json(figures)
+    else:
+        print_pairs("predict", list(figures.items()))
+    if result.tiles_failed:
+        click.echo(f"{result.tiles_failed} tile(s) could not be encoded and are not predicted.", err=True)
+        click.get_current_context().exit(EXIT_FAILED_TILES)
+
+
+@app.command(
+    short_help="Figures of a checkpoint beside the untrained decoder.",
+    epilog="Example: embedcache evaluate --store S --labels ink.zarr --checkpoint runs/first",
+)
+@click.option("--store", metavar="S", help="The store.  [default: the only one of --cache-dir]")
+@click.option("--labels", metavar="L", help="Its labels.")
+@click.option(
+    "--checkpoint", metavar="C", help="A run, or its best.safetensors.  [default: the untrained decoder]"
+)
+@click.option(
+    "--split", type=click.Choice(["val", "train", "all"]), help="Which tiles.  [default: the run's own val]"
+)
+@click.option(
+    "--prompts",
+    type=click.Choice(["none", "points", "box", "grid", "iterative"]),
+    help="Prompts; what is derived from the truth is named oracle.  [default: the run's]",
+)
+@click.option("--supervision", metavar="MASK", help="Labels count only where this mask is positive.")
+@click.option(
+    "--threshold", type=float, help="Probability above which a pixel is positive.  [default: the run's]"
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@cache_dir_option
+@json_option
+def evaluate(
+    store: str | None,
+    labels: str | None,
+    checkpoint: str | None,
+    cache_dir: str,
+    as_json: bool,
+    **wishes: Any,
+) -> None:
+    """Evaluate a checkpoint beside the untrained decoder; prompt source and split are named with every figure."""
+    from embedcache.results import evaluate as run_evaluate
+
+    chosen_store = store or str(only_store(Path(cache_dir)))
+    chosen_labels = labels or labels_for(chosen_store)
+    with stop_at_once():
+        result = run_evaluate(
+            chosen_store, chosen_labels, checkpoint=checkpoint, progress=Terminal(), **wishes
+        ).to_dict()
+    if as_json:
+        print_json(result)
+        return
+    baseline = result.pop("baseline") or {}
+    rows: list[tuple[str, object]] = []
+    for name, value in result.items():
+        beside = f"   (untrained {baseline[name]:.4g})" if isinstance(baseline.get(name), float) else ""
+        rows.append((name, f"{value:.4g}{beside}" if isinstance(value, float) else value))
+    print_pairs("evaluate", rows)
+
+
+@app.command(
+    short_help="One HTML page about one or more runs.",
+    epilog="Example: embedcache report runs/first --output first.html",
+)
+@click.argument("runs", nargs=-1, required=True, metavar="RUN…")
+@click.option("--output", metavar="O", help="The page.  [default: report.html in the first run]")
+@json_option
+def report(runs: tuple[str, ...], output: str | None, as_json: bool) -> None:
+    """Report runs on one self-contained HTML page: figures, curves, pictures before and after, provenance."""
+    from embedcache.results import report as run_report
+
+    with stop_at_once():
+        page = run_report(list(runs), output)
+    if as_json:
+        print_json({"output": str(page)})
+    else:
+        click.echo(str(page))
