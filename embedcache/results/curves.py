@@ -8,10 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from matplotlib import rc_context
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-
 Row = Mapping[str, Any]
 
 _INK, _FAINT = "#010203", "#040506"
@@ -54,6 +50,11 @@ def metric_curve(rows: Sequence[Row], metric: str, baseline: float | None, *, sa
 
 
 def _draw(lines: Sequence[Line], title: str, *, salt: str, unit_range: bool = True) -> str:
+    # Slow to import, and wanted by pages only
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
     style: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": salt,
