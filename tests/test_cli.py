@@ -191,3 +191,28 @@ def test_the_commands_page_is_up_to_date(capsys):
 )
 def test_values_are_readable(value, text):
     assert readable(value) == text
+
+
+def test_an_option_on_the_command_line_takes_its_alternative_from_the_file_away(folder, capsys):
+    (folder / "embedcache.toml").write_text(
+        '[predict]\nvolume = "scan.npy"\ncheckpoint = "run"\noutput = "o.tif"\n'
+    )
+    assert run(["predict", "--store", "nowhere.zarr"]) == 2
+    err = capsys.readouterr().err
+    assert "either --store or --volume" not in err
+    assert "predict.volume" not in err
+
+
+def test_a_full_output_is_a_storage_failure_and_no_bug(folder, capsys, monkeypatch):
+    class Full:
+        """A disk without space."""
+
+        def write(self, text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+        def flush(self) -> None:
+            return
+
+    monkeypatch.setattr("sys.stdout", Full())
+    assert run(["status", "--json"]) == 6
+    assert "No space left" in capsys.readouterr().err

@@ -15,9 +15,12 @@ from embedcache.errors import (
     InputError,
     Interrupted,
     LabelError,
+    LockedError,
     MismatchError,
     MissingTilesError,
+    StorageError,
 )
+from embedcache.files import exclusive_lock
 from embedcache.progress import Silent
 from embedcache.sam.decoder import Decoder
 from embedcache.store import EmbeddingStore
@@ -263,3 +266,27 @@ def test_a_torn_last_row_is_left_out(run: Run) -> None:
         stream.write('{"step": 99, "spl')
     assert run.metrics == rows
     assert json.loads((run.path / "summary.json").read_text())["steps"] == 6
+
+
+def test_two_trainings_never_share_a_folder(folder: Path, store: EmbeddingStore) -> None:
+    with exclusive_lock(folder / "taken" / ".lock"), pytest.raises(LockedError) as refusal:
+        train(store, folder / "l.npy", out=folder / "taken", steps=1, **QUICK)
+    assert refusal.value.exit_code == 5
+    assert not (folder / "taken" / "config.json").exists()
+
+
+def test_a_start_from_a_decoder_that_saw_the_held_out_tiles_is_refused(
+    run: Run, folder: Path, store: EmbeddingStore
+) -> None:
+    with pytest.raises(ConfigError, match=r"trained on .* held"):
+        train(store, folder / "l.npy", out=folder / "leak", init=run.checkpoint, val="0:2", steps=1, **QUICK)
+    assert not (folder / "leak").exists()
+    same = train(store, folder / "l.npy", out=folder / "same", init=run.checkpoint, steps=1, **QUICK)
+    assert same.best > run.best - 0.2
+
+
+def test_a_folder_that_cannot_be_made_is_a_storage_error(folder: Path, store: EmbeddingStore) -> None:
+    (folder / "file").write_text("mine")
+    with pytest.raises(StorageError) as refusal:
+        train(store, folder / "l.npy", out=folder / "file" / "run", steps=1, **QUICK)
+    assert refusal.value.exit_code == 6

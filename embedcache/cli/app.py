@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -14,7 +15,8 @@ import click
 from click.core import ParameterSource
 
 from embedcache.cli.config import CONFIG_NAME, read_config
-from embedcache.errors import EXIT_BUG, EXIT_DONE, EXIT_SIGINT, EmbedcacheError, Interrupted
+from embedcache.errors import EXIT_BUG, EXIT_DONE, EXIT_SIGINT, EXIT_STORAGE, EmbedcacheError, Interrupted
+from embedcache.files import storage_error
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Work": ("encode", "plan", "train", "predict", "evaluate", "report"),
@@ -22,6 +24,10 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Machine": ("demo", "init", "doctor"),
 }
 """The commands as ``embedcache --help`` groups them, in the order of a day's work."""
+
+
+ALTERNATIVES = (("store", "volume"), ("steps", "epochs"))
+"""Parameters of which a command takes only one."""
 
 
 class Command(click.Command):
@@ -38,12 +44,24 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Announce what came from the config file, then run."""
+        self._drop_alternatives(ctx)
         for parameter in self.params:
             name = parameter.name or ""
             if ctx.get_parameter_source(name) is ParameterSource.DEFAULT_MAP:
                 shown = f"{self.name}.{option_name(parameter)} = {ctx.params[name]!r}"
                 click.echo(f"{CONFIG_NAME}: {shown}", err=True)
         return super().invoke(ctx)
+
+    @staticmethod
+    def _drop_alternatives(ctx: click.Context) -> None:
+        """The command line wins: an option given there takes its alternatives from the config file away."""
+        for names in ALTERNATIVES:
+            sources = {name: ctx.get_parameter_source(name) for name in names if name in ctx.params}
+            if ParameterSource.COMMANDLINE in sources.values():
+                for name, source in sources.items():
+                    if source is ParameterSource.DEFAULT_MAP:
+                        ctx.params[name] = None
+                        ctx.set_parameter_source(name, ParameterSource.DEFAULT)
 
 
 class Group(click.Group):
@@ -123,6 +141,11 @@ def run(arguments: Sequence[str]) -> int:
         The exit code.
     """
     register()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a terminal of ASCII shows "?" rather than ending the command
+            stream.reconfigure(errors="replace")
     try:
         code = app.main(list(arguments), prog_name="embedcache", standalone_mode=False)
     except click.ClickException as error:
@@ -138,6 +161,9 @@ def run(arguments: Sequence[str]) -> int:
         # The reader of our output went away (as `| head` does): no fault, but Python would complain at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
+    except OSError as error:
+        _show(storage_error(error, Path(error.filename or "standard output")))
+        return EXIT_STORAGE
     except Exception:
         traceback.print_exc()
         click.echo("\nThis is a bug in embedcache. Please report the lines above.", err=True)

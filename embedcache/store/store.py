@@ -5,6 +5,7 @@ A store is a Zarr v3 group with a journal beside its arrays. Only what the journ
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -334,7 +335,7 @@ class EmbeddingStore:
 
     def __getitem__(self, number: int) -> Tensor:
         """One embedding, float32 (256, 64, 64), checked."""
-        return self._reader.read([number])[0]
+        return self._reader.read([operator.index(number)])[0]
 
     def __iter__(self) -> Iterator[Tensor]:
         """The embeddings that are there, by number: those of ``np.flatnonzero(store.committed)``."""

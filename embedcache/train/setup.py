@@ -88,6 +88,7 @@ def prepare(
     prompts = options.prompts or ("none" if task == "semantic" else "iterative")
     objects = check_objects(options.objects or default_objects(task, prompts), task, prompts)
     split = make_split(opened, found, options.val)
+    _require_unseen(split, opened, options)
     progress.say(f"split: {split.rule}; {_count(split.train)} tiles train, {_count(split.val)} validate.")
 
     def hold(part: Part, prompts: str, objects: str) -> tuple[Held, ...]:
@@ -108,6 +109,22 @@ def prepare(
         val_source=prompt_source(val_prompts),
         interactive=hold(split.val, prompts, objects) if free else (),
     )
+
+
+def _require_unseen(split: Split, stores: Sequence[EmbeddingStore], options: TrainOptions) -> None:
+    """Refuse a start from a checkpoint that was trained on tiles which are held out now: figures would lie."""
+    if options.init is None or str(options.init).startswith("random:"):
+        return
+    before = Split.from_dict(Checkpoint.load(options.init).split)
+    for index, numbers in split.val:
+        trained = before.of_store("train", stores[index])
+        seen = set() if trained is None else set(trained.tolist()) & set(numbers)
+        if seen:
+            raise ConfigError(
+                f"--init {options.init} was trained on {len(seen)} of the {len(numbers)} tiles that would be held "
+                f"out now ({split.rule}); the figures would not be honest.",
+                hint=f"Hold out what it held out, with --val ({before.rule}).",
+            )
 
 
 def _hold(

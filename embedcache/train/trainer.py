@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 from embedcache.errors import ConfigError, Interrupted
+from embedcache.files import exclusive_lock
 from embedcache.progress import Progress, Silent
+from embedcache.sam.decoder import Decoder
 from embedcache.train.feed import Feed
 from embedcache.train.loop import METRIC, Course, TensorBoardCurves, enough, run_loop, validate
 from embedcache.train.metrics import Figures
@@ -26,6 +28,9 @@ from embedcache.train.setup import Setup, StoreLike, prepare, starting_decoder
 from embedcache.train.state import Standing, load_state
 from embedcache.train.steps import Stepper
 from embedcache.train.validation import fixed_subset
+
+LOCK = ".lock"
+"""File of a run folder that its trainer holds, so that two trainings never mix in one folder."""
 
 VALIDATED_TILES = {"cpu": 64, "cuda": 512}
 """At most this many held-out tiles are measured during training; ``evaluate`` measures all."""
@@ -84,9 +89,12 @@ def train(
     if out is not None:
         wanted_folder(out, resume=chosen.resume)  # refused here, before labels are read for it
     setup = prepare(store, labels, chosen, teller)
+    decoder = starting_decoder(setup, chosen)
     folder = new_folder(out, setup.stores[0].path, Path(setup.labels[0].source), resume=chosen.resume)
     try:
-        return _train(setup, chosen, folder, device, teller)
+        with exclusive_lock(folder / LOCK, guarded=folder):
+            wanted_folder(folder, resume=chosen.resume)  # again: another training may have come first
+            return _train(setup, chosen, decoder, folder, device, teller)
     except (KeyboardInterrupt, Interrupted) as error:
         number = error.exit_code - 128 if isinstance(error, Interrupted) else 2
         raise Interrupted(
@@ -97,7 +105,12 @@ def train(
 
 
 def _train(
-    setup: Setup, options: TrainOptions, folder: Path, device: torch.device, progress: Progress
+    setup: Setup,
+    options: TrainOptions,
+    decoder: Decoder,
+    folder: Path,
+    device: torch.device,
+    progress: Progress,
 ) -> Run:
     tiles = sum(len(part.numbers) for part in setup.train)
     queries = options.max_objects if setup.objects != "whole" else 1
@@ -107,7 +120,7 @@ def _train(
         batch_size = check_resumable(folder, config, setup.split.to_dict(), options.batch_size)
     elif options.resume:
         progress.say(f"{folder} holds no run to go on with: it begins.")
-    decoder = starting_decoder(setup, options).to(device)
+    decoder = decoder.to(device)
     with Feed(setup.train, batch_size, options.seed) as feed:
         steps = options.steps or DEFAULT_STEPS
         if options.epochs is not None:
