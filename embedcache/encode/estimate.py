@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from embedcache.encode.options import EncodeOptions
 from embedcache.encode.plan import EncodePlan, plan_encode
 from embedcache.encode.prepare import EncodeJob, device_name, prepare
-from embedcache.encode.survey import survey
+from embedcache.encode.survey import selected_tiles, survey
 from embedcache.encode.tile_reader import read_tile
 from embedcache.files import free_bytes, write_file
 from embedcache.geometry import EMBEDDING_VALUES, Tile
@@ -22,7 +22,6 @@ from embedcache.progress import Progress
 from embedcache.sam.encoder import Encoder, resolve_device, resolve_precision
 from embedcache.sam.registry import MODELS
 from embedcache.sam.search import candidates
-from embedcache.volume import select
 
 TIMED_BATCHES = 2
 
@@ -78,27 +77,39 @@ def estimate(options: EncodeOptions, progress: Progress) -> Estimate:
         return _without_weights(options, missing_weights, progress)
     job = prepare(options, progress)
     plan = job.plan()
-    free = free_bytes(job.store_path)
+    counted = _count(plan, job.store_path, str(job.store_path), job.device, job.spec.precision)
     read, encode = _time_tiles(job, plan, progress)
     write = _time_writing()
     per_tile = max(encode, read) + write  # reading runs beside encoding
     # An epoch with the encoder inside costs reading and encoding again; from the cache it costs reading it back.
     saved = max(read + encode - write, 1e-9)
-    missing = int(plan.missing.sum())
+    return replace(
+        counted,
+        seconds_per_tile=per_tile,
+        seconds_estimated=per_tile * counted.tiles_missing,
+        break_even_epochs=(read + encode + write) / saved,
+    )
+
+
+def _count(
+    plan: EncodePlan, place: Path, store: str | None, device: torch.device, precision: str
+) -> Estimate:
+    """What needs no encoder: tiles, files and bytes."""
+    free = free_bytes(place)
     return Estimate(
-        store=str(job.store_path),
+        store=store,
         tiles_total=plan.total,
         tiles_selected=int(plan.selected.sum()),
-        tiles_missing=missing,
+        tiles_missing=int(plan.missing.sum()),
         files=plan.files,
         bytes=plan.bytes_needed,
         bytes_free=free,
-        seconds_per_tile=per_tile,
-        seconds_estimated=per_tile * missing,
-        break_even_epochs=(read + encode + write) / saved,
+        seconds_per_tile=None,
+        seconds_estimated=None,
+        break_even_epochs=None,
         fits=plan.bytes_to_be_free <= free,
-        device=device_name(job.device),
-        precision=job.spec.precision,
+        device=device_name(device),
+        precision=precision,
     )
 
 
@@ -112,26 +123,12 @@ def _why_no_weights(options: EncodeOptions) -> str | None:
 def _without_weights(options: EncodeOptions, why: str, progress: Progress) -> Estimate:
     """What can be told without an encoder: tiles, files and bytes of a store that is not begun."""
     seen = survey(options, progress)
-    selected = select(seen.table, seen.selection, volume=seen.volume)
+    selected = selected_tiles(seen.table, seen.selection, seen.volume)
     plan = plan_encode(seen.table, selected, None, options.shard_tiles)
-    free = free_bytes(Path(options.store or options.cache_dir).absolute())
+    place = Path(options.store or options.cache_dir).absolute()
     device = resolve_device(options.device)
-    return Estimate(
-        store=options.store,
-        tiles_total=plan.total,
-        tiles_selected=int(selected.sum()),
-        tiles_missing=int(plan.missing.sum()),
-        files=plan.files,
-        bytes=plan.bytes_needed,
-        bytes_free=free,
-        seconds_per_tile=None,
-        seconds_estimated=None,
-        break_even_epochs=None,
-        fits=plan.bytes_to_be_free <= free,
-        device=device_name(device),
-        precision=resolve_precision(options.precision, device),
-        unknown=why,
-    )
+    counted = _count(plan, place, options.store, device, resolve_precision(options.precision, device))
+    return replace(counted, unknown=why)
 
 
 def _time_tiles(job: EncodeJob, plan: EncodePlan, progress: Progress) -> tuple[float, float]:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache.encode.tile_reader import ReadTile
+from embedcache.store.shard import extremes
 
 
 class OpenShard:
@@ -23,7 +24,7 @@ class OpenShard:
 
     def add(self, tile: ReadTile, embedding: npt.NDArray[np.float16]) -> None:
         """Take an embedding in, or note why it cannot be stored: checked after the cast, where it overflows."""
-        if np.isfinite(embedding).all():
+        if np.isfinite(extremes(embedding)).all():  # of all values, at a twentieth of the time
             self.embeddings[tile.number] = embedding
             self.digests[tile.number] = tile.digest
         else:

@@ -18,25 +18,24 @@ import torch
 
 from embedcache.encode.options import EncodeOptions
 from embedcache.encode.plan import EncodePlan, plan_encode
-from embedcache.encode.survey import is_sampled, survey, tile_table
-from embedcache.errors import MismatchError, VolumeError
+from embedcache.encode.survey import is_sampled, selected_tiles, survey, tile_table
+from embedcache.errors import MismatchError
 from embedcache.files import digest_json, storage_error
 from embedcache.progress import Progress
 from embedcache.sam.encoder import Precision, resolve_device, resolve_precision
 from embedcache.sam.weights import Weights, resolve_weights
 from embedcache.store import EmbeddingStore, EncodeSpec
+from embedcache.store.layout import GROUP_FILE
 from embedcache.volume import (
     ImageRecord,
     ImageVolume,
     Preprocess,
     Selection,
     Volume,
-    select,
     volume_identity,
 )
 
 FINGERPRINT_LETTERS = 6
-GROUP_FILE = "zarr.json"
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,8 @@ class EncodeJob:
         What decides every embedding; its fingerprint names the store.
     table : (N, 5) int64
         The tile table of the whole volume.
+    selection : Selection
+        What of it is asked for.
     images : tuple of ImageRecord
         The image table of a folder; empty for arrays.
     store_path : Path
@@ -70,6 +71,7 @@ class EncodeJob:
     weights: Weights
     spec: EncodeSpec
     table: npt.NDArray[np.int64]
+    selection: Selection
     images: tuple[ImageRecord, ...]
     store_path: Path
     store: EmbeddingStore | None
@@ -85,11 +87,6 @@ class EncodeJob:
         """The frozen preprocessing of this job."""
         return self.spec.preprocess
 
-    @property
-    def selection(self) -> Selection:
-        """The selection asked for."""
-        return Selection(z_range=self.options.z_range, bbox=self.options.bbox, mask=self.options.mask)
-
     def plan(self) -> EncodePlan:
         """What is selected and what of it is missing.
 
@@ -98,12 +95,7 @@ class EncodeJob:
         VolumeError
             When the selection lies outside the volume or selects nothing.
         """
-        selected = select(self.table, self.selection, volume=self.volume)
-        if not selected.any():
-            raise VolumeError(
-                f"The selection holds no tile of {self.volume.source}.",
-                hint="Widen --z-range, --bbox or --mask.",
-            )
+        selected = selected_tiles(self.table, self.selection, self.volume)
         if self.store is None:
             return plan_encode(self.table, selected, None, self.options.shard_tiles)
         return self.plan_for(self.store, selected)
@@ -175,7 +167,7 @@ def prepare(options: EncodeOptions, progress: Progress) -> EncodeJob:
             volume = volume.reordered([record.name for record in store.images])
         images = _image_table(volume, store)
         table = tile_table(volume, preprocess, grid, [(image.height, image.width) for image in images])
-    job = EncodeJob(options, volume, weights, spec, table, images, path, store, device)
+    job = EncodeJob(options, volume, weights, spec, table, seen.selection, images, path, store, device)
     return job if store is None else replace(job, options=replace(options, shard_tiles=store.shard_tiles))
 
 

@@ -75,6 +75,24 @@ def survey(options: EncodeOptions, progress: Progress) -> Survey:
     return Survey(volume, preprocess, grid, table, selection)
 
 
+def selected_tiles(
+    table: npt.NDArray[np.int64], selection: Selection, volume: Volume
+) -> npt.NDArray[np.bool_]:
+    """Which tiles a selection asks for, (N,) bool; at least one.
+
+    Raises
+    ------
+    VolumeError
+        When the selection lies outside the volume or holds no tile.
+    """
+    selected = select(table, selection, volume=volume)
+    if not selected.any():
+        raise VolumeError(
+            f"The selection holds no tile of {volume.source}.", hint="Widen --z-range, --bbox or --mask."
+        )
+    return selected
+
+
 def _check_window(volume: Volume, window: tuple[float, float], progress: Progress) -> None:
     """A window given by hand or by a recipe may be of another intensity scale, which would clip everything."""
     clipped = clipped_share(volume, window)
