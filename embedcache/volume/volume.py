@@ -24,7 +24,6 @@ from embedcache.errors import EmbedcacheError, VolumeError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 TIFF_SUFFIXES = (".tif", ".tiff")
-HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
 KNOWN_FORMATS = (
     "OME-Zarr or Zarr (folder), TIFF, PNG or JPEG (file or folder), .npy, FILE.h5:DATASET, .nii, .nii.gz"
 )
