@@ -1,37 +1,29 @@
-"""Turns finished embeddings into committed shards: the one place that changes a store.
+"""Turns finished work into journal records: the one place that changes a store, while its lock is held.
 
-A commit is: shard under a temporary name, fsync, rename, fsync of the folder, journal line, fsync. Where the
-shard already holds committed tiles, an intent with the new digests is journalled before the rename, so that
-after a crash it is known which of the two the file is.
+How the embeddings of one shard become a durable file is in ``commit.py``.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.errors import CorruptionError, EmbedcacheError, InputError, MismatchError
-from embedcache.files import Buffer, partial_name, publish_file, read_error, sha256_file, stage_file
-from embedcache.geometry import EMBEDDING_SHAPE
+from embedcache.errors import InputError, MismatchError
+from embedcache.files import read_error, sha256_file
 from embedcache.store import layout
-from embedcache.store.compose import empty, merge, with_reasons
+from embedcache.store.commit import Embeddings, GivenTiles, commit_shard
 from embedcache.store.journal import JournalWriter
-from embedcache.store.record import DIGEST_BYTES, ShardRecord, pack_flags, table_record
-from embedcache.store.shard import CRC_BYTES, ShardFile, embedding_bytes, encode_index
+from embedcache.store.record import pack_flags, table_record
 from embedcache.store.spec import leaf_differences
 from embedcache.volume.volume import ImageRecord
 
 if TYPE_CHECKING:
     from embedcache.store.store import EmbeddingStore
-
-Embeddings = Mapping[int, npt.NDArray[np.float16]]
 
 
 class StoreWriter:
@@ -164,71 +156,16 @@ class StoreWriter:
         """
         if shard in self._store.state.intents:
             self.settle()  # an earlier call of this writer failed between announcing and recording
-        base = self._check_tiles(shard, embeddings, input_digests, skipped or {}, failed or {})
-        old = self._store.state.shard_record(shard) or empty(shard)
-        new = {tile - base: array for tile, array in sorted(embeddings.items())}
-        digests = {tile - base: bytes.fromhex(input_digests[tile]) for tile in embeddings}
-        record = replace(
-            self._merged(old, new, digests),
+        given = GivenTiles(embeddings, input_digests, skipped or {}, failed or {})
+        return commit_shard(
+            self._store,
+            shard,
+            given,
+            self._record,
             numerics=self._numerics,
             writer=self._name,
             seconds={name: round(float(value), 6) for name, value in (seconds or {}).items()},
         )
-        record = with_reasons(record, old, base, skipped or {}, failed or {})
-        written = 0
-        if new:
-            record = self._write_shard(old, record, new)
-            written = record.size
-        self._record(record.to_dict(self._store.shard_tiles))
-        return written
-
-    def _merged(
-        self, old: ShardRecord, new: Mapping[int, npt.NDArray[np.float16]], digests: Mapping[int, bytes]
-    ) -> ShardRecord:
-        record = merge(old, new, digests)
-        for slot, low, high in zip(record.slots.tolist(), record.minimum, record.maximum, strict=True):
-            if not (np.isfinite(low) and np.isfinite(high)):
-                tile = record.shard * self._store.shard_tiles + slot
-                raise EmbedcacheError(f"tile {tile}: an embedding that is not finite was to be stored")
-        return record
-
-    def _write_shard(
-        self, old: ShardRecord, record: ShardRecord, new: Mapping[int, npt.NDArray[np.float16]]
-    ) -> ShardRecord:
-        store = self._store
-        final = layout.shard_path(store.path, record.shard)
-        partial = partial_name(store.path / layout.EMBEDDINGS / str(record.shard))
-        digest = hashlib.sha256()
-        size = stage_file(partial, _hashed(self._pieces(record, new), digest))
-        record = replace(record, digest=f"sha256:{digest.hexdigest()}", size=size)
-        if len(old.slots):
-            self._record(record.to_dict(store.shard_tiles, kind="intent"))
-        publish_file(partial, final)
-        return record
-
-    def _pieces(self, record: ShardRecord, new: Mapping[int, npt.NDArray[np.float16]]) -> Iterator[Buffer]:
-        """The shard's bytes in order: kept chunks from the file there, new ones from memory, the index."""
-        store = self._store
-        kept = [slot for slot in record.slots.tolist() if slot not in new]
-        try:
-            source = (
-                ShardFile(layout.shard_path(store.path, record.shard), store.shard_tiles) if kept else None
-            )
-            for slot, crc in zip(record.slots.tolist(), record.crc.tolist(), strict=True):
-                array = new.get(slot)
-                if array is None and source is not None:
-                    array, found = source.read(slot)
-                    if found != crc:
-                        raise CorruptionError(f"slot {slot} of {source.path} differs from its record")
-                assert array is not None
-                yield embedding_bytes(array)
-                yield crc.to_bytes(CRC_BYTES, "little")
-        except CorruptionError as error:
-            raise CorruptionError(
-                f"{store.path}: shard {record.shard} cannot be extended: {error.message}.",
-                hint="Restore that file from a copy, or encode again into another --store.",
-            ) from error
-        yield encode_index(record.slots, store.shard_tiles)
 
     def settle(self) -> int:
         """Decide what a killed writer left undecided: announced replacements, lengths; returns how many shards."""
@@ -252,35 +189,3 @@ class StoreWriter:
     def _record(self, record: Mapping[str, Any]) -> None:
         place, numbered = self._journal.append(record)
         self._store.state.apply(place, numbered)
-
-    def _check_tiles(
-        self,
-        shard: int,
-        embeddings: Embeddings,
-        input_digests: Mapping[int, str],
-        skipped: Mapping[int, str],
-        failed: Mapping[int, str],
-    ) -> int:
-        """First tile number of the shard, once all that was given is known to be fit to be stored."""
-        store = self._store
-        base = shard * store.shard_tiles
-        numbers = [*embeddings, *skipped, *failed]
-        if len(set(numbers)) != len(numbers):
-            raise EmbedcacheError(f"shard {shard}: a tile is given as two of encoded, skipped and failed")
-        for tile in numbers:
-            if not (base <= tile < base + store.shard_tiles and 0 <= tile < len(store)):
-                raise EmbedcacheError(f"tile {tile} does not belong to shard {shard} of {store.path}")
-            if store.table[tile, 0] < 0:
-                raise EmbedcacheError(f"number {tile} of {store.path} has no tile")
-        for tile, array in embeddings.items():
-            if array.shape != EMBEDDING_SHAPE or array.dtype != np.float16:
-                raise EmbedcacheError(f"tile {tile}: an embedding of shape {array.shape}, {array.dtype}")
-            if len(input_digests.get(tile, "")) != 2 * DIGEST_BYTES:
-                raise EmbedcacheError(f"tile {tile}: no SHA-256 of its input pixels")
-        return base
-
-
-def _hashed(pieces: Iterator[Buffer], digest: hashlib._Hash) -> Iterator[Buffer]:
-    for piece in pieces:
-        digest.update(piece)
-        yield piece
