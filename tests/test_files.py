@@ -1,10 +1,10 @@
-"""Durable files: whole or not there, appended or not, locked by the living only."""
+"""Durable files: whole or not there, appended or not; each refused step leaves the older state."""
 
 from __future__ import annotations
 
 import errno
 import os
-import signal
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,36 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedcache import files
-from embedcache.errors import LockedError, StorageError
+from embedcache.errors import StorageError
+from embedcache.files.disk import Disk, set_disk
+
+
+class FailingDisk(Disk):
+    """A disk one kind of whose steps fails, after taking ``taken`` bytes where it writes."""
+
+    def __init__(self, step: str, error: int, taken: int = 0) -> None:
+        self._error, self._taken = error, taken
+        setattr(self, step, self._write_some if step == "write" else self._refuse)
+
+    def _refuse(self, *_: object) -> None:
+        raise OSError(self._error, os.strerror(self._error))
+
+    def _write_some(self, descriptor: int, pieces: Sequence[memoryview], offset: int) -> int:
+        os.pwrite(descriptor, bytes(pieces[0])[: self._taken], offset)
+        raise OSError(self._error, os.strerror(self._error))
+
+
+class ByteAtATime(Disk):
+    """A disk that takes one byte a time."""
+
+    def write(self, descriptor: int, pieces: Sequence[memoryview], offset: int) -> int:
+        return os.pwrite(descriptor, pieces[0][:1], offset)
+
+
+@pytest.fixture
+def on_disk() -> Iterator[None]:
+    yield
+    set_disk(Disk())
 
 
 def test_crc32c_is_castagnolis() -> None:
@@ -28,28 +57,37 @@ def test_crc32c_is_the_same_for_every_kind_of_buffer(data: bytes) -> None:
 def test_a_written_file_replaces_the_older_one_and_leaves_no_litter(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b"
     assert files.write_file(path, b"old") == 3
-    assert files.write_file(path, [b"n", memoryview(b"ew")]) == 3
+    assert files.write_file(path, [b"n", b"", memoryview(b"ew")]) == 3
     assert path.read_bytes() == b"new"
     assert [entry.name for entry in path.parent.iterdir()] == ["b"]
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_refused_write_leaves_the_older_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
+def test_a_file_of_many_pieces_holds_them_all_in_order(tmp_path: Path) -> None:
+    pieces = [bytes([number % 251]) * 3 for number in range(2000)] + [b"x" * (9 << 20), b"end"]
+    assert files.write_file(tmp_path / "b", pieces) == sum(map(len, pieces))
+    assert (tmp_path / "b").read_bytes() == b"".join(pieces)
+
+
+@pytest.mark.parametrize("step", ["open_new", "write", "fsync", "replace"])
+def test_a_refused_write_leaves_the_older_file(tmp_path: Path, step: str, on_disk: None) -> None:
     path = tmp_path / "b"
     files.write_file(path, b"old")
-
-    def refuse(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(*((os, "fsync") if call == "fsync" else (Path, "replace")), refuse)
-        with pytest.raises(StorageError, match="No space left") as caught:
-            files.write_file(path, b"new")
+    set_disk(FailingDisk(step, errno.ENOSPC))
+    with pytest.raises(StorageError, match="No space left") as caught:
+        files.write_file(path, b"new")
     assert "Free some space" in str(caught.value)
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["b"]
+
+
+def test_a_failure_of_the_source_leaves_no_litter(tmp_path: Path) -> None:
+    def pieces() -> Iterator[bytes]:
+        yield b"one"
+        raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        files.write_file(tmp_path / "b", pieces())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_exclusive_file_is_made_once(tmp_path: Path) -> None:
@@ -60,25 +98,16 @@ def test_an_exclusive_file_is_made_once(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_an_exclusive_file_is_made_once_where_there_are_no_hard_links(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_links(*_: object) -> None:
-        raise OSError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", no_links)
+def test_an_exclusive_file_is_made_once_where_there_are_no_hard_links(tmp_path: Path, on_disk: None) -> None:
+    set_disk(FailingDisk("link", errno.EPERM))
     test_an_exclusive_file_is_made_once(tmp_path)
 
 
-def test_a_full_disk_does_not_keep_a_lock_from_being_held(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "write", full)
-    with files.exclusive_lock(tmp_path / "lock"), pytest.raises(LockedError, match="another process"):
-        files.exclusive_lock(tmp_path / "lock").__enter__()
+def test_an_exclusive_file_on_a_full_disk_is_a_storage_error(tmp_path: Path, on_disk: None) -> None:
+    set_disk(FailingDisk("link", errno.ENOSPC))
+    with pytest.raises(StorageError, match="No space left"):
+        files.create_file(tmp_path / "x", b"first")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_in_the_place_of_a_folder_is_named_with_a_way_out(tmp_path: Path) -> None:
@@ -96,52 +125,37 @@ def test_appending_cuts_off_a_torn_line_and_says_where_the_new_one_begins(tmp_pa
     assert path.read_text() == "one\ntwo\n"
 
 
-def test_a_refused_append_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_without_any_line_break_is_one_torn_line(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("torn" * 40_000)
+    assert files.append_line(tmp_path / "log", "one") == 0
+    assert (tmp_path / "log").read_text() == "one\n"
+
+
+@pytest.mark.parametrize("step", ["write", "fsync"])
+def test_a_refused_append_leaves_the_file_as_it_was(tmp_path: Path, step: str, on_disk: None) -> None:
     path = tmp_path / "log"
     files.append_line(path, "one")
-    real = os.pwrite
-
-    def half(descriptor: int, data: memoryview, offset: int) -> int:
-        real(descriptor, bytes(data)[:2], offset)
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "pwrite", half)
-        with pytest.raises(StorageError):
-            files.append_line(path, "two")
+    set_disk(FailingDisk(step, errno.ENOSPC, taken=2))
+    with pytest.raises(StorageError):
+        files.append_line(path, "two")
     assert path.read_text() == "one\n"
 
 
-def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: real(fd, bytes(data)[:1], offset))
+def test_short_writes_are_continued(tmp_path: Path, on_disk: None) -> None:
+    set_disk(ByteAtATime())
     files.append_line(tmp_path / "log", "abc")
+    files.write_file(tmp_path / "file", [b"ab", b"cd"])
     assert (tmp_path / "log").read_text() == "abc\n"
+    assert (tmp_path / "file").read_bytes() == b"abcd"
 
 
-def test_a_second_writer_is_refused_and_told_who_holds_the_lock(tmp_path: Path) -> None:
-    guarded = tmp_path / "store"
-    holder = rf"store is being written by process {os.getpid()}"
-    with files.exclusive_lock(tmp_path / "lock"), pytest.raises(LockedError, match=holder):
-        files.exclusive_lock(tmp_path / "lock", guarded=guarded).__enter__()
-    with files.exclusive_lock(tmp_path / "lock"):
-        pass
-
-
-def test_a_killed_holder_does_not_block(tmp_path: Path) -> None:
-    ready, held = os.pipe()
-    child = os.fork()
-    if child == 0:
-        with files.exclusive_lock(tmp_path / "lock"):
-            os.write(held, b"x")
-            signal.pause()
-    os.read(ready, 1)
-    with pytest.raises(LockedError), files.exclusive_lock(tmp_path / "lock"):
-        pass
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    with files.exclusive_lock(tmp_path / "lock"):
-        pass
+def test_a_file_is_cut_or_the_refusal_named(tmp_path: Path, on_disk: None) -> None:
+    files.write_file(tmp_path / "a", b"abcdef")
+    files.cut_file(tmp_path / "a", 3)
+    assert (tmp_path / "a").read_bytes() == b"abc"
+    set_disk(FailingDisk("truncate", errno.EIO))
+    with pytest.raises(StorageError, match="Input/output error"):
+        files.cut_file(tmp_path / "a", 1)
 
 
 def test_litter_is_removed_and_nothing_else(tmp_path: Path) -> None:
@@ -151,6 +165,28 @@ def test_litter_is_removed_and_nothing_else(tmp_path: Path) -> None:
     assert files.remove_litter(tmp_path, deep=False) == 1
     assert files.remove_litter(tmp_path) == 1
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "deep", "link.partial"]
+
+
+def test_removing_says_whether_there_was_something(tmp_path: Path, on_disk: None) -> None:
+    files.write_file(tmp_path / "a", b"x")
+    assert files.remove_file(tmp_path / "a")
+    assert not files.remove_file(tmp_path / "a")
+    files.write_file(tmp_path / "a", b"x")
+    set_disk(FailingDisk("unlink", errno.EROFS))
+    with pytest.raises(StorageError, match="Read-only"):
+        files.remove_file(tmp_path / "a")
+
+
+def test_removing_a_tree_removes_links_and_not_what_they_point_to(tmp_path: Path, on_disk: None) -> None:
+    files.write_file(tmp_path / "kept" / "a", b"x")
+    files.write_file(tmp_path / "tree" / "deep" / "b", b"x")
+    (tmp_path / "tree" / "deep" / "out").symlink_to(tmp_path / "kept")
+    set_disk(FailingDisk("rmdir", errno.EACCES))
+    with pytest.raises(StorageError, match="Permission denied"):
+        files.remove_tree(tmp_path / "tree")
+    set_disk(Disk())
+    files.remove_tree(tmp_path / "tree")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "kept"]
 
 
 def test_canonical_json_does_not_depend_on_order_and_refuses_nan() -> None:

@@ -1,0 +1,68 @@
+"""The one place that writes: durable files, locks, digests; and reading that follows no link.
+
+A file appears under its final name only when all its bytes are on disk: they go to ``NAME.<pid>.partial``
+in the same folder, are fsynced, renamed, and the folder is fsynced. What a killed process leaves behind is
+such a ``*.partial`` file, which the next writer removes. Every step that changes a disk is a method of
+:class:`~embedcache.files.disk.Disk`, so that the fault tests can let each of them fail.
+"""
+
+from embedcache.files.digests import (
+    Buffer,
+    canonical_json,
+    crc32c,
+    digest_json,
+    sha256_file,
+    sha256_hex,
+)
+from embedcache.files.durable import (
+    PARTIAL_SUFFIX,
+    append_line,
+    create_file,
+    cut_file,
+    free_bytes,
+    fsync_folder,
+    make_folder,
+    partial_name,
+    publish_file,
+    remove_file,
+    remove_litter,
+    remove_tree,
+    stage_file,
+    write_file,
+)
+from embedcache.files.locks import Claim, exclusive_lock, living_claims, mutex, range_lock
+from embedcache.files.reading import open_inside, read_inside, require_no_links
+from embedcache.files.refusals import read_error, storage_error
+
+__all__ = [
+    "PARTIAL_SUFFIX",
+    "Buffer",
+    "Claim",
+    "append_line",
+    "canonical_json",
+    "crc32c",
+    "create_file",
+    "cut_file",
+    "digest_json",
+    "exclusive_lock",
+    "free_bytes",
+    "fsync_folder",
+    "living_claims",
+    "make_folder",
+    "mutex",
+    "open_inside",
+    "partial_name",
+    "publish_file",
+    "range_lock",
+    "read_error",
+    "read_inside",
+    "remove_file",
+    "remove_litter",
+    "remove_tree",
+    "require_no_links",
+    "sha256_file",
+    "sha256_hex",
+    "stage_file",
+    "storage_error",
+    "write_file",
+]

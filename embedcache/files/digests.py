@@ -1,0 +1,40 @@
+"""Turns bytes and JSON values into checksums and digests that are the same on every machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+
+Buffer = bytes | bytearray | memoryview
+
+
+def crc32c(data: Buffer) -> int:
+    """CRC-32C (Castagnoli) of ``data``, as Zarr's ``crc32c`` codec stores it."""
+    # the extension refuses memoryviews, but takes a numpy array without a copy
+    return int(google_crc32c.value(data if isinstance(data, bytes) else np.frombuffer(data, np.uint8)))
+
+
+def sha256_hex(data: Buffer) -> str:
+    """SHA-256 of ``data`` as 64 hex digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes as 64 hex digits, read in pieces."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys, no spaces and no NaN: equal values give equal text on every machine."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def digest_json(value: Any) -> str:
+    """SHA-256 of :func:`canonical_json` of ``value``."""
+    return sha256_hex(canonical_json(value).encode("ascii"))
