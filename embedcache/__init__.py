@@ -14,6 +14,7 @@ from embedcache.errors import EmbedcacheError
 from embedcache.geometry import Tile
 from embedcache.progress import Silent, Terminal
 from embedcache.results import Run, evaluate, predict, report, train
+from embedcache.sam import register_encoder
 from embedcache.store import EmbeddingStore, EncodeSpec
 from embedcache.train import Checkpoint, EmbeddingDataset, collate
 from embedcache.volume import Preprocess, TileGrid, open_volume
@@ -39,6 +40,7 @@ __all__ = [
     "open_store",
     "open_volume",
     "predict",
+    "register_encoder",
     "report",
     "train",
 ]

@@ -2,6 +2,7 @@
 
 from embedcache.sam.decoder import Decoder, DecoderOutput, Prompts, upscale_logits
 from embedcache.sam.encoder import Encoder, resolve_device, resolve_precision
+from embedcache.sam.parts import register_encoder
 from embedcache.sam.weights import MODELS, ModelEntry, Weights, random_weights, resolve_weights
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Prompts",
     "Weights",
     "random_weights",
+    "register_encoder",
     "resolve_device",
     "resolve_precision",
     "resolve_weights",

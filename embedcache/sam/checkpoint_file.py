@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from embedcache.errors import WeightsError
-from embedcache.sam.parts import SHAPES, build
+from embedcache.sam.parts import SHAPES, build, is_registered
 
 PARTS = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
 _WRAPPERS = ("model_state", "state_dict", "model", "model_state_dict")
@@ -45,13 +45,21 @@ _BAD_PICKLE = (
 )
 
 
-def read_checkpoint(path: Path) -> tuple[str, dict[str, Tensor]]:
+def read_checkpoint(path: Path, asked: str | None = None) -> tuple[str, dict[str, Tensor]]:
     """Read and check a checkpoint file.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    asked : str, optional
+        The model type that it should be of. A registered encoder's is not told by a shape, so it must be named.
 
     Returns
     -------
     model_type : str
-        ``vit_b``, ``vit_l``, ``vit_h`` or ``vit_tiny``, by the shapes of the tensors.
+        ``vit_b``, ``vit_l``, ``vit_h`` or ``vit_tiny``, by the shapes of the tensors; or the registered one
+        asked for.
     state : dict of str to Tensor
         SAM's own names, all of them and no others; dtypes as in the file.
 
@@ -72,7 +80,7 @@ def read_checkpoint(path: Path) -> tuple[str, dict[str, Tensor]]:
         raise WeightsError(f"There is no checkpoint file {path} ({error.strerror}).", hint=hint) from error
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     state = _sam_names(_unwrap(content, path), path)
-    model_type = detect_model_type(state, path)
+    model_type = asked if asked is not None and is_registered(asked) else detect_model_type(state, path)
     _check_tensors(state, model_type, path)
     return model_type, state
 
@@ -199,8 +207,10 @@ def _check_tensors(state: Mapping[str, Tensor], model_type: str, path: Path) -> 
                 f"{path}: {name} has shape {tuple(found.shape)}; {model_type} needs {tuple(empty.shape)}.",
                 hint="Models for another image size than 1024 are not supported.",
             )
-        if not found.is_floating_point() or found.layout != torch.strided:
-            raise WeightsError(f"{path}: {name} is {found.dtype}, {found.layout}; floating point is needed.")
+        fits = found.is_floating_point() if empty.is_floating_point() else found.dtype == empty.dtype
+        if not fits or found.layout != torch.strided:
+            needed = "floating point" if empty.is_floating_point() else str(empty.dtype)
+            raise WeightsError(f"{path}: {name} is {found.dtype}, {found.layout}; {needed} is needed.")
 
 
 def _some(names: list[str]) -> str:

@@ -10,13 +10,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from embedcache.errors import InputError
-from embedcache.geometry import IMAGE_SIZE
+from embedcache.errors import InputError, WeightsError
+from embedcache.geometry import EMBEDDING_SHAPE, IMAGE_SIZE
 from embedcache.sam.attention import replace_attention
-from embedcache.sam.parts import build_encoder
+from embedcache.sam.parts import build_encoder, is_registered
 from embedcache.sam.weights import Weights
 
 Precision = Literal["bf16", "fp32"]
+
+OWN = "own"
+"""``attention`` in the numerics of a registered encoder, which has whatever attention it has."""
 
 _BF16_FLAGS = {"amx_bf16", "avx512_bf16"}
 _INPUT_SHAPE = (3, IMAGE_SIZE, IMAGE_SIZE)
@@ -116,7 +119,8 @@ class Encoder:
         if asked.get("compiled"):
             raise InputError("A compiled encoder was asked for; this version does not compile.")
         on_cpu = device.type == "cpu"
-        attention = asked.get("attention", "mask" if precision == "fp32" else "folded")
+        usual = "mask" if precision == "fp32" else "folded"
+        attention = asked.get("attention", OWN if is_registered(weights.model_type) else usual)
         self.device, self.precision, self.calls = device, precision, 0
         self.batch = _positive("batch", asked.get("batch", 1 if on_cpu else _CUDA_BATCH))
         if on_cpu and asked.get("threads"):
@@ -168,6 +172,12 @@ class Encoder:
         if count < self.batch:
             inputs = torch.cat([inputs, inputs[-1:].expand(self.batch - count, -1, -1, -1)])
         embeddings: Tensor = self._model(inputs.to(device=self.device, dtype=self._dtype))
+        if embeddings.shape[1:] != EMBEDDING_SHAPE:
+            raise WeightsError(
+                f"The encoder gives embeddings of shape {tuple(embeddings.shape[1:])}; "
+                f"{EMBEDDING_SHAPE} is needed.",
+                hint="Register one whose output is (B, 256, 64, 64) for images of 1024 × 1024.",
+            )
         return embeddings[:count].float().cpu().contiguous()
 
     def _exact_float32(self) -> AbstractContextManager[None]:
@@ -186,8 +196,10 @@ def _positive(name: str, value: Any) -> int:
 def _load(weights: Weights, attention: str) -> Any:
     model = build_encoder(weights.model_type)
     state = {
-        name.removeprefix("image_encoder."): value.float() for name, value in weights.encoder_state().items()
+        name.removeprefix("image_encoder."): value.float() if value.is_floating_point() else value
+        for name, value in weights.encoder_state().items()
     }
     model.load_state_dict(state, assign=True)
-    replace_attention(model, attention)
+    if not is_registered(weights.model_type):
+        replace_attention(model, attention)
     return model.requires_grad_(False).eval()

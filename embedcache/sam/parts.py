@@ -6,6 +6,8 @@ package that has its path but has not run its ``__init__``. Afterwards the stand
 ``import segment_anything`` runs as if nothing had happened. The submodules stay in ``sys.modules``: their
 classes are then the same ones for everybody, and what looks classes up by module name (pickle, ``torch.compile``)
 finds them. Where torchvision works, the normal import is used.
+
+Encoders of other kinds can be added: see :func:`register_encoder`.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
@@ -99,14 +102,65 @@ SHAPES: dict[str, EncoderShape] = {
 """The encoders that can be built, by model type."""
 
 
+BuildEncoder = Callable[[], nn.Module]
+"""Makes an image encoder, without arguments; what its parameters hold afterwards plays no part."""
+
+_REGISTERED: dict[str, BuildEncoder] = {}
+
+
+def register_encoder(model_type: str, build_module: BuildEncoder) -> None:
+    """Add an image encoder of another kind under a model type of its own, for this process.
+
+    From then on ``model_type`` is a value of ``--model`` and ``encode(model=…)``. Its weights are ``random:SEED``,
+    or a checkpoint whose ``image_encoder.*`` are exactly the state dict of the module, beside SAM's own decoder.
+
+    Parameters
+    ----------
+    model_type : str
+        Part of the identity of every store that it encodes: another architecture needs another name.
+    build_module : callable
+        Returns a module that turns SAM's input (B, 3, 1024, 1024) into embeddings (B, 256, 64, 64), no image
+        depending on its neighbours. It is called under ``torch.device("meta")``, so everything the module needs
+        must be a parameter or a persistent buffer.
+
+    Raises
+    ------
+    WeightsError
+        When the name is that of another encoder, or none.
+    """
+    if not model_type.isidentifier():
+        raise WeightsError(f"{model_type!r} is no name for a model type.", hint="Letters, digits and _ only.")
+    if model_type in SHAPES or _REGISTERED.get(model_type, build_module) is not build_module:
+        raise WeightsError(f"There is an encoder {model_type!r} already.", hint="Choose another name.")
+    _REGISTERED[model_type] = build_module
+
+
+def is_registered(model_type: str) -> bool:
+    """Whether a model type was added by :func:`register_encoder`."""
+    return model_type in _REGISTERED
+
+
+def model_types() -> tuple[str, ...]:
+    """All model types that can be built: SAM's, ``vit_tiny``, and those that were registered."""
+    return (*SHAPES, *_REGISTERED)
+
+
 def build_encoder(model_type: str) -> nn.Module:
-    """SAM's ``ImageEncoderViT`` of a model type, its parameters without values (on the meta device).
+    """The image encoder of a model type, its parameters without values (on the meta device).
+
+    Returns
+    -------
+    nn.Module
+        SAM's ``ImageEncoderViT``, or what was registered under the name.
 
     Raises
     ------
     WeightsError
         When there is no such model type.
     """
+    if is_registered(model_type):
+        with torch.device("meta"):
+            return _REGISTERED[model_type]().eval()
     shape = encoder_shape(model_type)
     with torch.device("meta"):
         encoder: nn.Module = modeling.ImageEncoderViT(
@@ -164,7 +218,7 @@ def build(model_type: str) -> nn.ModuleDict:
 
 
 def encoder_shape(model_type: str) -> EncoderShape:
-    """The shape of a model type's encoder.
+    """The shape of a model type's ViT.
 
     Raises
     ------
@@ -172,5 +226,7 @@ def encoder_shape(model_type: str) -> EncoderShape:
         When there is no such model type.
     """
     if model_type not in SHAPES:
-        raise WeightsError(f"There is no model type {model_type!r}.", hint=f"Known: {', '.join(SHAPES)}.")
+        raise WeightsError(
+            f"There is no model type {model_type!r}.", hint=f"Known: {', '.join(model_types())}."
+        )
     return SHAPES[model_type]

@@ -18,6 +18,9 @@ other weights of the image encoder                     bell(1/√fan-in); its bi
 ``positional_encoding_gaussian_matrix``, embeddings    bell(1)
 other weights and biases of the decoder                flat(1/√fan-in), as torch's own layers start
 =====================================================  ==================================================
+
+A registered encoder is drawn by the same table: what has more than one axis is a weight, the rest biases; a norm's
+running variance starts at 1, and buffers of integers at 0.
 """
 
 from __future__ import annotations
@@ -34,7 +37,12 @@ from embedcache.sam.parts import build_decoder_parts, build_encoder
 RANDOM_RECIPE = 1
 """Revision of the recipe above; another recipe gives other weights, so it gets another number."""
 
-_LAYER_NORM_2D: type[nn.Module] = type(build_encoder("vit_tiny").get_submodule("neck.1"))
+_NORMS: tuple[type[nn.Module], ...] = (
+    nn.LayerNorm,
+    type(build_encoder("vit_tiny").get_submodule("neck.1")),  # SAM's LayerNorm2d
+    nn.GroupNorm,
+    nn.modules.batchnorm._NormBase,
+)
 _PIECE_BITS = 15
 _PIECES = 4
 # Sum of four independent uniform integers 0…2¹⁵−1: its mean and standard deviation
@@ -65,14 +73,15 @@ def _generator(part: str, seed: int) -> torch.Generator:
 def _draw_all(root: nn.Module, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
     for name, empty in sorted(root.state_dict().items()):
         owner_name, _, own_name = name.rpartition(".")
-        yield name, _draw(root.get_submodule(owner_name), own_name, name, empty.shape, generator)
+        yield name, _draw(root.get_submodule(owner_name), own_name, name, empty, generator)
 
 
-def _draw(
-    owner: nn.Module, own_name: str, name: str, shape: torch.Size, generator: torch.Generator
-) -> Tensor:
-    if isinstance(owner, nn.LayerNorm | _LAYER_NORM_2D):
-        return torch.ones(shape) if own_name == "weight" else torch.zeros(shape)
+def _draw(owner: nn.Module, own_name: str, name: str, empty: Tensor, generator: torch.Generator) -> Tensor:
+    shape = empty.shape
+    if not empty.is_floating_point():
+        return torch.zeros(shape, dtype=empty.dtype)
+    if isinstance(owner, _NORMS):
+        return torch.ones(shape) if own_name in ("weight", "running_var") else torch.zeros(shape)
     if own_name == "pos_embed":
         return _bell(shape, 0.02, generator)
     if own_name in ("rel_pos_h", "rel_pos_w"):
@@ -80,14 +89,13 @@ def _draw(
     if own_name == "positional_encoding_gaussian_matrix" or isinstance(owner, nn.Embedding):
         return _bell(shape, 1.0, generator)
     if name.startswith("image_encoder."):
-        return _bell(shape, 1 / math.sqrt(_fan_in(owner)) if own_name == "weight" else 0.05, generator)
-    return _flat(shape, 1 / math.sqrt(_fan_in(owner)), generator)
+        return _bell(shape, 1 / math.sqrt(_fan_in(shape)) if len(shape) > 1 else 0.05, generator)
+    return _flat(shape, 1 / math.sqrt(_fan_in(owner.get_parameter("weight").shape)), generator)
 
 
-def _fan_in(layer: nn.Module) -> int:
+def _fan_in(weight: torch.Size) -> int:
     """Torch's own notion: values of one row of the weight (for a transposed convolution: output channels)."""
-    weight = layer.get_parameter("weight")
-    return math.prod(weight.shape[1:])
+    return math.prod(weight[1:])
 
 
 def _integers(shape: torch.Size, generator: torch.Generator) -> Tensor:

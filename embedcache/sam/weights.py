@@ -14,7 +14,7 @@ from torch import Tensor
 from embedcache.errors import WeightsError
 from embedcache.progress import Progress, Silent
 from embedcache.sam.checkpoint_file import read_checkpoint
-from embedcache.sam.parts import SHAPES
+from embedcache.sam.parts import is_registered, model_types
 from embedcache.sam.random_state import RANDOM_RECIPE, random_decoder_state, random_encoder_state
 from embedcache.sam.registry import MODELS, ModelEntry
 from embedcache.sam.search import find_or_download
@@ -39,7 +39,7 @@ class Weights:
     Parameters
     ----------
     model_type : str
-        ``vit_b``, ``vit_l``, ``vit_h`` or ``vit_tiny``.
+        ``vit_b``, ``vit_l``, ``vit_h``, ``vit_tiny`` or a registered one.
     source : str
         What ``--checkpoint`` needs to find them again: ``random:SEED``, a name of the registry, or an absolute
         path.
@@ -85,7 +85,7 @@ def random_weights(model_type: str, seed: int) -> Weights:
     Parameters
     ----------
     model_type : str
-        ``vit_b``, ``vit_l``, ``vit_h`` or ``vit_tiny``.
+        ``vit_b``, ``vit_l``, ``vit_h``, ``vit_tiny`` or a registered one.
     seed : int
         0 or greater.
 
@@ -108,7 +108,7 @@ def resolve_weights(
     Parameters
     ----------
     model : str
-        ``vit_b``, ``vit_l``, ``vit_h``, ``vit_tiny`` or a name of :data:`MODELS`.
+        ``vit_b``, ``vit_l``, ``vit_h``, ``vit_tiny``, a registered encoder or a name of :data:`MODELS`.
     checkpoint : str
         ``auto``, ``random:SEED``, a name of :data:`MODELS`, or a file.
     progress : Progress, optional
@@ -125,13 +125,18 @@ def resolve_weights(
         checkpoint = f"{_RANDOM}0"
     if checkpoint.startswith(_RANDOM):
         return random_weights(model_type, _seed(checkpoint))
+    if checkpoint == "auto" and is_registered(model_type):
+        raise WeightsError(
+            f"{model} is a registered encoder, and weights of it are published nowhere.",
+            hint="Give --checkpoint FILE, or random:SEED.",
+        )
     name = model if checkpoint == "auto" else checkpoint
     published = MODELS.get(name)
     if published is None:
         path = Path(checkpoint).expanduser().absolute()
     else:
         path = find_or_download(published, progress=progress)
-    found_type, state = read_checkpoint(path)
+    found_type, state = read_checkpoint(path, model_type)
     if found_type != model_type:
         raise WeightsError(
             f"{path} is a {found_type} checkpoint; {model_type} was asked for.",
@@ -144,9 +149,10 @@ def resolve_weights(
 def _model_type(model: str) -> str:
     if model in MODELS:
         return MODELS[model].model_type
-    if model in SHAPES:
+    if model in model_types():
         return model
-    raise WeightsError(f"There is no model {model!r}.", hint=f"Known: {', '.join(MODELS)}.")
+    registered = [name for name in model_types() if is_registered(name)]
+    raise WeightsError(f"There is no model {model!r}.", hint=f"Known: {', '.join([*MODELS, *registered])}.")
 
 
 def _seed(checkpoint: str) -> int:
