@@ -1,8 +1,8 @@
 """Turns "only one at a time" into advisory locks that die with their holder.
 
 The kernel drops a ``flock`` when its holder dies, so neither clocks nor process numbers decide. One file is
-locked for one thing (:func:`exclusive_lock`). For shards of a store (:func:`range_lock`) each living writer holds a
-file of its own, which says which shards it has; who wants some looks through them while it holds the mutex.
+locked for one thing (:func:`exclusive_lock`). For shards of a store (:func:`range_lock`) each living writer holds
+a file of its own, which says which shards it has; who wants some looks through them while it holds the mutex.
 """
 
 from __future__ import annotations
