@@ -87,6 +87,32 @@ def test_what_is_no_checkpoint_is_refused(checkpoint: Checkpoint, tmp_path: Path
         Checkpoint.load(pickled)
 
 
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"threshold": "0"},
+        {"threshold": True},
+        {"stores": [1]},
+        {"recipe": []},
+        {"split": None},
+        {"step": 1.5},
+    ],
+)
+def test_a_strangers_description_of_the_wrong_kind_is_refused(
+    checkpoint: Checkpoint, tmp_path: Path, facts: dict[str, object]
+) -> None:
+    path = replace(checkpoint, **facts).save(tmp_path / "best.safetensors")  # with a digest that holds
+    with pytest.raises(WeightsError, match="damaged checkpoint"):
+        Checkpoint.load(path)
+
+
+def test_a_description_nested_without_end_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "best.safetensors"
+    save_file(checkpoint.state, path, metadata={"embedcache": "[" * 200_000})
+    with pytest.raises(WeightsError, match="damaged checkpoint"):
+        Checkpoint.load(path)
+
+
 def test_embeddings_of_another_space_are_refused_field_by_field(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:

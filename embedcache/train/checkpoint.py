@@ -123,22 +123,23 @@ class Checkpoint:
         return Decoder.from_state(self.state)
 
 
-_FACTS = (
-    "embedding_space",
-    "recipe",
-    "task",
-    "prompts",
-    "objects",
-    "threshold",
-    "split",
-    "stores",
-    "labels",
-    "step",
-    "metric",
-    "value",
-    "prompt_source",
-    "untrained",
-)
+_FACTS: dict[str, tuple[type, ...]] = {
+    "embedding_space": (str,),
+    "recipe": (dict,),
+    "task": (str,),
+    "prompts": (str,),
+    "objects": (str,),
+    "threshold": (float, int),
+    "split": (dict,),
+    "stores": (list,),
+    "labels": (list,),
+    "step": (int,),
+    "metric": (str,),
+    "value": (float, int),
+    "prompt_source": (str,),
+    "untrained": (bool,),
+}
+"""What a checkpoint says of itself, and as which JSON values: a stranger may have written it."""
 
 
 def check_space(checkpoint: Checkpoint, store: EmbeddingStore) -> None:
@@ -188,10 +189,18 @@ def _facts(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str
         facts = json.loads(text)
         if int(facts.pop("format")) > FORMAT:
             raise WeightsError(f"{path} was written by a newer embedcache.", hint="pip install -U embedcache")
-        found = {name: facts[name] for name in _FACTS}
+        found = {name: _typed(name, facts[name]) for name in _FACTS}
         recorded = content["digest"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{path} is a damaged checkpoint: its description cannot be read.") from error
     if recorded != _digest(tensors, text):
         raise WeightsError(f"{path} is damaged or was changed: its digest is not the one recorded in it.")
     return {**found, "stores": tuple(found["stores"]), "labels": tuple(found["labels"])}
+
+
+def _typed(name: str, value: Any) -> Any:
+    if not isinstance(value, _FACTS[name]) or (isinstance(value, bool) and bool not in _FACTS[name]):
+        raise TypeError(f"{name} is {type(value).__name__}")
+    if isinstance(value, list) and not all(isinstance(item, str) for item in value):
+        raise TypeError(f"{name} holds something other than text")
+    return value

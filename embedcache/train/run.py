@@ -25,6 +25,9 @@ from embedcache.files import append_line, write_file
 
 Json = dict[str, Any]
 
+JSON_LIMIT = 256 << 20
+"""Bytes above which a file of a run is refused instead of parsed."""
+
 
 class Run:
     """A training's folder.
@@ -106,10 +109,14 @@ class Run:
 def read_json(path: Path) -> Json:
     """A JSON object from a file; :class:`InputError` when it is missing or none."""
     try:
-        value = json.loads(path.read_text())
+        with path.open("rb") as stream:
+            data = stream.read(JSON_LIMIT + 1)
+        if len(data) > JSON_LIMIT:
+            raise InputError(f"{path} is larger than {JSON_LIMIT:,} bytes; no file of a run is.")
+        value = json.loads(data)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no JSON: {error}.") from error
     if not isinstance(value, dict):
         raise InputError(f"{path} holds no JSON object.")
@@ -129,7 +136,7 @@ def read_rows(path: Path) -> list[Json]:
     for line in path.read_text().splitlines():
         try:
             rows.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
     return rows
 
