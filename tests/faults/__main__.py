@@ -1,0 +1,73 @@
+"""Run the table of faults: ``python -m tests.faults [--rounds N] [--only NAME]… [--seed S] [--json] [--write]``."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a process with threads cannot be forked
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from embedcache.cli.app import register
+
+from . import encoder, page
+from .harness import DEFAULT_ROUNDS, run_rows
+from .table import named
+
+
+def main() -> int:
+    """Run rows and show them; 0 when all of them are good."""
+    arguments = _arguments()
+    torch.set_num_threads(1)
+    register()
+    encoder.register()
+    rows = named(arguments.only)
+    runnable = [row for row in rows if row.needs is None or row.needs() is None]
+    folder = Path(tempfile.mkdtemp(prefix="embedcache-faults-", dir=arguments.folder or _quick_folder()))
+    begin = time.monotonic()
+    try:
+        outcomes = run_rows(runnable, rounds=arguments.rounds, seed=arguments.seed, folder=folder)
+    finally:
+        if not arguments.keep:
+            shutil.rmtree(folder, ignore_errors=True)
+    report = page.report(
+        rows, outcomes, rounds=arguments.rounds, seed=arguments.seed, seconds=time.monotonic() - begin, folder=folder
+    )
+    if arguments.write:
+        page.write(report)
+    print(json.dumps(report, indent=1) if arguments.json else page.markdown(report))
+    bad = [row.name for row in runnable if not outcomes[row.name].good]
+    for name in bad:
+        print(f"\n{name}:", *outcomes[name].problems, sep="\n  ", file=sys.stderr)
+    return 1 if bad else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("--rounds", type=float, default=DEFAULT_ROUNDS, help="100 is the default size")
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="run this row; may be repeated")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--write", action="store_true", help="write docs/faults.json and docs/faults.md")
+    parser.add_argument("--folder", type=Path, help="where to work; by default in memory, where there is room")
+    parser.add_argument("--keep", action="store_true", help="leave the work folder")
+    return parser.parse_args()
+
+
+def _quick_folder() -> Path | None:
+    """A kill does not lose what the system still holds in memory, so a disk of memory shows the same and is quicker."""
+    memory = Path("/dev/shm")
+    return memory if memory.is_dir() and shutil.disk_usage(memory).free > 4 << 30 else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
