@@ -1,32 +1,36 @@
 """Turns the embeddings of one shard into a durable file and its journal record.
 
-The order is: shard under a temporary name, fsync; an intent with the new digests, where the shard already holds
-committed tiles; rename, fsync of the folder; the shard's record. So after a crash it is known which of the two
-the file is.
+The order is: shard and scales under temporary names, fsync; an intent with the new digests, where the shard
+already holds committed tiles; rename of the scales, then of the shard, fsync of the folders; the shard's
+record. So after a crash it is known which of the two the file is.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-from embedcache.errors import CorruptionError, EmbedcacheError
-from embedcache.files import Buffer, partial_name, publish_file, stage_file
+from embedcache.errors import CorruptionError, EmbedcacheError, StorageError
+from embedcache.files import partial_name, publish_file, remove_file, require_no_links, stage_file
 from embedcache.geometry import EMBEDDING_SHAPE
 from embedcache.store import layout
-from embedcache.store.compose import empty, merge, with_reasons
+from embedcache.store.body import ShardBody
+from embedcache.store.compose import empty, rows_of, with_reasons, with_rows
+from embedcache.store.kept import KeptTiles
+from embedcache.store.quantise import NO_VALUE, Quantised
 from embedcache.store.record import DIGEST_BYTES, ShardRecord
-from embedcache.store.shard import CRC_BYTES, ShardFile, embedding_bytes, encode_index
+from embedcache.store.scales import CHANNELS, scales_bytes
+from embedcache.store.shard import FLOAT16, INT8, Form, ShardFile, Stored
 
 if TYPE_CHECKING:
     from embedcache.store.store import EmbeddingStore
 
-Embeddings = Mapping[int, npt.NDArray[np.float16]]
+Embeddings = Mapping[int, Stored]
 Append = Callable[[Mapping[str, Any]], None]
 
 
@@ -56,63 +60,96 @@ def commit_shard(
     """
     base = _check_tiles(store, shard, given)
     old = store.state.shard_record(shard) or empty(shard)
-    new = {tile - base: array for tile, array in sorted(given.embeddings.items())}
-    digests = {tile - base: bytes.fromhex(given.input_digests[tile]) for tile in given.embeddings}
-    record = replace(_merged(store, old, new, digests), numerics=numerics, writer=writer, seconds=seconds)
-    record = with_reasons(record, old, base, given.skipped, given.failed)
-    written = 0
-    if new:
-        record = _write_shard(store, old, record, new, append)
-        written = record.size
+    new = {
+        tile - base: (stored, bytes.fromhex(given.input_digests[tile]))
+        for tile, stored in sorted(given.embeddings.items())
+    }
+    record = replace(old, numerics=numerics, writer=writer, seconds=seconds)
+
+    def finished(record: ShardRecord) -> ShardRecord:
+        return with_reasons(record, old, base, given.skipped, given.failed)
+
+    if not new:
+        append(finished(record).to_dict(store.shard_tiles))
+        return 0
+    kept = {slot: row for slot, row in rows_of(old).items() if slot not in new}
+    body = ShardBody(shard, store.form, store.shard_tiles, new, kept, _kept_tiles(store, old))
+    with _staging(store, shard) as staged:
+        size = _stage_body(store, staged.shard, body)
+        record = finished(replace(with_rows(record, body.rows), digest=body.digest, size=size))
+        if body.scales:
+            stage_file(staged.scales, [scales_bytes(body.scales, store.shard_tiles)])
+        if len(old.slots):
+            append(record.to_dict(store.shard_tiles, kind="intent"))
+        if body.scales:
+            publish_file(staged.scales, layout.scales_path(store.path, shard))
+        publish_file(staged.shard, layout.shard_path(store.path, shard))
     append(record.to_dict(store.shard_tiles))
-    return written
+    return size
 
 
-def _merged(
-    store: EmbeddingStore, old: ShardRecord, new: Embeddings, digests: Mapping[int, bytes]
-) -> ShardRecord:
-    record = merge(old, new, digests)
-    for slot, low, high in zip(record.slots.tolist(), record.minimum, record.maximum, strict=True):
-        if not (np.isfinite(low) and np.isfinite(high)):
-            tile = record.shard * store.shard_tiles + slot
-            raise EmbedcacheError(f"tile {tile}: an embedding that is not finite was to be stored")
-    return record
+def settle_shard(store: EmbeddingStore, shard: int, append: Append) -> bool:
+    """Decide what a replacement that was announced and never recorded became, by the file that is there.
 
-
-def _write_shard(
-    store: EmbeddingStore, old: ShardRecord, record: ShardRecord, new: Embeddings, append: Append
-) -> ShardRecord:
-    final = layout.shard_path(store.path, record.shard)
-    partial = partial_name(store.path / layout.EMBEDDINGS / str(record.shard))
-    digest = hashlib.sha256()
-    size = stage_file(partial, _hashed(_pieces(store, record, new), digest))
-    record = replace(record, digest=f"sha256:{digest.hexdigest()}", size=size)
-    if len(old.slots):
-        append(record.to_dict(store.shard_tiles, kind="intent"))
-    publish_file(partial, final)
-    return record
-
-
-def _pieces(store: EmbeddingStore, record: ShardRecord, new: Embeddings) -> Iterator[Buffer]:
-    """The shard's bytes in order: kept chunks from the file there, new ones from memory, the index."""
-    kept = [slot for slot in record.slots.tolist() if slot not in new]
+    When it is the older file, tiles that were being replaced may have lost their scales to it; they are left out.
+    Returns whether it could be decided: a file that is neither is damaged, and what it holds still reads.
+    """
+    intent, old = store.state.intents[shard], store.state.shard_record(shard)
     try:
-        source = ShardFile(layout.shard_path(store.path, record.shard), store.shard_tiles) if kept else None
-        for slot, crc in zip(record.slots.tolist(), record.crc.tolist(), strict=True):
-            array = new.get(slot)
-            if array is None and source is not None:
-                array, found = source.read(slot)
-                if found != crc:
-                    raise CorruptionError(f"slot {slot} of {source.path} differs from its record")
-            assert array is not None
-            yield embedding_bytes(array)
-            yield crc.to_bytes(CRC_BYTES, "little")
+        found = ShardFile(store.path, shard, store.form, store.shard_tiles).digest()
+    except CorruptionError:
+        return False
+    if found == intent.digest:
+        append(intent.to_dict(store.shard_tiles))
+        return True
+    if old is None or found != old.digest:
+        return False
+    source = _kept_tiles(store, old)
+    torn = [slot for slot, row in rows_of(old).items() if not source.has_scales(slot, row)]
+    append((old.without(torn) if torn else old).to_dict(store.shard_tiles))
+    return True
+
+
+def _kept_tiles(store: EmbeddingStore, old: ShardRecord) -> KeptTiles:
+    intent = store.state.intents.get(old.shard)
+    records = [old] if intent is None else [old, intent]
+    return KeptTiles(store.path, store.form, store.shard_tiles, records)
+
+
+@dataclass(frozen=True)
+class _Staged:
+    """Names under which a shard's new files are gathered."""
+
+    shard: Path
+    scales: Path
+
+
+@contextmanager
+def _staging(store: EmbeddingStore, shard: int) -> Iterator[_Staged]:
+    """The names of the new files; on failure what was gathered is removed, as the disk may be full."""
+    for path in (layout.shard_path(store.path, shard), layout.scales_path(store.path, shard)):
+        require_no_links(store.path, path.parent)
+    staged = _Staged(
+        partial_name(store.path / layout.EMBEDDINGS / str(shard)),
+        partial_name(store.path / layout.SCALES / str(shard)),
+    )
+    try:
+        yield staged
+    except BaseException:
+        for partial in (staged.shard, staged.scales):
+            with suppress(StorageError):
+                remove_file(partial)
+        raise
+
+
+def _stage_body(store: EmbeddingStore, partial: Path, body: ShardBody) -> int:
+    try:
+        return stage_file(partial, body.pieces())
     except CorruptionError as error:
         raise CorruptionError(
-            f"{store.path}: shard {record.shard} cannot be extended: {error.message}.",
-            hint="Restore that file from a copy, or encode again into another --store.",
+            f"{store.path}: shard {body.shard} cannot be extended: {error.message}.",
+            hint=f"`embedcache repair {store.path}` encodes anew what is broken.",
         ) from error
-    yield encode_index(record.slots, store.shard_tiles)
 
 
 def _check_tiles(store: EmbeddingStore, shard: int, given: GivenTiles) -> int:
@@ -126,15 +163,21 @@ def _check_tiles(store: EmbeddingStore, shard: int, given: GivenTiles) -> int:
             raise EmbedcacheError(f"tile {tile} does not belong to shard {shard} of {store.path}")
         if store.table[tile, 0] < 0:
             raise EmbedcacheError(f"number {tile} of {store.path} has no tile")
-    for tile, array in given.embeddings.items():
-        if array.shape != EMBEDDING_SHAPE or array.dtype != np.float16:
-            raise EmbedcacheError(f"tile {tile}: an embedding of shape {array.shape}, {array.dtype}")
+    for tile, stored in given.embeddings.items():
+        _check_form(tile, stored, store.form)
         if len(given.input_digests.get(tile, "")) != 2 * DIGEST_BYTES:
             raise EmbedcacheError(f"tile {tile}: no SHA-256 of its input pixels")
     return base
 
 
-def _hashed(pieces: Iterator[Buffer], digest: hashlib._Hash) -> Iterator[Buffer]:
-    for piece in pieces:
-        digest.update(piece)
-        yield piece
+def _check_form(tile: int, stored: Stored, form: Form) -> None:
+    if isinstance(stored, Quantised):
+        found = f"{stored.values.shape}, {stored.values.dtype}, scales {stored.scales.shape}"
+        fits = form == INT8 and stored.values.dtype == np.int8 and stored.scales.dtype == np.float32
+        fits = fits and stored.values.shape == EMBEDDING_SHAPE and stored.scales.shape == (CHANNELS,)
+        fits = fits and stored.values.min() > NO_VALUE
+    else:
+        found = f"{stored.shape}, {stored.dtype}"
+        fits = form == FLOAT16 and stored.shape == EMBEDDING_SHAPE and stored.dtype == np.float16
+    if not fits:
+        raise EmbedcacheError(f"tile {tile}: no embedding as this store of {form.dtype} keeps it ({found})")

@@ -1,16 +1,40 @@
-"""Turns a shard's record and what is new into the record that the shard will have."""
+"""Turns embeddings and the record that holds into the rows of the record that a shard will have."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from embedcache.files import crc32c
-from embedcache.store.record import ShardRecord, pack
-from embedcache.store.shard import embedding_bytes, extremes
+from embedcache.store.packing import pack
+from embedcache.store.quantise import Quantised
+from embedcache.store.record import ShardRecord
+from embedcache.store.scales import row_crc
+from embedcache.store.shard import Stored, extremes, payload
+
+
+@dataclass(frozen=True)
+class TileRow:
+    """What a shard's record says of one committed tile; ``scale_crc`` of an int8 store only."""
+
+    crc: int
+    minimum: np.float16
+    maximum: np.float16
+    input_digest: bytes
+    scale_crc: int | None = None
+
+    @property
+    def key(self) -> tuple[bytes, int]:
+        """What tiles that share a chunk have in common."""
+        return self.input_digest, self.crc
+
+
+def measure(stored: Stored, input_digest: bytes) -> TileRow:
+    """The row of an embedding that is to be stored."""
+    scale_crc = row_crc(stored.scales) if isinstance(stored, Quantised) else None
+    return TileRow(crc32c(payload(stored)), *extremes(stored), input_digest, scale_crc)
 
 
 def empty(shard: int) -> ShardRecord:
@@ -25,26 +49,34 @@ def empty(shard: int) -> ShardRecord:
     )
 
 
-def merge(
-    old: ShardRecord, new: Mapping[int, npt.NDArray[np.float16]], digests: Mapping[int, bytes]
-) -> ShardRecord:
-    """The old record with the new tiles in it, in order of slot."""
-    rows = {
-        slot: (crc, low, high, bytes.fromhex(old.digest_of(position)))
-        for position, (slot, crc, low, high) in enumerate(
-            zip(old.slots.tolist(), old.crc.tolist(), old.minimum, old.maximum, strict=True)
+def rows_of(record: ShardRecord) -> dict[int, TileRow]:
+    """The rows of a record, by slot."""
+    scales = [None] * len(record.slots) if record.scale_crcs is None else record.scale_crcs.tolist()
+    return {
+        int(slot): TileRow(
+            int(record.crc[at]),
+            record.minimum[at],
+            record.maximum[at],
+            bytes.fromhex(record.digest_of(at)),
+            scales[at],
         )
+        for at, slot in enumerate(record.slots)
     }
-    for slot, array in new.items():
-        rows[slot] = (crc32c(embedding_bytes(array)), *extremes(array), digests[slot])
+
+
+def with_rows(record: ShardRecord, rows: Mapping[int, TileRow]) -> ShardRecord:
+    """The record with these rows in place of its own, in order of slot."""
     order = sorted(rows)
+    scales = [rows[slot].scale_crc for slot in order]
     return replace(
-        old,
+        record,
         slots=np.array(order, dtype=np.int64),
-        crc=np.array([rows[slot][0] for slot in order], dtype=np.uint32),
-        minimum=np.array([rows[slot][1] for slot in order], dtype=np.float16),
-        maximum=np.array([rows[slot][2] for slot in order], dtype=np.float16),
-        inputs=pack(b"".join(rows[slot][3] for slot in order)),
+        crc=np.array([rows[slot].crc for slot in order], dtype=np.uint32),
+        minimum=np.array([rows[slot].minimum for slot in order], dtype=np.float16),
+        maximum=np.array([rows[slot].maximum for slot in order], dtype=np.float16),
+        inputs=pack(b"".join(rows[slot].input_digest for slot in order)),
+        scale_crcs=np.array(scales, dtype=np.uint32) if scales and None not in scales else None,
+        stale=None,
     )
 
 

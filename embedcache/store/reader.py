@@ -2,14 +2,17 @@
 
 The reader keeps file descriptors and shard indexes open, reads with ``preadv`` and compares every embedding's
 CRC-32C with the one stored behind it and with the one in the journal: flipped bits, torn writes and swapped
-shards are all found. It takes no lock; threads may share it.
+shards are all found. Quantised embeddings become floats in the batch, once their scales are the recorded ones
+too. It takes no lock; threads may share it.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,15 +22,30 @@ from torch import Tensor
 
 from embedcache.errors import CorruptionError, InputError, MissingTilesError
 from embedcache.geometry import EMBEDDING_SHAPE
-from embedcache.store import layout
-from embedcache.store.shard import PAYLOAD_BYTES, ShardFile
-from embedcache.store.state import COMMITTED, FAILED, SKIPPED
+from embedcache.store.newest import PATIENCE_SECONDS, NewestState
+from embedcache.store.quantise import dequantise
+from embedcache.store.scales import CHANNELS, ShardScales, read_scales
+from embedcache.store.shard import INT8, ShardFile
+from embedcache.store.state import COMMITTED, FAILED, SKIPPED, StoreState
 
 if TYPE_CHECKING:
     from embedcache.store.store import EmbeddingStore
 
 OPEN_SHARDS = 128
 """Shard files that one reader keeps open at most."""
+
+_PAUSE_SECONDS = 0.05
+
+_DTYPES = {"float16": torch.float16, "int8": torch.int8}
+
+
+@dataclass(frozen=True)
+class _OpenShard:
+    """A shard's files as they were when the record of this number held."""
+
+    sequence: int
+    chunks: ShardFile
+    scales: ShardScales | None
 
 
 class EmbeddingReader:
@@ -44,8 +62,9 @@ class EmbeddingReader:
     def __init__(self, store: EmbeddingStore, *, open_shards: int = OPEN_SHARDS) -> None:
         self._store = store
         self._limit = max(1, open_shards)
-        self._open: OrderedDict[int, tuple[int, ShardFile]] = OrderedDict()
+        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self._lock = threading.Lock()
+        self._newest = NewestState(store)
 
     def __reduce__(self) -> tuple[Callable[[EmbeddingStore], EmbeddingReader], tuple[EmbeddingStore]]:
         return EmbeddingReader, (self._store,)
@@ -78,29 +97,73 @@ class EmbeddingReader:
         if out is None:
             out = torch.empty((len(indices), *EMBEDDING_SHAPE), dtype=torch.float32)
         _check_out(out, len(indices), torch.float32)
-        half = torch.empty(
-            EMBEDDING_SHAPE, dtype=torch.float16
-        )  # small enough to stay in the processor's cache
-        slot = half.view(torch.uint8).reshape(PAYLOAD_BYTES).numpy().data
-        for tile, row in zip([self._committed(int(index)) for index in indices], out, strict=True):
-            self._read_tile(tile, slot)
-            row.copy_(half)
+        tiles = self._committed(indices)
+        buffer = self._buffer(1)  # small enough to stay in the processor's cache
+        slot = _bytes(buffer)[0]
+        for tile, row in zip(tiles, out, strict=True):
+            scales = self._read_tile(tile, slot)
+            row.copy_(buffer[0])
+            if scales is not None:
+                row.mul_(torch.from_numpy(scales).to(row.device)[:, None, None])
         return out
 
     def read_half(self, indices: Sequence[int] | npt.NDArray[np.int64], out: Tensor | None = None) -> Tensor:
-        """Read embeddings as stored, float16 (B, 256, 64, 64); otherwise as :meth:`read`."""
+        """Read embeddings as float16 (B, 256, 64, 64): as stored, or dequantised; otherwise as :meth:`read`."""
         if out is None:
             out = torch.empty((len(indices), *EMBEDDING_SHAPE), dtype=torch.float16)
         _check_out(out, len(indices), torch.float16)
-        slots = out.view(torch.uint8).reshape(len(indices), PAYLOAD_BYTES).numpy()
-        tiles = [self._committed(int(index)) for index in indices]
-        for tile, slot in zip(tiles, slots, strict=True):
-            self._read_tile(tile, memoryview(slot))
+        tiles = self._committed(indices)
+        if self._store.form != INT8:
+            for tile, slot in zip(tiles, _bytes(out), strict=True):
+                self._read_tile(tile, slot)
+            return out
+        buffer = self._buffer(1)
+        slot = _bytes(buffer)[0]
+        for tile, row in zip(tiles, out, strict=True):
+            scales = self._read_tile(tile, slot)
+            assert scales is not None
+            row.copy_(dequantise(buffer[0], torch.from_numpy(scales)))
         return out
 
-    def _committed(self, tile: int) -> int:
-        state = self._store.state
-        self._store.require_tile(tile)
+    def read_stored(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
+        """Read embeddings as they are stored, to be moved to a device and made floats there.
+
+        Parameters
+        ----------
+        indices : sequence of int
+            Tile numbers.
+
+        Returns
+        -------
+        values : Tensor of float16 or int8, shape (B, 256, 64, 64)
+        scales : Tensor of float32, shape (B, 256), or None
+            Of an int8 store: see :func:`~embedcache.store.quantise.dequantise`.
+
+        Raises
+        ------
+        NoTileError, MissingTilesError, CorruptionError, StorageError
+            As :meth:`read`.
+        """
+        values = self._buffer(len(indices))
+        tiles = self._committed(indices)
+        scales = torch.empty((len(indices), CHANNELS)) if self._store.form == INT8 else None
+        for row, (tile, slot) in enumerate(zip(tiles, _bytes(values), strict=True)):
+            found = self._read_tile(tile, slot)
+            if scales is not None and found is not None:
+                scales[row] = torch.from_numpy(found)
+        return values, scales
+
+    def _buffer(self, count: int) -> Tensor:
+        return torch.empty((count, *EMBEDDING_SHAPE), dtype=_DTYPES[self._store.form.dtype])
+
+    def _committed(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> list[int]:
+        tiles = [int(index) for index in indices]
+        for tile in tiles:
+            self._store.require_tile(tile)
+            self._require_committed(tile, self._store.state)
+        return tiles
+
+    def _require_committed(self, tile: int, state: StoreState) -> None:
         flag = int(state.flags[tile])
         if flag != COMMITTED:
             why = {SKIPPED: "was skipped", FAILED: "failed: " + state.failed.get(tile, "")}
@@ -108,58 +171,80 @@ class EmbeddingReader:
             whole = "It was left out on purpose, as empty; ask only for tiles that are committed."
             raise MissingTilesError(
                 f"{self._store.path} does not hold {self._store.describe(tile)}: it "
-                f"{why.get(flag, 'was not encoded yet')}.",
+                f"{why.get(flag, 'is not encoded yet')}.",
                 hint=whole if flag == SKIPPED else again,
             )
-        return tile
 
-    def _read_tile(self, tile: int, out: memoryview) -> None:
-        """Read one tile; when its bytes are not the recorded ones, look once whether a newer record has them."""
-        try:
-            found = self._read_once(tile, out)
-            if found in self._store.state.accepted_crcs(tile):
-                return
-            reason = "its bytes differ from the recorded checksum"
-        except CorruptionError as error:
-            reason = error.message
+    def _read_tile(self, tile: int, out: memoryview) -> npt.NDArray[np.float32] | None:
+        """Read one tile into ``out``; returns its scales, of an int8 store.
+
+        When its bytes are not the recorded ones, a writer may have replaced the shard since: the journal says so.
+        While it announces a replacement that is not recorded yet, it is asked again and again.
+        """
         shard = tile // self._store.shard_tiles
-        with self._lock:
-            self._open.pop(shard, None)
-        newer = self._store.read_state()
-        if newer.shard_sequence[shard] != self._store.state.shard_sequence[shard] or shard in newer.intents:
+        state, until = self._store.state, time.monotonic() + PATIENCE_SECONDS
+        while True:
             try:
-                if self._read_once(tile, out) in newer.accepted_crcs(tile):
-                    return
+                return self._read_once(tile, out, state)
             except CorruptionError as error:
-                reason = error.message
-        raise CorruptionError(
-            f"{self._store.path}, {self._store.describe(tile)}: {reason}.",
-            hint="Restore its shard from a copy, or encode again into another --store. Other tiles still read.",
-        )
+                reason = error
+            self._forget(shard)
+            newer = self._news(shard, state, until)
+            if newer is None:
+                raise CorruptionError(
+                    f"{self._store.path}, {self._store.describe(tile)}: {reason.message}.",
+                    hint=f"`embedcache repair {self._store.path}` encodes it anew. Other tiles still read.",
+                ) from reason
+            if shard not in newer.intents:
+                self._require_committed(tile, newer)
+            state = newer
 
-    def _read_once(self, tile: int, out: memoryview) -> int:
+    def _read_once(self, tile: int, out: memoryview, state: StoreState) -> npt.NDArray[np.float32] | None:
         shard, slot = divmod(tile, self._store.shard_tiles)
-        return self._shard(shard).read_into(slot, out)
+        opened = self._shard(shard, state)
+        crc = opened.chunks.read_into(slot, out)
+        scale_crc = None if opened.scales is None else opened.scales.crc(slot)
+        if (crc, scale_crc) not in state.accepted(tile):
+            raise CorruptionError("its bytes differ from the recorded checksum")
+        return None if opened.scales is None else opened.scales.rows[slot]
 
-    def _shard(self, shard: int) -> ShardFile:
-        """The open shard file; opened anew when the journal speaks of a newer one."""
-        sequence = int(self._store.state.shard_sequence[shard])
+    def _news(self, shard: int, tried: StoreState, until: float) -> StoreState | None:
+        """A state of the journal with which the shard may read although it did not with ``tried``, or ``None``."""
+        newer = self._newest.state()
+        if newer is tried and shard in newer.intents and time.monotonic() < until:
+            time.sleep(_PAUSE_SECONDS)  # its writer is about to record it, or was killed
+            return self._newest.state()
+        pending = shard in newer.intents and newer is not tried
+        return newer if pending or newer.shard_sequence[shard] != tried.shard_sequence[shard] else None
+
+    def _shard(self, shard: int, state: StoreState) -> _OpenShard:
+        """The open files of a shard; opened anew when the journal speaks of newer ones."""
+        sequence, store = int(state.shard_sequence[shard]), self._store
         with self._lock:
             kept = self._open.get(shard)
-            if kept is not None and kept[0] == sequence:
-                self._open.move_to_end(shard)
-                return kept[1]
-            opened = ShardFile(layout.shard_path(self._store.path, shard), self._store.shard_tiles)
-            self._open[shard] = (sequence, opened)
+            if kept is None or kept.sequence != sequence:
+                scales = read_scales(store.path, shard, store.shard_tiles) if store.form == INT8 else None
+                chunks = ShardFile(store.path, shard, store.form, store.shard_tiles)
+                kept = self._open[shard] = _OpenShard(sequence, chunks, scales)
             self._open.move_to_end(shard)
             while len(self._open) > self._limit:
                 self._open.popitem(last=False)  # closed when the last thread has finished with it
-            return opened
+            return kept
+
+    def _forget(self, shard: int) -> None:
+        with self._lock:
+            self._open.pop(shard, None)
 
     def close(self) -> None:
         """Let go of all files; reading opens them again."""
         with self._lock:
             self._open.clear()
+
+
+def _bytes(embeddings: Tensor) -> list[memoryview]:
+    """The bytes of each embedding of a batch, to read into."""
+    rows = embeddings.view(torch.uint8).reshape(len(embeddings), -1).numpy()
+    return [memoryview(row) for row in rows]
 
 
 def _check_out(out: Tensor, count: int, dtype: torch.dtype) -> None:

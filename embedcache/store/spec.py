@@ -20,7 +20,7 @@ from embedcache.volume.tiles import TileGrid
 FORMAT = 1
 """Number of the store format that this version writes."""
 
-STORE_DTYPES = ("float16",)
+STORE_DTYPES = ("float16", "int8")
 """Element types that this version stores."""
 
 _FIELDS = (
