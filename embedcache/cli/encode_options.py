@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -10,7 +11,9 @@ from click.core import ParameterSource
 
 from embedcache.encode import EncodeOptions
 from embedcache.encode.options import RECIPE_FIELDS, options_from
+from embedcache.encode.parts import part_of_array_job
 from embedcache.errors import ConfigError
+from embedcache.store.spec import STORE_DTYPES
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -50,6 +53,30 @@ def machine_options(function: Decorated) -> Decorated:
             help="Where stores live; $EMBEDCACHE_DIR sets it too.",
         ),
     )
+
+
+def part_options(function: Decorated) -> Decorated:
+    """Add ``--num-parts`` and ``--part-id``."""
+    return _apply(
+        function,
+        click.option("--num-parts", type=int, metavar="N", help="Share the work among N processes."),
+        click.option("--part-id", type=int, metavar="I", help="Which of them this is, from 0 to N - 1."),
+    )
+
+
+def part_of_environment(wishes: dict[str, Any]) -> dict[str, Any]:
+    """The wishes with the part of a SLURM array's task, when none is given; said on stderr."""
+    if wishes.get("num_parts") is not None or wishes.get("part_id") is not None:
+        return wishes
+    part = part_of_array_job(os.environ)
+    if part is None:
+        return wishes
+    click.echo(
+        f"This is a task of a SLURM array: it encodes {part} (--num-parts {part.of} --part-id {part.number}). "
+        "--num-parts 1 --part-id 0 encodes everything.",
+        err=True,
+    )
+    return wishes | {"num_parts": part.of, "part_id": part.number}
 
 
 def recipe_options(function: Decorated) -> Decorated:
@@ -100,10 +127,10 @@ def recipe_options(function: Decorated) -> Decorated:
         ),
         click.option(
             "--store-dtype",
-            type=click.Choice(["float16"]),
+            type=click.Choice(STORE_DTYPES),
             default="float16",
             show_default=True,
-            help="Type of the stored embeddings.",
+            help="Type of the stored embeddings; int8 halves the bytes (one scale per embedding and channel).",
         ),
         click.option(
             "--shard-tiles", type=int, default=64, show_default=True, help="Embeddings in one file."

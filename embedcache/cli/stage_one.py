@@ -8,11 +8,19 @@ import click
 
 from embedcache.cli.app import app
 from embedcache.cli.common import json_option, warn_untrained
-from embedcache.cli.encode_options import encode_options, machine_options, recipe_options, selection_options
+from embedcache.cli.encode_options import (
+    encode_options,
+    machine_options,
+    part_of_environment,
+    part_options,
+    recipe_options,
+    selection_options,
+)
 from embedcache.cli.output import print_json, print_pairs
 from embedcache.cli.signals import interruptible, stop_at_once
 from embedcache.encode import EncodeResult, run_encode
 from embedcache.encode.estimate import estimate
+from embedcache.encode.options import CHANGED
 from embedcache.encode.plan import readable_bytes
 from embedcache.progress import Terminal
 
@@ -25,12 +33,20 @@ from embedcache.progress import Terminal
 @recipe_options
 @selection_options
 @machine_options
+@part_options
 @click.option(
     "--check-pixels",
     default="16",
     show_default=True,
     metavar="N|all",
     help="Recorded tiles read again and compared before their embeddings are reused.",
+)
+@click.option(
+    "--changed",
+    type=click.Choice(CHANGED),
+    default="stop",
+    show_default=True,
+    help="Tiles whose pixels changed since they were encoded: stop, or encode exactly these anew, in place.",
 )
 @click.option(
     "--allow-numerics", is_flag=True, help="Go on although this machine rounds differently than the first."
@@ -41,7 +57,7 @@ def encode(volume: str, like: str | None, as_json: bool, **wishes: Any) -> None:
 
     Run again, it resumes, adds what is missing, or says that everything is there.
     """
-    options = encode_options(volume, like, wishes)
+    options = encode_options(volume, like, part_of_environment(wishes))
     with interruptible() as interruption:
         result = run_encode(options, Terminal(), interruption)
     if as_json:
@@ -57,6 +73,7 @@ def _print_encode(result: EncodeResult) -> None:
         ("store", result.store.path),
         ("tiles selected", result.selected),
         ("encoded now", result.encoded),
+        ("of equal pixels (copied)", result.identical),
         ("reused", result.reused),
         ("skipped (empty)", result.skipped),
         ("failed", len(result.failed)),
@@ -66,10 +83,13 @@ def _print_encode(result: EncodeResult) -> None:
         ("device", f"{result.device}, {result.precision}"),
         ("fingerprint", result.store.fingerprint),
     ]
+    if result.part is not None:
+        rows.insert(1, ("part", f"{result.part.number} of {result.part.of}"))
     print_pairs("encode", rows)
     if result.checked_pixels:
+        outcome = f"{result.changed} had changed" if result.changed else "unchanged"
         click.echo(
-            f"The pixels of {result.checked_pixels} recorded tiles were read again: unchanged.", err=True
+            f"The pixels of {result.checked_pixels} recorded tiles were read again: {outcome}.", err=True
         )
     if not result.encoded and not result.failed:
         click.echo(
@@ -100,6 +120,7 @@ def _print_encode(result: EncodeResult) -> None:
 @recipe_options
 @selection_options
 @machine_options
+@part_options
 @json_option
 def plan(volume: str, like: str | None, as_json: bool, **wishes: Any) -> None:
     """Tell what encoding a volume would take: tiles, bytes, free disk, files, hours, and when the cache has paid.
@@ -119,11 +140,12 @@ def plan(volume: str, like: str | None, as_json: bool, **wishes: Any) -> None:
             ("tiles in the volume", figures.tiles_total),
             ("tiles selected", figures.tiles_selected),
             ("tiles missing", figures.tiles_missing),
+            ("parts", figures.num_parts),
             ("files", figures.files),
-            ("bytes", readable_bytes(figures.bytes)),
+            (f"bytes ({figures.store_dtype})", readable_bytes(figures.bytes)),
             ("bytes free", readable_bytes(figures.bytes_free)),
             ("seconds per tile", figures.seconds_per_tile),
-            ("time", _duration(figures.seconds_estimated)),
+            ("time" if figures.num_parts == 1 else "time of a part", _duration(figures.seconds_estimated)),
             ("epochs until the cache has paid", figures.break_even_epochs),
             ("device", f"{figures.device}, {figures.precision}"),
         ],

@@ -7,13 +7,15 @@ Before embeddings are reused, a seeded sample of recorded tiles is read again. A
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
+from embedcache.encode.comparing import comparable, compare, planes_in_words
 from embedcache.encode.plan import EncodePlan
 from embedcache.encode.prepare import EncodeJob
+from embedcache.encode.refusals import ways_out
 from embedcache.errors import MismatchError
-from embedcache.geometry import Tile
 from embedcache.progress import Progress
-from embedcache.volume import ImageVolume, pixel_digest
+from embedcache.store import EmbeddingStore
 
 NAMED_TILES = 10
 
@@ -24,38 +26,29 @@ def check_pixels(job: EncodeJob, plan: EncodePlan, progress: Progress) -> int:
     Raises
     ------
     MismatchError
-        Naming the tiles whose pixels changed.
+        Naming the planes and tiles whose pixels changed.
     """
     store = job.store
     if store is None:
         return 0
-    known = len(store.committed)
-    numbers = np.flatnonzero(plan.selected[:known] & store.committed)
-    if isinstance(job.volume, ImageVolume):
-        here = np.array([job.volume.has(int(plane)) for plane in job.table[numbers, 0]], dtype=bool)
-        numbers = numbers[here]
-    wanted = job.options.check_pixels
-    if wanted is not None and wanted < len(numbers):
-        seed = int(store.fingerprint.removeprefix("sha256:")[:16], 16)
-        numbers = np.sort(np.random.default_rng(seed).choice(numbers, wanted, replace=False))
-    changed: dict[str, tuple[object, object]] = {}
-    progress.start("comparing recorded pixels", len(numbers))
-    for number in map(int, numbers):
-        tile = Tile(*map(int, job.table[number]))
-        now = pixel_digest(job.preprocess.read(job.volume, tile))
-        recorded = store.record(number).input_digest
-        if now != recorded:
-            changed[f"tile {number} ({store.plane_name(tile.plane)}, y0={tile.y0}, x0={tile.x0})"] = (
-                recorded,
-                now,
-            )
-        progress.advance()
-    progress.finish()
-    if changed:
+    numbers = sample(store, comparable(store, job.volume, plan.selected), job.options.check_pixels)
+    found = compare(store, job.volume, job.preprocess, numbers, progress)
+    if found.changed:
+        tiles = dict(list(found.changed.items())[:NAMED_TILES])
         raise MismatchError(
-            f"{job.volume.source}: the pixels of {len(changed)} of {len(numbers)} compared tiles changed since "
-            "they were encoded. Nothing was written.",
-            differences=dict(list(changed.items())[:NAMED_TILES]),
-            hint="Encode the changed volume into another --store.",
+            f"{job.volume.source}: the pixels of {len(found.changed)} of {found.compared} compared tiles changed "
+            f"since they were encoded ({planes_in_words(store, found.changed)}). Nothing was written.",
+            differences={store.describe(number): digests for number, digests in tiles.items()},
+            hint=ways_out(store.path, {}, job.options),
         )
-    return len(numbers)
+    return found.compared
+
+
+def sample(
+    store: EmbeddingStore, numbers: npt.NDArray[np.int64], wanted: int | None
+) -> npt.NDArray[np.int64]:
+    """The ``wanted`` tiles of these that every look at the store takes; all for None."""
+    if wanted is None or wanted >= len(numbers):
+        return numbers
+    seed = int(store.fingerprint.removeprefix("sha256:")[:16], 16)
+    return np.sort(np.random.default_rng(seed).choice(numbers, wanted, replace=False))

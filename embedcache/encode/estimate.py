@@ -12,12 +12,13 @@ import numpy as np
 import torch
 
 from embedcache.encode.options import EncodeOptions
+from embedcache.encode.parts import Part
 from embedcache.encode.plan import EncodePlan, plan_encode
 from embedcache.encode.prepare import EncodeJob, device_name, prepare
 from embedcache.encode.survey import selected_tiles, survey
 from embedcache.encode.tile_reader import read_tile
 from embedcache.files import free_bytes, write_file
-from embedcache.geometry import EMBEDDING_VALUES, Tile
+from embedcache.geometry import Tile
 from embedcache.progress import Progress
 from embedcache.sam.encoder import Encoder, resolve_device, resolve_precision
 from embedcache.sam.registry import MODELS
@@ -46,6 +47,12 @@ class Estimate:
         Whether the disk is large enough.
     device, precision : str
         Where and how the encoder would run.
+    store_dtype : str
+        How the embeddings would be stored.
+    num_parts : int
+        Processes that would share the work.
+    tiles_of_part : int
+        Missing tiles of the part that was named, else of the largest part; the estimated seconds are that part's.
     unknown : str or None
         Why the hours are not known.
     """
@@ -63,6 +70,9 @@ class Estimate:
     fits: bool
     device: str
     precision: str
+    store_dtype: str
+    num_parts: int
+    tiles_of_part: int
     unknown: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -77,22 +87,27 @@ def estimate(options: EncodeOptions, progress: Progress) -> Estimate:
         return _without_weights(options, missing_weights, progress)
     job = prepare(options, progress)
     plan = job.plan()
-    counted = _count(plan, job.store_path, str(job.store_path), job.device, job.spec.precision)
+    counted = _count(plan, options, job.store_path, str(job.store_path), job.device, job.spec.precision)
     read, encode = _time_tiles(job, plan, progress)
-    write = _time_writing()
+    write = _time_writing(plan.bytes_per_tile)
     per_tile = max(encode, read) + write  # reading runs beside encoding
     # An epoch with the encoder inside costs reading and encoding again; from the cache it costs reading it back.
     saved = max(read + encode - write, 1e-9)
     return replace(
         counted,
         seconds_per_tile=per_tile,
-        seconds_estimated=per_tile * counted.tiles_missing,
+        seconds_estimated=per_tile * counted.tiles_of_part,
         break_even_epochs=(read + encode + write) / saved,
     )
 
 
 def _count(
-    plan: EncodePlan, place: Path, store: str | None, device: torch.device, precision: str
+    plan: EncodePlan,
+    options: EncodeOptions,
+    place: Path,
+    store: str | None,
+    device: torch.device,
+    precision: str,
 ) -> Estimate:
     """What needs no encoder: tiles, files and bytes."""
     free = free_bytes(place)
@@ -110,7 +125,18 @@ def _count(
         fits=plan.bytes_to_be_free <= free,
         device=device_name(device),
         precision=precision,
+        store_dtype=plan.store_dtype,
+        num_parts=options.num_parts or 1,
+        tiles_of_part=_tiles_of_part(plan, options),
     )
+
+
+def _tiles_of_part(plan: EncodePlan, options: EncodeOptions) -> int:
+    of = options.num_parts or 1
+    parts = (
+        [Part(number, of) for number in range(of)] if options.part_id is None else [Part(options.part_id, of)]
+    )
+    return max(int(plan.within(part.shards(plan.selected, plan.shard_tiles)).missing.sum()) for part in parts)
 
 
 def _why_no_weights(options: EncodeOptions) -> str | None:
@@ -124,10 +150,12 @@ def _without_weights(options: EncodeOptions, why: str, progress: Progress) -> Es
     """What can be told without an encoder: tiles, files and bytes of a store that is not begun."""
     seen = survey(options, progress)
     selected = selected_tiles(seen.table, seen.selection, seen.volume)
-    plan = plan_encode(seen.table, selected, None, options.shard_tiles)
+    plan = plan_encode(seen.table, selected, None, options.shard_tiles, store_dtype=options.store_dtype)
     place = Path(options.store or options.cache_dir).absolute()
     device = resolve_device(options.device)
-    counted = _count(plan, place, options.store, device, resolve_precision(options.precision, device))
+    counted = _count(
+        plan, options, place, options.store, device, resolve_precision(options.precision, device)
+    )
     return replace(counted, unknown=why)
 
 
@@ -158,9 +186,9 @@ def _time_tiles(job: EncodeJob, plan: EncodePlan, progress: Progress) -> tuple[f
     return read_seconds / max(len(sample), 1), float(np.mean(counted)) / encoder.batch
 
 
-def _time_writing() -> float:
+def _time_writing(size: int) -> float:
     """Seconds to write one embedding durably, measured in the system's temporary folder."""
-    block = np.random.default_rng(0).integers(0, 256, EMBEDDING_VALUES * 2, dtype=np.uint8).tobytes()
+    block = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8).tobytes()
     repeats = 8
     with tempfile.TemporaryDirectory(prefix="embedcache-") as folder:
         begin = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Turns encoded, skipped and failed tiles into what one commit of a shard takes."""
+"""Turns encoded, copied, skipped and failed tiles into what one commit of a shard takes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache.encode.tile_reader import ReadTile
+from embedcache.store.quantise import Quantised
 from embedcache.store.shard import extremes
+
+Embedding = npt.NDArray[np.float16] | Quantised
+"""One embedding as it is stored."""
 
 
 class OpenShard:
@@ -16,19 +20,36 @@ class OpenShard:
 
     def __init__(self, shard: int) -> None:
         self.shard = shard
-        self.embeddings: dict[int, npt.NDArray[np.float16]] = {}
+        self.embeddings: dict[int, Embedding] = {}
         self.digests: dict[int, str] = {}
         self.skipped: dict[int, str] = {}
         self.failed: dict[int, str] = {}
+        self.identical = 0
+        self._first: dict[str, int] = {}
+        self._twins: dict[int, str] = {}
         self._begin = time.monotonic()
 
-    def add(self, tile: ReadTile, embedding: npt.NDArray[np.float16]) -> None:
+    def begins(self, tile: ReadTile) -> bool:
+        """Whether a tile's pixels are new here, so that it is to be encoded; otherwise it becomes a twin."""
+        if self._first.setdefault(tile.digest, tile.number) == tile.number:
+            return True
+        self._twins[tile.number] = tile.digest
+        return False
+
+    def add(self, tile: ReadTile, embedding: Embedding) -> None:
         """Take an embedding in, or note why it cannot be stored: checked after the cast, where it overflows."""
-        if np.isfinite(extremes(embedding)).all():  # of all values, at a twentieth of the time
+        problem = why_not_stored(embedding)
+        if problem is None:
             self.embeddings[tile.number] = embedding
             self.digests[tile.number] = tile.digest
         else:
-            self.failed[tile.number] = "the embedding holds NaN or exceeds float16"
+            self.failed[tile.number] = problem
+
+    def copy(self, tile: ReadTile, embedding: Embedding) -> None:
+        """Take in the embedding of another tile of equal pixels."""
+        self.embeddings[tile.number] = embedding
+        self.digests[tile.number] = tile.digest
+        self.identical += 1
 
     def leave_out(self, tile: ReadTile) -> None:
         """Note a tile that is not encoded."""
@@ -38,10 +59,32 @@ class OpenShard:
         if tile.failed is not None:
             self.failed[tile.number] = tile.failed
 
+    def settle_twins(self) -> None:
+        """Give twins what their first tile got: its embedding, or the reason why there is none."""
+        for number, digest in self._twins.items():
+            first = self._first[digest]
+            if first in self.embeddings:
+                self.embeddings[number] = self.embeddings[first]
+                self.digests[number] = digest
+                self.identical += 1
+            else:
+                self.failed[number] = self.failed[first]
+        self._twins.clear()
+
     def age(self) -> float:
         """Seconds since this part of the shard was begun."""
         return time.monotonic() - self._begin
 
     def is_empty(self) -> bool:
         """Whether there is nothing to commit."""
-        return not (self.embeddings or self.skipped or self.failed)
+        return not (self.embeddings or self.skipped or self.failed or self._twins)
+
+
+def why_not_stored(embedding: Embedding) -> str | None:
+    """The reason why an embedding cannot be stored; None when it can."""
+    if isinstance(embedding, Quantised):
+        # one value that is not finite makes its channel's scale so
+        return None if np.isfinite(embedding.scales).all() else "the embedding holds NaN or infinite values"
+    if np.isfinite(extremes(embedding)).all():  # of all values, at a twentieth of the time
+        return None
+    return "the embedding holds NaN or exceeds float16"

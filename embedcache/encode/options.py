@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from embedcache.errors import ConfigError, InputError
 from embedcache.store import EmbeddingStore
+from embedcache.store.spec import STORE_DTYPES
 
 RECIPE_FIELDS = (
     "model",
@@ -29,6 +30,11 @@ RECIPE_FIELDS = (
     "precision",
     "store_dtype",
 )
+
+
+REENCODE = "reencode"
+CHANGED = ("stop", REENCODE)
+"""What may be done about recorded tiles whose pixels changed."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ class EncodeOptions:
     channels, window : str, optional
         The channel recipe and the intensity window; by default what suits the volume.
     precision, store_dtype, device : str
-        ``auto``, ``bf16`` or ``fp32``; ``float16``; ``auto`` or a torch device.
+        ``auto``, ``bf16`` or ``fp32``; ``float16`` or ``int8``; ``auto`` or a torch device.
     batch_size : int, optional
         Tiles in one encoder call.
     shard_tiles : int
@@ -65,6 +71,10 @@ class EncodeOptions:
         Where stores live when ``store`` is not given: ``$EMBEDCACHE_DIR`` or ``./embeddings``.
     check_pixels : int or None
         How many recorded tiles are read again and compared before their embeddings are reused; None: all.
+    changed : str
+        What to do about recorded tiles whose pixels changed: ``stop``, or ``reencode`` exactly these in place.
+    num_parts, part_id : int, optional
+        Encode one of several parts, counted from 0; the others are encoded by other processes.
     allow_numerics : bool
         Go on although this machine computes with other bits than the store's first commit.
     licence : str
@@ -91,13 +101,23 @@ class EncodeOptions:
     shard_tiles: int = 64
     cache_dir: str = field(default_factory=lambda: default_cache_dir())
     check_pixels: int | None = 16
+    changed: str = "stop"
+    num_parts: int | None = None
+    part_id: int | None = None
     allow_numerics: bool = False
     licence: str = ""
 
     def __post_init__(self) -> None:
         """Refuse values that no volume could make right."""
-        if self.store_dtype != "float16":
-            raise ConfigError(f"--store-dtype {self.store_dtype}: this version stores float16 only.")
+        if self.store_dtype not in STORE_DTYPES:
+            raise ConfigError(f"--store-dtype {self.store_dtype}: expected {' or '.join(STORE_DTYPES)}.")
+        if self.changed not in CHANGED:
+            raise ConfigError(f"--changed {self.changed}: expected {' or '.join(CHANGED)}.")
+        if self.changed == REENCODE and (self.num_parts or 1) > 1:
+            raise ConfigError(
+                "--changed reencode compares the whole store and is done by one process, not by parts.",
+                hint="Leave out --num-parts; parts may go on when it has ended.",
+            )
         if self.batch_size is not None and self.batch_size < 1:
             raise ConfigError(f"--batch-size {self.batch_size}: must be at least 1.")
         if not 1 <= self.shard_tiles <= 4096:

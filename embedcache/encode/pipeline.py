@@ -1,43 +1,37 @@
-"""Turns missing tiles into committed shards: read ahead, encode, check, commit; and says what it did.
+"""Turns missing tiles into committed shards, and says what it did.
 
-The unit of commit is the shard. What is committed stays, whatever happens next: an interruption, a full disk or
-a kill costs at most the tiles encoded since the last commit, and the same command goes on from there. The final
-bytes do not depend on how often a run was interrupted.
+Everything is opened and planned first; a store that lacks nothing is left alone. What is committed stays, whatever
+happens next: an interruption, a full disk or a kill costs at most the tiles encoded since the last commit, and
+the same command goes on from there. The final bytes do not depend on how often a run was interrupted, nor on
+how many parts did it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
+from embedcache.encode.changed import take_over_changes
 from embedcache.encode.check_pixels import check_pixels
-from embedcache.encode.open_shard import OpenShard
-from embedcache.encode.options import EncodeOptions, options_from
+from embedcache.encode.options import REENCODE, EncodeOptions, options_from
+from embedcache.encode.parts import Part, part_of
 from embedcache.encode.plan import EncodePlan
-from embedcache.encode.prepare import EncodeJob, device_name, prepare
+from embedcache.encode.prepare import EncodeJob, prepare
 from embedcache.encode.result import EncodeResult, Stages
-from embedcache.encode.tile_reader import ReadTile, read_ahead
-from embedcache.errors import Interrupted, VolumeError
+from embedcache.encode.run import EncodeRun, Stop
+from embedcache.errors import LockedError, VolumeError
 from embedcache.files import free_bytes
-from embedcache.geometry import Tile
 from embedcache.progress import Progress, Silent
-from embedcache.sam.encoder import Encoder
 from embedcache.store import EmbeddingStore, StoreWriter
 
-COMMIT_SECONDS = 300.0
-"""A shard that takes longer is committed in part, and completed later byte for byte the same."""
-
-Stop = Callable[[], int | None]
-"""Asked between batches: the number of the signal that wants the run to end, or None."""
+CREATION_SECONDS = 60.0
+"""How long a part waits for another one that is making the store."""
 
 
 def encode(
-    volume: str | Path, *, like: object = None, progress: Progress | None = None, **wishes: Any
+    volume: str | Path, *, like: object = None, progress: Progress | None = None, **wishes: object
 ) -> EmbeddingStore:
     """Run SAM's image encoder once over a volume; returns at once when every embedding is there.
 
@@ -78,157 +72,83 @@ def run_encode(options: EncodeOptions, progress: Progress, stop: Stop = lambda: 
     """Do one ``encode`` as the options say; see :func:`encode` for the short form."""
     begin = time.perf_counter()
     stages = Stages()
+    part = part_of(options.num_parts, options.part_id)
     with stages.measure("prepare"):
         job = prepare(options, progress)
-        plan = job.plan()
-        plan.require_space(free_bytes(job.store_path), str(job.store_path))
-    checked = check_pixels(job, plan, progress)
-    store = job.store
-    run = _Run(job, stages, progress, stop)
-    if store is None or not _nothing_new(store, job, plan):
-        store = store or EmbeddingStore.create(
-            job.store_path,
-            spec=job.spec,
-            table=job.table,
-            decoder_state=job.weights.decoder_state(),
-            provenance=job.provenance(),
-            images=job.images,
-            shard_tiles=job.options.shard_tiles,
-        )
-        with store.writer() as writer:
-            if len(job.table) > len(store.table):
-                writer.add_images(job.images[len(store.images) :], job.table)
-            writer.add_selection(job.selection.to_dict(), plan.selected)
-            plan = job.plan_for(store, plan.selected)  # another run may have added tiles since the first look
-            if plan.missing.any():
-                run.encode_missing(plan, store, writer)
-        store.refresh()
-    return run.result(store, plan, checked, time.perf_counter() - begin)
+        whole = job.plan()
+        whole.require_space(free_bytes(job.store_path), str(job.store_path))  # parts fill one disk
+    run = EncodeRun(job, stages, progress, stop)
+    if options.changed == REENCODE and job.store is not None:
+        store, plan = _reencode(job, job.store, whole, run, progress)
+    else:
+        store, plan = _encode(job, whole, part, run, progress)
+    return run.result(store, plan, part, time.perf_counter() - begin)
 
 
-def _nothing_new(store: EmbeddingStore, job: EncodeJob, plan: EncodePlan) -> bool:
-    known = len(store.table)
-    all_known = len(job.table) == known
-    return all_known and not plan.missing.any() and bool(np.all(store.wanted[plan.selected]))
+def _encode(
+    job: EncodeJob, whole: EncodePlan, part: Part | None, run: EncodeRun, progress: Progress
+) -> tuple[EmbeddingStore, EncodePlan]:
+    """Encode what is missing of the selection, or of the part's share of it."""
+    plan = whole if part is None else whole.within(part.shards(whole.selected, whole.shard_tiles))
+    run.compared = check_pixels(job, plan, progress)
+    if job.store is not None and _nothing_new(job.store, job, whole, plan):
+        return job.store, plan
+    store = job.store or _create(job, part)
+    shards = None if part is None else part.shards(whole.selected, store.shard_tiles)
+    if part is not None and not shards:
+        progress.say(f"There are fewer shards than parts; {part} has nothing to do.")
+        return store, plan
+    with store.writer(*(() if shards is None else (shards,))) as writer:
+        _add_images(job, store, writer)
+        writer.add_selection(job.selection.to_dict(), whole.selected)
+        plan = job.plan_for(store, whole.selected)  # another run may have added tiles since the first look
+        plan = plan if shards is None else plan.within(shards)
+        run.encode_missing(plan, store, writer)
+    store.refresh()
+    return store, plan
 
 
-class _Run:
-    """The state of one run between its first tile and its result."""
+def _reencode(
+    job: EncodeJob, store: EmbeddingStore, whole: EncodePlan, run: EncodeRun, progress: Progress
+) -> tuple[EmbeddingStore, EncodePlan]:
+    """Encode the selection and every tile whose pixels changed, wherever it lies."""
+    with store.writer() as writer:
+        _add_images(job, store, writer)
+        found = take_over_changes(job, store, writer, progress, run.stop_if_asked)
+        run.compared, run.changed = found.compared, len(found.changed)
+        writer.add_selection(job.selection.to_dict(), whole.selected)
+        # What an earlier, killed command marked as changed is missing like anything else that is wanted.
+        plan = job.plan_for(store, whole.selected | store.missing)
+        run.encode_missing(plan, store, writer)
+    store.refresh()
+    return store, plan
 
-    def __init__(self, job: EncodeJob, stages: Stages, progress: Progress, stop: Stop) -> None:
-        self._job, self._stages = job, stages
-        self._progress, self._stop = progress, stop
-        self._encoded = self._bytes = self._calls = 0
-        self._failed: dict[int, str] = {}
 
-    def encode_missing(self, plan: EncodePlan, store: EmbeddingStore, writer: StoreWriter) -> None:
-        """Encode and commit every missing tile, shard by shard."""
-        options = self._job.options
-        with self._stages.measure("prepare"):
-            encoder = self._encoder(store.numerics, writer)
-        todo = list(plan.shards())
-        numbers = [number for _, members in todo for number in members]
-        tiles = ((number, Tile(*map(int, self._job.table[number]))) for number in numbers)
-        stream = read_ahead(
-            self._job.volume,
-            self._job.preprocess,
-            tiles,
-            skip_empty=options.skips_empty,
-            ahead=2 * encoder.batch + 2,
-        )
-        self._progress.start(f"encoding with {options.model}", len(numbers))
+def _nothing_new(store: EmbeddingStore, job: EncodeJob, whole: EncodePlan, plan: EncodePlan) -> bool:
+    all_known = len(job.table) == len(store.table)
+    return all_known and not plan.missing.any() and bool(np.all(store.wanted[whole.selected]))
+
+
+def _create(job: EncodeJob, part: Part | None) -> EmbeddingStore:
+    """Make the store; a part waits for another one that is just making it."""
+    end = time.monotonic() + CREATION_SECONDS
+    while True:
         try:
-            for shard, members in todo:
-                self._encode_shard(writer, encoder, shard, len(members), stream)
-        finally:
-            stream.close()  # type: ignore[attr-defined]
-            self._calls = encoder.calls
-            self._progress.finish()
-
-    def _encoder(self, known: dict[str, Any] | None, writer: StoreWriter) -> Encoder:
-        """The encoder, under the numerics of the store's first commit when there was one."""
-        options = self._job.options
-        asked: dict[str, Any] | None = None if options.batch_size is None else {"batch": options.batch_size}
-        if known is not None and not options.allow_numerics:
-            asked = dict(known)
-        encoder = Encoder(
-            self._job.weights, device=self._job.device, precision=self._job.precision, numerics=asked
-        )
-        writer.decide_numerics(encoder.numerics, allow=options.allow_numerics)
-        return encoder
-
-    def _encode_shard(
-        self, writer: StoreWriter, encoder: Encoder, shard: int, members: int, stream: Iterator[ReadTile]
-    ) -> None:
-        pending = OpenShard(shard)
-        batch: list[ReadTile] = []
-        for left in range(members - 1, -1, -1):
-            tile = next(stream)
-            self._stages.seconds["read"] += tile.read_seconds
-            self._stages.seconds["preprocess"] += tile.preprocess_seconds
-            if tile.input is not None:
-                batch.append(tile)
-            else:
-                pending.leave_out(tile)
-                self._progress.advance()
-            if batch and (len(batch) == encoder.batch or left == 0):
-                self._encode_batch(encoder, batch, pending)
-                batch = []
-            signal_number = self._stop() if left else None
-            if not batch and left and (signal_number or pending.age() > COMMIT_SECONDS):
-                self._commit(writer, pending)
-                pending = OpenShard(shard)
-            if signal_number and not batch:
-                raise self._interrupted(signal_number)
-        self._commit(writer, pending)
-        if signal_number := self._stop():
-            raise self._interrupted(signal_number)
-
-    def _encode_batch(self, encoder: Encoder, batch: list[ReadTile], pending: OpenShard) -> None:
-        with self._stages.measure("encode"):
-            inputs = torch.from_numpy(np.stack([tile.input for tile in batch if tile.input is not None]))
-            embeddings = encoder(inputs).to(torch.float16).numpy()
-        for tile, embedding in zip(batch, embeddings, strict=True):
-            pending.add(tile, embedding)
-        self._progress.advance(len(batch))
-
-    def _commit(self, writer: StoreWriter, pending: OpenShard) -> None:
-        if pending.is_empty():
-            return
-        with self._stages.measure("write"):
-            self._bytes += writer.commit_shard(
-                pending.shard,
-                embeddings=pending.embeddings,
-                input_digests=pending.digests,
-                skipped=pending.skipped,
-                failed=pending.failed,
-                seconds={"shard": round(pending.age(), 3)},
+            return EmbeddingStore.create(
+                job.store_path,
+                spec=job.spec,
+                table=job.table,
+                decoder_state=job.weights.decoder_state(),
+                provenance=job.provenance(),
+                images=job.images,
+                shard_tiles=job.options.shard_tiles,
             )
-        self._encoded += len(pending.embeddings)
-        self._failed.update(pending.failed)
+        except LockedError:
+            if part is None or time.monotonic() > end:
+                raise
+            time.sleep(0.1)
 
-    def _interrupted(self, signal_number: int) -> Interrupted:
-        return Interrupted(
-            f"Interrupted; {self._encoded} tiles of this run are committed in {self._job.store_path}.",
-            signal_number=signal_number,
-            hint="Run the same command again; it goes on from there.",
-        )
 
-    def result(self, store: EmbeddingStore, plan: EncodePlan, checked: int, seconds: float) -> EncodeResult:
-        """What the run did, from the store's fresh snapshot."""
-        there = plan.selected & ~plan.missing
-        return EncodeResult(
-            store=store,
-            selected=int(plan.selected.sum()),
-            encoded=self._encoded,
-            reused=int((store.committed & there).sum()),
-            skipped=int((store.skipped & plan.selected).sum()),
-            failed=self._failed,
-            encoder_calls=self._calls,
-            checked_pixels=checked,
-            seconds=seconds,
-            seconds_by_stage={stage: round(value, 4) for stage, value in self._stages.seconds.items()},
-            bytes_written=self._bytes,
-            device=device_name(self._job.device),
-            precision=self._job.spec.precision,
-        )
+def _add_images(job: EncodeJob, store: EmbeddingStore, writer: StoreWriter) -> None:
+    if len(job.table) > len(store.table):
+        writer.add_images(job.images[len(store.images) :], job.table)

@@ -7,16 +7,22 @@ refuses when the disk is too small.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from embedcache.errors import StorageError
-from embedcache.geometry import EMBEDDING_VALUES
+from embedcache.store.shard import form_of
 
 FREE_MARGIN_BYTES = 64 << 20
 """Bytes that stay free beside the embeddings: journal, decoder, tile table."""
+
+INDEX_BYTES = 16
+"""Bytes of one tile's entry in the index of its shard."""
+
+SCALE_BYTES = 256 * 4
+"""Bytes of an int8 embedding's scales, one float32 a channel."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +39,20 @@ class EncodePlan:
         Selected tiles the store does not hold yet and did not skip.
     shard_tiles : int
         Tile numbers in one shard.
-    bytes_per_tile : int
-        Bytes of one stored embedding, its checksum and index entry included.
+    store_dtype : str
+        Element type of the stored embeddings.
     """
 
     total: int
     selected: npt.NDArray[np.bool_]
     missing: npt.NDArray[np.bool_]
     shard_tiles: int
-    bytes_per_tile: int = EMBEDDING_VALUES * 2 + 4 + 16
+    store_dtype: str = "float16"
+
+    @property
+    def bytes_per_tile(self) -> int:
+        """Bytes of one stored embedding, its checksum, index entry and scales included."""
+        return bytes_per_tile(self.store_dtype)
 
     @property
     def bytes_needed(self) -> int:
@@ -61,6 +72,12 @@ class EncodePlan:
         """Shards, and so files, that hold selected tiles."""
         return len(np.unique(np.flatnonzero(self.selected) // self.shard_tiles))
 
+    def within(self, shards: range) -> EncodePlan:
+        """The part of the plan that lies in some shards."""
+        inside = np.zeros(len(self.selected), dtype=np.bool_)
+        inside[shards.start * self.shard_tiles : shards.stop * self.shard_tiles] = True
+        return replace(self, selected=self.selected & inside, missing=self.missing & inside)
+
     def shards(self) -> Iterator[tuple[int, list[int]]]:
         """Each shard with missing tiles, and their numbers, in order."""
         numbers = np.flatnonzero(self.missing)
@@ -79,20 +96,24 @@ class EncodePlan:
         """
         if self.bytes_to_be_free <= bytes_free:
             return
-        usable = max(bytes_free - (self.bytes_to_be_free - self.bytes_needed), 0)
-        times = self.bytes_needed / max(usable, 1)
-        levels = max(1, int(np.ceil(np.log(times) / np.log(4.0)))) if usable else None
-        way_out = (
-            f"To fit: a --level {levels} higher (each level has a quarter of the tiles per plane), a step of "
-            f"--z-range A:B:{int(np.ceil(times))}, a --bbox or --mask with {100 / times:.0f} % of the tiles, "
-            "or a --cache-dir on a larger disk."
-            if usable and times < 1e6
-            else "Free some space, or give a --cache-dir on a larger disk."
-        )
         raise StorageError(
             f"{where}: {int(self.missing.sum()):,} embeddings need {readable_bytes(self.bytes_needed)}, "
             f"but only {readable_bytes(bytes_free)} are free. Nothing was written.",
-            hint=way_out,
+            hint=self._what_fits(bytes_free),
+        )
+
+    def _what_fits(self, bytes_free: int) -> str:
+        usable = max(bytes_free - (self.bytes_to_be_free - self.bytes_needed), 0)
+        times = self.bytes_needed / max(usable, 1)
+        if not usable or times >= 1e6:
+            return "Free some space, or give a --cache-dir on a larger disk."
+        levels = max(1, int(np.ceil(np.log(times) / np.log(4.0))))
+        half = bytes_per_tile(self.store_dtype) / bytes_per_tile("int8")
+        smaller = "--store-dtype int8 (half the bytes, nearly the same masks), " if 1 < times <= half else ""
+        return (
+            f"To fit: {smaller}a --level {levels} higher (each level has a quarter of the tiles per plane), "
+            f"a step of --z-range A:B:{int(np.ceil(times))}, a --bbox or --mask with {100 / times:.0f} % of the "
+            "tiles, or a --cache-dir on a larger disk."
         )
 
 
@@ -101,6 +122,8 @@ def plan_encode(
     selected: npt.NDArray[np.bool_],
     done: npt.NDArray[np.bool_] | None,
     shard_tiles: int,
+    *,
+    store_dtype: str = "float16",
 ) -> EncodePlan:
     """The plan for a tile table, a selection, and the tiles a store holds or has skipped.
 
@@ -114,11 +137,18 @@ def plan_encode(
         What needs no work; None when there is no store yet. Numbers from M on are new.
     shard_tiles : int
         Tile numbers in one shard.
+    store_dtype : str
+        Element type of the stored embeddings.
     """
     missing = selected.copy()
     if done is not None:
         missing[: len(done)] &= ~done
-    return EncodePlan(int((table[:, 0] >= 0).sum()), selected, missing, shard_tiles)
+    return EncodePlan(int((table[:, 0] >= 0).sum()), selected, missing, shard_tiles, store_dtype)
+
+
+def bytes_per_tile(store_dtype: str) -> int:
+    """Bytes that one embedding takes in a store, with its checksum, index entry and scales."""
+    return form_of(store_dtype).chunk_bytes + INDEX_BYTES + (SCALE_BYTES if store_dtype == "int8" else 0)
 
 
 def readable_bytes(count: float) -> str:

@@ -17,15 +17,14 @@ import numpy.typing as npt
 import torch
 
 from embedcache.encode.options import EncodeOptions
+from embedcache.encode.place import image_table, locate
 from embedcache.encode.plan import EncodePlan, plan_encode
-from embedcache.encode.survey import is_sampled, selected_tiles, survey, tile_table
-from embedcache.errors import MismatchError
-from embedcache.files import digest_json, storage_error
+from embedcache.encode.survey import selected_tiles, survey, tile_table
+from embedcache.encode.words import Request, asked_words
 from embedcache.progress import Progress
 from embedcache.sam.encoder import Precision, resolve_device, resolve_precision
 from embedcache.sam.weights import Weights, resolve_weights
 from embedcache.store import EmbeddingStore, EncodeSpec
-from embedcache.store.layout import GROUP_FILE
 from embedcache.volume import (
     ImageRecord,
     ImageVolume,
@@ -34,8 +33,6 @@ from embedcache.volume import (
     Volume,
     volume_identity,
 )
-
-FINGERPRINT_LETTERS = 6
 
 
 @dataclass(frozen=True)
@@ -64,6 +61,8 @@ class EncodeJob:
         The store, when it exists already.
     device : torch.device
         Where the encoder runs.
+    words : dict
+        The recipe as it was asked for.
     """
 
     options: EncodeOptions
@@ -76,6 +75,7 @@ class EncodeJob:
     store_path: Path
     store: EmbeddingStore | None
     device: torch.device
+    words: dict[str, Any]
 
     @property
     def precision(self) -> Precision:
@@ -97,13 +97,15 @@ class EncodeJob:
         """
         selected = selected_tiles(self.table, self.selection, self.volume)
         if self.store is None:
-            return plan_encode(self.table, selected, None, self.options.shard_tiles)
+            return plan_encode(
+                self.table, selected, None, self.options.shard_tiles, store_dtype=self.spec.store_dtype
+            )
         return self.plan_for(self.store, selected)
 
     def plan_for(self, store: EmbeddingStore, selected: npt.NDArray[np.bool_]) -> EncodePlan:
         """What of the selected tiles a store lacks; what it skipped is done only while empty tiles are skipped."""
         done = store.committed | store.skipped if self.options.skips_empty else store.committed
-        return plan_encode(self.table, selected, done, store.shard_tiles)
+        return plan_encode(self.table, selected, done, store.shard_tiles, store_dtype=store.spec.store_dtype)
 
     def provenance(self) -> dict[str, Any]:
         """Where the embeddings come from: source, weights, versions, licence, and the recipe to do it again."""
@@ -129,6 +131,7 @@ class EncodeJob:
             "python": platform.python_version(),
             "device": device_name(self.device),
             "recipe": recipe,
+            "asked": self.words,
         }
 
 
@@ -140,7 +143,7 @@ def prepare(options: EncodeOptions, progress: Progress) -> EncodeJob:
     InputError
         For a wrong volume, channel recipe, window, weights or device.
     MismatchError
-        When the store named by the options was made by another spec.
+        When the store that is there, by name or by source and words, was made by another spec.
     """
     seen = survey(options, progress)
     volume, preprocess, grid, table = seen.volume, seen.preprocess, seen.grid, seen.table
@@ -155,78 +158,30 @@ def prepare(options: EncodeOptions, progress: Progress) -> EncodeJob:
         grid=grid,
         store_dtype=options.store_dtype,
     )
-    path = _store_path(options, volume, spec)
-    store = _store_at(path)
-    if store is not None:
-        if not volume.uniform and is_sampled(options.window):
-            spec = replace(spec, preprocess=replace(preprocess, window=store.spec.preprocess.window))
-        _require_same(store, spec)
+    request = Request(spec, asked_words(options, volume, preprocess), volume, weights.source)
+    place = locate(options, request, table, progress)
+    store, spec = place.store, place.spec
     images: tuple[ImageRecord, ...] = ()
     if isinstance(volume, ImageVolume):
         if store is not None:
             volume = volume.reordered([record.name for record in store.images])
-        images = _image_table(volume, store)
+        images = image_table(volume, store, options)
         table = tile_table(volume, preprocess, grid, [(image.height, image.width) for image in images])
-    job = EncodeJob(options, volume, weights, spec, table, seen.selection, images, path, store, device)
-    return job if store is None else replace(job, options=replace(options, shard_tiles=store.shard_tiles))
-
-
-def _store_path(options: EncodeOptions, volume: Volume, spec: EncodeSpec) -> Path:
-    if options.store is not None:
-        return Path(options.store).absolute()
-    digest = spec.fingerprint.removeprefix("sha256:")
-    if not volume.uniform:
-        # An image folder's identity is per image, so its path keeps two folders of one name apart; and a window
-        # sampled from the images changes with every image added, so its words stand for it.
-        words = replace(spec, preprocess=replace(spec.preprocess, window=(0.0, 1.0)))
-        digest = digest_json([words.fingerprint, options.window, volume.source])
-    tile = "full" if options.tile is None else f"t{options.tile}"
-    stem = Path(volume.source).name.split(".")[0] or "volume"
-    name = f"{stem}-{options.model}-{tile}-{digest[:FINGERPRINT_LETTERS]}.zarr"
-    return Path(options.cache_dir).absolute() / name
-
-
-def _store_at(path: Path) -> EmbeddingStore | None:
-    try:
-        there = (path / GROUP_FILE).exists()
-    except OSError as error:
-        raise storage_error(error, path) from error
-    # None: EmbeddingStore.create refuses a folder that holds something else
-    return EmbeddingStore.open(path) if there else None
-
-
-def _require_same(store: EmbeddingStore, spec: EncodeSpec) -> None:
-    differences = store.spec.differences(spec)
-    if differences:
-        raise MismatchError(
-            f"{store.path} holds embeddings made in another way than this command would make them. "
-            "Nothing was written.",
-            differences=differences,
-            hint="Use the same volume and options as before (--like STORE takes them over), or another --store.",
-        )
-
-
-def _image_table(volume: ImageVolume, store: EmbeddingStore | None) -> tuple[ImageRecord, ...]:
-    recorded = {} if store is None else {record.name: record for record in store.images}
-    table: list[ImageRecord] = []
-    changed: dict[str, tuple[object, object]] = {}
-    for plane in range(volume.n_planes):
-        name = volume.plane_name(plane)
-        known = recorded.get(name)
-        if known is not None and not volume.has(plane):
-            table.append(known)  # recorded once, no longer in the folder: its embeddings stay usable
-            continue
-        now = volume.image_record(plane)
-        if known is not None and known != now:
-            changed[name] = (known.to_dict(), now.to_dict())
-        table.append(now)
-    if changed:
-        raise MismatchError(
-            f"{volume.source}: {len(changed)} image(s) changed since they were encoded. Nothing was written.",
-            differences=changed,
-            hint="Give a changed image a new name, or encode into another --store.",
-        )
-    return tuple(table)
+    if store is not None:
+        options = replace(options, shard_tiles=store.shard_tiles)
+    return EncodeJob(
+        options,
+        volume,
+        weights,
+        spec,
+        table,
+        seen.selection,
+        images,
+        place.path,
+        store,
+        device,
+        request.words,
+    )
 
 
 def device_name(device: torch.device) -> str:

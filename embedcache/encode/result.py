@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from embedcache.encode.parts import Part
 from embedcache.errors import EXIT_DONE, EXIT_FAILED_TILES
 from embedcache.store import EmbeddingStore
 
@@ -39,7 +40,11 @@ class EncodeResult:
     store : EmbeddingStore
         The store, with a fresh snapshot of its journal.
     selected, encoded, reused, skipped : int
-        Tiles asked for; encoded now; there already; skipped as empty (now or before).
+        Tiles asked for (of a part: of its shards); committed now; there already; skipped as empty (now or before).
+    identical : int
+        Tiles committed now whose pixels are those of another tile, so that its embedding was copied.
+    changed : int
+        Recorded tiles that ``--changed reencode`` found changed.
     failed : dict of int to str
         Tiles that could not be encoded, and why.
     encoder_calls : int
@@ -54,11 +59,15 @@ class EncodeResult:
         Bytes of committed shards.
     device, precision : str
         Where and how the encoder ran.
+    part : Part or None
+        Which part of the selection this run was to do; None for all of it.
     """
 
     store: EmbeddingStore
     selected: int
     encoded: int
+    identical: int
+    changed: int
     reused: int
     skipped: int
     failed: dict[int, str]
@@ -69,6 +78,7 @@ class EncodeResult:
     bytes_written: int
     device: str
     precision: str
+    part: Part | None = None
 
     @property
     def exit_code(self) -> int:
@@ -84,6 +94,8 @@ class EncodeResult:
             "tiles_total": int((self.store.table[:, 0] >= 0).sum()),
             "tiles_selected": self.selected,
             "tiles_encoded": self.encoded,
+            "tiles_identical": self.identical,
+            "tiles_changed": self.changed,
             "tiles_reused": self.reused,
             "tiles_skipped": self.skipped,
             "tiles_failed": len(self.failed),
@@ -96,5 +108,7 @@ class EncodeResult:
             "bytes_written": self.bytes_written,
             "device": self.device,
             "precision": self.precision,
+            "part_id": None if self.part is None else self.part.number,
+            "num_parts": None if self.part is None else self.part.of,
             "untrained": bool(self.store.provenance.get("untrained")),
         }

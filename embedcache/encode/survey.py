@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache.encode.options import EncodeOptions
+from embedcache.encode.words import is_sampled
 from embedcache.errors import VolumeError
 from embedcache.progress import Progress
 from embedcache.volume import (
@@ -64,7 +65,7 @@ def survey(options: EncodeOptions, progress: Progress) -> Survey:
     """
     volume = open_volume(options.volume, level=options.level)
     preprocess = resolve_preprocess(volume, channels=options.channels, window=options.window)
-    if options.window is not None and not is_sampled(options.window):
+    if options.window is not None and not is_sampled(options.window.strip().lower()):
         _check_window(volume, preprocess.window, progress)
     grid = TileGrid(tile=options.tile, overlap=options.overlap)
     sizes = () if volume.uniform else tuple(map(volume.plane_size, range(volume.n_planes)))
@@ -106,11 +107,6 @@ def _check_window(volume: Volume, window: tuple[float, float], progress: Progres
         )
     if clipped > MUCH_CLIPPED:
         progress.say(f"{place}. Look whether that is meant.")
-
-
-def is_sampled(window: str | None) -> bool:
-    """Whether a window is resolved from the pixels, and so frozen in a store when it is made."""
-    return window is None or window.startswith("p")
 
 
 def tile_table(

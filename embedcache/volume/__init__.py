@@ -1,6 +1,6 @@
 """What is read: volumes, the tiles they are cut into, and how pixels become model input."""
 
-from embedcache.volume.identity import pixel_digest, volume_identity
+from embedcache.volume.identity import identity_tiles, pixel_digest, volume_identity
 from embedcache.volume.image_volume import ImageVolume
 from embedcache.volume.preprocess import Preprocess, resolve_preprocess
 from embedcache.volume.selection import Selection, select
@@ -16,6 +16,7 @@ __all__ = [
     "TileGrid",
     "Volume",
     "clipped_share",
+    "identity_tiles",
     "open_volume",
     "pixel_digest",
     "resolve_preprocess",

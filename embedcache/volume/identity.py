@@ -43,15 +43,19 @@ def volume_identity(volume: Volume, grid: TileGrid, preprocess: Preprocess) -> d
     if not volume.uniform:
         return {"kind": "images", "dtype": volume.dtype.name, "channels": volume.channels}
     table = grid.table_uniform(preprocess.n_planes(volume), *volume.plane_size(0))
-    numbers = np.flatnonzero(table[:, 0] >= 0)
-    places = numbers[np.unique(np.linspace(0, len(numbers) - 1, IDENTITY_TILES).round().astype(np.int64))]
-    tiles = [Tile(*(int(value) for value in table[number])) for number in places]
+    tiles = [Tile(*(int(value) for value in table[number])) for number in identity_tiles(table)]
     if _bytes_to_read(volume, tiles, preprocess) > WHOLE_TILES_BYTES:
         tiles = [_middle(tile) for tile in tiles]
     digest = hashlib.sha256()
     for tile in tiles:
         digest.update(pixel_digest(preprocess.read(volume, tile)).encode("ascii"))
     return {**volume.header(), "pixels": f"sha256:{digest.hexdigest()}"}
+
+
+def identity_tiles(table: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Numbers of the tiles whose pixels are digested: up to 64, evenly over the numbers that have a tile."""
+    numbers = np.flatnonzero(table[:, 0] >= 0)
+    return numbers[np.unique(np.linspace(0, len(numbers) - 1, IDENTITY_TILES).round().astype(np.int64))]
 
 
 def _bytes_to_read(volume: Volume, tiles: list[Tile], preprocess: Preprocess) -> int:
