@@ -30,7 +30,7 @@ from embedcache.files.durable import (
     stage_file,
     write_file,
 )
-from embedcache.files.locks import Claim, exclusive_lock, living_claims, mutex, range_lock
+from embedcache.files.locks import Claim, claims_under_mutex, exclusive_lock, living_claims, mutex, range_lock
 from embedcache.files.reading import open_inside, read_inside, require_no_links
 from embedcache.files.refusals import read_error, storage_error
 
@@ -40,6 +40,7 @@ __all__ = [
     "Claim",
     "append_line",
     "canonical_json",
+    "claims_under_mutex",
     "crc32c",
     "create_file",
     "cut_file",

@@ -141,7 +141,7 @@ def range_lock(folder: Path, shards: range | None, *, guarded: Path) -> Iterator
     """
     own = folder / CLAIMS / f"{uuid.uuid4().hex}.lock"
     with mutex(folder, guarded=guarded):
-        for claim in _living(folder):
+        for claim in claims_under_mutex(folder):
             if claim.overlaps(shards):
                 raise LockedError(
                     f"{guarded}: {claim.words} is being written by {claim.holder}."
@@ -169,10 +169,10 @@ def living_claims(folder: Path, *, guarded: Path | None = None) -> list[Claim]:
         As of :func:`mutex`.
     """
     with mutex(folder, guarded=guarded or folder.parent):
-        return _living(folder)
+        return claims_under_mutex(folder)
 
 
-def _living(folder: Path) -> list[Claim]:
+def claims_under_mutex(folder: Path) -> list[Claim]:
     """As :func:`living_claims`, with the mutex held: a new lock file is never seen before it is locked."""
     claims = []
     for path in sorted((folder / CLAIMS).glob("*.lock")):
