@@ -1,7 +1,8 @@
 """Image encoders that cost a few milliseconds, so that thousands of faults can be injected into real commands.
 
 ``patches``: one small convolution a 16 × 16 patch and a 1 × 1 convolution to 256 channels, so every pixel counts in
-one of the 64 × 64 places. ``ill``: the same, but bright images come out as NaN, infinite, or too large for float16.
+one of the 64 × 64 places. ``ill``: the same, but images that are white at one corner come out with NaN, infinities or values too large for float16,
+and those that are black there as zeros.
 """
 
 from __future__ import annotations
@@ -34,16 +35,18 @@ class Patches(nn.Module):
 
 
 class Ill(Patches):
-    """Gives NaN, infinities or values beyond float16 for images that are white at one corner."""
+    """Gives what no healthy encoder gives, for images that ask for it by the brightness of a corner."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encode; the corner's brightness in red, green or blue says what goes wrong."""
+        """Encode; another corner says what goes wrong."""
         embeddings = super().forward(x)
         for row, image in enumerate(x):
             if float(image[0, 0, 0]) > 2.2:  # 255 after SAM's normalisation; 250 is below
                 kind = round(float(image[0, 0, 1023]) * 58.395 + 123.675) % 4
                 value = (float("nan"), float("inf"), -float("inf"), 1e5)[kind]
                 embeddings[row, kind * 60, kind * 20, 63 - kind] = value
+            elif float(image[0, 0, 0]) < -2.11:  # 0; 1 is above
+                embeddings[row] = 0.0
         return embeddings
 
 

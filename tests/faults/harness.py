@@ -15,7 +15,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from .child import call
 from .outcome import LostError, Outcome, Row, SilentError
 from .stage import Stage, make_base
 
@@ -43,7 +42,9 @@ def run_rows(
     workers : int
         Trials at a time.
     """
-    call(lambda: make_base(folder / "base"), folder / "log" / "base")
+    make_base(folder / "base")  # here and not in a child: what it imports on the way is then there for all
+    threads = len(os.listdir("/proc/self/task"))
+    assert threads == 1, f"{threads} threads: a fork would take only one of them along"
     jobs = _jobs(rows, rounds)
     results = folder / "results"
     results.mkdir()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from embedcache.files import disk as disk_module
+from embedcache.sam import resolve_weights
 from embedcache.store import EmbeddingStore
 from embedcache.store.writer import StoreWriter
 
@@ -29,7 +30,12 @@ SIDE = 64
 
 WHOLE = "whole.zarr"
 HALF = "half.zarr"
-"""Tiles 0, 2 and 4 of every shard's two: the rest replaces all three shards."""
+"""Tiles 0, 2 and 4, one of every shard's two: the rest replaces all three shards."""
+
+SMALL = "small.zarr"
+SMALL_TILES = 3
+SMALL_HALF = "small-half.zarr"
+"""Of a volume of three planes the first: the rest replaces one shard and adds one."""
 
 
 @dataclass
@@ -70,6 +76,11 @@ class Stage:
     def half(self) -> Path:
         """The same with every second tile only."""
         return self.base / HALF
+
+    @property
+    def small_volume(self) -> Path:
+        """A volume of three planes, for rows that go through each step of a command."""
+        return self.base / "small.npy"
 
     def fresh(self) -> None:
         """Empty the trial's folder."""
@@ -121,12 +132,17 @@ def make_base(base: Path) -> None:
     np.save(base / "other.npy", planes(1))
     for model in ("patches", "ill"):
         encoder.write_checkpoint(base / f"{model}.pth", model)
+        resolve_weights(model, str(base / f"{model}.pth"))
     encoder.write_checkpoint(base / "other.pth", "patches", seed=1)
     stage = Stage(base, base / "made")
     stage.fresh()
+    np.save(stage.small_volume, planes(2, SMALL_TILES))
+    small = {"volume": stage.small_volume}
     for words in (
         stage.encode(stage.whole),
         stage.encode(stage.half, z_range=f"0:{TILES}:2"),
+        stage.encode(base / SMALL, **small),
+        stage.encode(base / SMALL_HALF, z_range="0:1", **small),
         stage.encode(base / "int8.zarr", store_dtype="int8"),
     ):
         child = stage.run(*words)
@@ -135,8 +151,8 @@ def make_base(base: Path) -> None:
 
 
 def planes(seed: int, count: int = TILES) -> np.ndarray:
-    """Noise, nowhere white enough for the ``ill`` encoder."""
-    return np.random.default_rng(seed).integers(0, 250, (count, SIDE, SIDE), dtype=np.uint8)
+    """Noise, nowhere white or black enough for the ``ill`` encoder."""
+    return np.random.default_rng(seed).integers(1, 250, (count, SIDE, SIDE), dtype=np.uint8)
 
 
 class Watch:
@@ -244,7 +260,11 @@ def require_same(store: Path, expected: dict[str, str], words: str = "") -> None
         raise AssertionError(f"{words}: not the bytes of an undisturbed run: {', '.join(names[:6])}")
 
 
-def pairs(values: Iterable[Any]) -> list[tuple[Any, Any]]:
-    """Neighbours."""
-    listed = list(values)
-    return list(zip(listed, listed[1:], strict=False))
+def stored(store: Path) -> dict[int, str]:
+    """Digest of every committed embedding as the store's reader gives it; raises what the reader raises."""
+    opened = EmbeddingStore.open(store)
+    reader = opened.reader()
+    return {
+        number: hashlib.sha256(reader.read([number]).numpy().tobytes()).hexdigest()
+        for number in map(int, np.flatnonzero(opened.committed))
+    }
