@@ -11,6 +11,8 @@ import torch
 
 from embedcache.geometry import EMBEDDING_SHAPE
 from embedcache.store import EmbeddingStore, EncodeSpec
+from embedcache.store.quantise import Quantised, quantise
+from embedcache.store.shard import INT8
 from embedcache.volume.preprocess import Preprocess
 from embedcache.volume.tiles import TileGrid
 
@@ -46,6 +48,18 @@ def embedding(seed: int) -> np.ndarray:
     return values
 
 
+@cache
+def quantised(seed: int) -> Quantised:
+    """The same embedding in eight bits a value."""
+    values, scales = quantise(torch.tensor(embedding(seed))[None])
+    return Quantised(values[0].numpy(), scales[0].numpy())
+
+
+def stored(store: EmbeddingStore, seed: int) -> np.ndarray | Quantised:
+    """The embedding as the store keeps it."""
+    return quantised(seed) if store.form == INT8 else embedding(seed)
+
+
 def make_store(path: Path, n: int = 5, shard_tiles: int = 2, **changes: Any) -> EmbeddingStore:
     values: dict[str, Any] = {
         "spec": spec(),
@@ -63,7 +77,7 @@ def commit(store: EmbeddingStore, *tiles: int, seed: int = 0, **reasons: Any) ->
         shard = (list(tiles) or [t for part in reasons.values() for t in part])[0] // store.shard_tiles
         writer.commit_shard(
             shard,
-            embeddings={tile: embedding(tile + seed) for tile in tiles},
+            embeddings={tile: stored(store, tile + seed) for tile in tiles},
             input_digests=dict.fromkeys(tiles, DIGEST),
             **reasons,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -154,18 +154,31 @@ class Encoder:
         InputError
             When the shape or dtype does not hold.
         """
+        pieces = [piece.cpu() for piece in self._pieces(inputs)]
+        return _joined(pieces, torch.device("cpu"))
+
+    def on_device(self, inputs: Tensor) -> Tensor:
+        """Encode images and leave the embeddings where they were computed; otherwise as a call.
+
+        Returns
+        -------
+        Tensor
+            ``(B, 256, 64, 64)`` float32 on the encoder's device.
+        """
+        return _joined(list(self._pieces(inputs)), self.device)
+
+    def _pieces(self, inputs: Tensor) -> Iterator[Tensor]:
+        """The embeddings of each static batch, float32 on the device."""
         if inputs.ndim != 4 or inputs.shape[1:] != _INPUT_SHAPE or inputs.dtype != torch.float32:
             raise InputError(
                 f"Encoder input is {inputs.dtype} of shape {tuple(inputs.shape)}; "
                 "torch.float32 of shape (B, 3, 1024, 1024) is expected."
             )
-        if len(inputs) == 0:
-            return torch.empty(0, 256, 64, 64)
-        with torch.inference_mode(), self._exact_float32():
-            pieces = [self._encode(piece) for piece in torch.split(inputs, self.batch)]
+        for piece in torch.split(inputs, self.batch) if len(inputs) else ():
+            with torch.inference_mode(), self._exact_float32():
+                embeddings = self._encode(piece)
+            yield embeddings
         self.calls += len(inputs)
-        # A plain tensor, as inference tensors cannot take part in training
-        return torch.cat(pieces).clone() if len(pieces) > 1 else pieces[0].clone()
 
     def _encode(self, inputs: Tensor) -> Tensor:
         count = len(inputs)
@@ -178,13 +191,20 @@ class Encoder:
                 f"{EMBEDDING_SHAPE} is needed.",
                 hint="Register one whose output is (B, 256, 64, 64) for images of 1024 × 1024.",
             )
-        return embeddings[:count].float().cpu().contiguous()
+        return embeddings[:count].float().contiguous()
 
     def _exact_float32(self) -> AbstractContextManager[None]:
         """On a GPU, keep cuDNN's convolutions from rounding float32 to TF32."""
         if self.device.type != "cuda":
             return nullcontext()
         return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+
+
+def _joined(pieces: list[Tensor], device: torch.device) -> Tensor:
+    """One plain tensor, as inference tensors cannot take part in training."""
+    if not pieces:
+        return torch.empty(0, *EMBEDDING_SHAPE, device=device)
+    return torch.cat(pieces).clone() if len(pieces) > 1 else pieces[0].clone()
 
 
 def _positive(name: str, value: Any) -> int:
