@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
+
+from embedcache.store import EmbeddingStore
+from embedcache.store.certificate import Certificate
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else."
@@ -17,3 +22,15 @@ def warn_untrained() -> None:
     click.echo(
         "Note: the encoder's weights are random (untrained). Good for trying out, not for results.", err=True
     )
+
+
+def say_certificates(stores: Sequence[str]) -> None:
+    """Say of each store, in one line, how faithful it was measured to be."""
+    for path in stores:
+        store = EmbeddingStore.open(path)
+        measured = store.certificate
+        if measured is None:
+            words = f"none yet; `embedcache verify {path} --reencode 16` makes one"
+        else:
+            words = Certificate.from_dict(measured).sentence
+        click.echo(f"fidelity of {store.path.name}: {words}.", err=True)

@@ -15,6 +15,7 @@ from embedcache.cli.output import print_json, print_pairs, print_table
 from embedcache.encode.plan import readable_bytes
 from embedcache.errors import EmbedcacheError
 from embedcache.store import EmbeddingStore
+from embedcache.store.certificate import Certificate
 from embedcache.train import Run
 from embedcache.volume import open_volume
 
@@ -33,17 +34,18 @@ def status(store: str | None, cache_dir: str, runs: str, as_json: bool) -> None:
         _status_of_folders(Path(cache_dir), Path(runs), as_json)
         return
     opened = EmbeddingStore.open(store)
-    figures = opened.status().to_dict()
+    figures = opened.status().to_dict() | {"certificate": opened.certificate}
     if as_json:
         print_json(figures)
         return
-    spec = figures.pop("spec")
+    spec, certificate = figures.pop("spec"), figures.pop("certificate")
     rows: list[tuple[str, object]] = [(name.replace("_", " "), value) for name, value in figures.items()]
     rows = [
         (name, readable_bytes(int(str(value)))) if name == "bytes" else (name, value) for name, value in rows
     ]
     rows += [("model", spec.get("model_type")), ("precision", spec.get("precision"))]
     rows += [("source", opened.provenance.get("source")), ("weights", opened.provenance.get("weights"))]
+    rows += [("certificate", None if certificate is None else Certificate.from_dict(certificate).sentence)]
     print_pairs("status", rows)
     for number, reason in list(opened.failed.items())[:10]:
         click.echo(f"failed: tile {number}: {reason}", err=True)

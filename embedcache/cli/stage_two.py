@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from embedcache.cli.app import app
-from embedcache.cli.common import cache_dir_option, json_option
+from embedcache.cli.common import cache_dir_option, json_option, say_certificates
 from embedcache.cli.defaults import store_and_labels
 from embedcache.cli.output import print_json, print_pairs
 from embedcache.cli.signals import stop_at_once
@@ -98,6 +98,7 @@ def train(
     from embedcache.train import train as run_train
 
     chosen_stores, chosen_labels = store_and_labels(stores, labels, Path(cache_dir))
+    say_certificates(chosen_stores)
     with stop_at_once():
         run = run_train(chosen_stores, chosen_labels, train=train_parts, progress=Terminal(), **wishes)
     summary = run.summary

@@ -1,0 +1,252 @@
+"""Turns store folders into a list of what nobody needs, and, when told to, removes exactly that.
+
+Only what this package itself leaves behind is ever listed: files under temporary names, locks of dead writers,
+older snapshots of the journal, shard files that no record speaks of, stores whose making was interrupted, and, on
+request, stores that no run refers to. No link is followed, and a file that is not ours is never touched. Removing
+holds the whole store's lock, and looks once more at what is there after it was taken.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from embedcache.errors import InputError, StorageError
+from embedcache.files import PARTIAL_SUFFIX, mutex, range_lock, remove_file, remove_tree
+from embedcache.files.locks import CLAIMS
+from embedcache.store import layout
+from embedcache.store.store import EmbeddingStore
+
+LITTER_NAME = re.compile(rf".+\.\d+{re.escape(PARTIAL_SUFFIX)}")
+"""Names under which this package gathers a file's bytes: ``NAME.PROCESS.partial``."""
+
+OURS = {
+    layout.GROUP_FILE,
+    layout.JOURNAL,
+    layout.EMBEDDINGS,
+    layout.TILES,
+    layout.SCALES,
+    layout.DECODER,
+}
+"""What a store's folder holds; with other things in it, the whole folder is never removed."""
+
+_SNAPSHOT = re.compile(r"snapshot-\d+\.safetensors")
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """One thing that can be removed.
+
+    Parameters
+    ----------
+    path : Path
+        A file, or a whole store.
+    bytes : int
+        What it takes.
+    what : str
+        Its kind: "partial file", "dead lock", "older snapshot", "unrecorded shard", "half-made store", "unused
+        store".
+    why : str
+        Why nobody needs it.
+    """
+
+    path: Path
+    bytes: int
+    what: str
+    why: str
+
+
+@dataclass(frozen=True)
+class References:
+    """What a folder of runs refers to: paths and fingerprints of stores."""
+
+    runs: int
+    paths: frozenset[str]
+    fingerprints: frozenset[str]
+
+
+def references(runs: Path) -> References:
+    """Read which stores the runs below a folder were trained on.
+
+    Raises
+    ------
+    InputError
+        When there is no run at all (the folder may be the wrong one), or one that cannot be read.
+    """
+    configs = sorted(runs.glob("*/config.json"))
+    if not configs:
+        raise InputError(
+            f"{runs.absolute()} holds no run, so every store would count as unused. Nothing was removed.",
+            hint="Name the folder of the runs with --runs, or remove a store by hand.",
+        )
+    paths: set[str] = set()
+    fingerprints: set[str] = set()
+    for config in configs:
+        values = layout.read_json(config)
+        stores, prints = values.get("stores"), values.get("fingerprints", [])
+        if not isinstance(stores, list) or not isinstance(prints, list):
+            raise InputError(f"{config} does not say which stores its run was trained on. Nothing was removed.")
+        paths |= {str(Path(str(store)).absolute()) for store in stores}
+        fingerprints |= {str(text) for text in prints}
+    return References(len(configs), frozenset(paths), frozenset(fingerprints))
+
+
+def find_garbage(root: Path, used: References | None = None) -> list[Garbage]:
+    """What could be removed of one store; nothing is changed.
+
+    Parameters
+    ----------
+    root : Path
+        A store, or a folder in which one was begun.
+    used : References, optional
+        With it, a store that no run refers to is garbage as a whole.
+
+    Raises
+    ------
+    InputError
+        When the folder is neither.
+    CorruptionError
+        When the store is damaged: then nobody can say what belongs to it.
+    """
+    root = root.absolute()
+    if root.is_symlink():
+        raise InputError(f"{root} is a link; gc follows none.", hint="Name the folder that it points to.")
+    if not (root / layout.GROUP_FILE).exists():
+        return [_half_made(root)]
+    store = EmbeddingStore.open(root)
+    if used is not None and str(root) not in used.paths and store.fingerprint not in used.fingerprints:
+        _refuse_foreign(root)
+        why = f"none of the {used.runs} runs was trained on it"
+        return [Garbage(root, tree_bytes(root), "unused store", why)]
+    return [*partial_files(root), *_dead_locks(root), *_older_snapshots(root), *unrecorded_shards(store)]
+
+
+def remove_garbage(root: Path, used: References | None = None) -> list[Garbage]:
+    """Remove what :func:`find_garbage` lists, under the whole store's lock; returns what was removed.
+
+    Raises
+    ------
+    LockedError
+        When somebody is writing the store; nothing is removed.
+    StorageError
+        When the disk refuses; what was removed before stays removed.
+    InputError, CorruptionError
+        As of :func:`find_garbage`.
+    """
+    root = root.absolute()
+    before = find_garbage(root, used)  # dead locks are removed by whoever takes the lock
+    with range_lock(root / layout.JOURNAL, None, guarded=root):
+        dead = [item for item in before if item.what == "dead lock" and not item.path.exists()]
+        found = find_garbage(root, used)
+        for item in found:
+            if item.path == root:
+                remove_tree(root)
+            else:
+                remove_file(item.path)
+    return dead + found
+
+
+def partial_files(root: Path) -> Iterator[Garbage]:
+    """Files under temporary names, anywhere in the store: of a killed writer, or of one that is at work."""
+    for path in _files(root):
+        if LITTER_NAME.fullmatch(path.name):
+            yield _garbage(path, "partial file", "a killed writer left it")
+
+
+def unrecorded_shards(store: EmbeddingStore) -> Iterator[Garbage]:
+    """Shard and scale files of which the journal, as it is now on disk, does not speak."""
+    found = [*_numbered(store.path, layout.EMBEDDINGS, ("0", "0", "0")), *_numbered(store.path, layout.SCALES, ("0",))]
+    if not found:
+        return
+    state = store.read_state()  # later than the list: a shard that was published meanwhile is recorded by now
+    for shard, path in found:
+        recorded = shard < len(state.shard_bytes) and state.shard_bytes[shard] > 0
+        if not recorded and shard not in state.intents:
+            yield _garbage(path, "unrecorded shard", "no record speaks of it: it was never committed")
+
+
+def tree_bytes(root: Path) -> int:
+    """Bytes of all files below a folder, links not followed."""
+    return sum(path.lstat().st_size for path in _files(root))
+
+
+def _half_made(root: Path) -> Garbage:
+    if not (root / layout.JOURNAL).is_dir() or (root / layout.JOURNAL).is_symlink():
+        raise InputError(f"{root} is no store of embeddings, and none was begun there.")
+    if (root / layout.EMBEDDINGS / "c").exists():
+        raise InputError(
+            f"{root} holds embeddings, but its {layout.GROUP_FILE} is missing. Nothing was removed.",
+            hint=f"embedcache repair {root}",
+        )
+    _refuse_foreign(root)
+    return Garbage(root, tree_bytes(root), "half-made store", "its making was interrupted; it holds no embedding")
+
+
+def _refuse_foreign(root: Path) -> None:
+    names = sorted(path.name for path in root.iterdir())
+    foreign = [name for name in names if name not in OURS and not LITTER_NAME.fullmatch(name)]
+    if foreign:
+        raise InputError(
+            f"{root} also holds {', '.join(foreign[:3])}, which is no part of a store. Nothing was removed.",
+            hint="Move it elsewhere first, or remove the folder by hand.",
+        )
+
+
+def _dead_locks(root: Path) -> Iterator[Garbage]:
+    """Lock files that no living process holds; looked at while nobody makes a new one."""
+    folder = root / layout.JOURNAL
+    try:
+        with mutex(folder, guarded=root):
+            dead = [path for path in sorted((folder / CLAIMS).glob("*.lock")) if _is_free(path)]
+    except StorageError:  # a read-only store: what can only be looked at by writing is left alone
+        return
+    for path in dead:
+        yield _garbage(path, "dead lock", "the process that held it is gone")
+
+
+def _is_free(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _older_snapshots(root: Path) -> Iterator[Garbage]:
+    folder = root / layout.JOURNAL
+    named = current_snapshot(root)
+    for path in sorted(folder.iterdir()):
+        if _SNAPSHOT.fullmatch(path.name) and path.name != named and not path.is_symlink():
+            yield _garbage(path, "older snapshot", "the journal names a newer one")
+
+
+def _numbered(root: Path, array: str, rest: Sequence[str]) -> Iterator[tuple[int, Path]]:
+    """Files of an array's chunks, with the number of their shard; folders that are links are passed over."""
+    top = root / array / "c"
+    if top.is_symlink() or not top.is_dir():
+        return
+    for entry in sorted(os.scandir(top), key=lambda entry: entry.name):
+        path = Path(entry.path).joinpath(*rest)
+        inner = [Path(entry.path).joinpath(*rest[:depth]) for depth in range(len(rest) + 1)]
+        if entry.name.isdecimal() and path.is_file() and not any(part.is_symlink() for part in inner):
+            yield int(entry.name), path
+
+
+def _files(root: Path) -> Iterator[Path]:
+    for folder, names, files in os.walk(root, followlinks=False):
+        names.sort()
+        yield from (Path(folder) / name for name in sorted(files))
+
+
+def _garbage(path: Path, what: str, why: str) -> Garbage:
+    return Garbage(path, path.lstat().st_size, what, why)

@@ -1,0 +1,71 @@
+"""Turns "the journal differs from my snapshot by now" into the newest state, read only when there is something new."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from embedcache.errors import EmbedcacheError
+from embedcache.store import layout
+from embedcache.store.state import StoreState
+
+if TYPE_CHECKING:
+    from embedcache.store.store import EmbeddingStore
+
+Marks = tuple[tuple[str, int, int], ...]
+
+PATIENCE_SECONDS = 1.0
+"""How long a shard whose replacement is announced may be neither the old nor the new one before it is accused."""
+
+_PAUSE_SECONDS = 0.1
+
+
+class NewestState:
+    """The journal as it is on disk now; threads may share it.
+
+    Parameters
+    ----------
+    store : EmbeddingStore
+        Its snapshot is what there was at first; it is not changed.
+    """
+
+    def __init__(self, store: EmbeddingStore) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._seen: Marks | None = None  # the snapshot may be older than any look at the files
+        self._state = store.state
+
+    def state(self) -> StoreState:
+        """The newest state; the older one again where the journal has not changed or cannot be read just now."""
+        with self._lock:
+            marks = self._marks()
+            if marks != self._seen:
+                try:
+                    self._state = self._store.read_state()
+                    self._seen = marks
+                except EmbedcacheError:
+                    pass  # what is damaged there was told, or will be
+            return self._state
+
+    def looks(self, undecided: Callable[[StoreState], bool]) -> Iterator[StoreState]:
+        """The newest state; while something in it is undecided, again and again for about a second."""
+        until = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            state = self.state()
+            yield state
+            if not undecided(state) or time.monotonic() >= until:
+                return
+            time.sleep(_PAUSE_SECONDS)
+
+    def _marks(self) -> Marks:
+        """Names, numbers and lengths of the journal's files: each record changes one of them."""
+        marks = []
+        for path in sorted((self._store.path / layout.JOURNAL).glob("*.jsonl")):
+            try:
+                status = path.stat()
+            except FileNotFoundError:  # compacted away just now
+                continue
+            marks.append((path.name, status.st_ino, status.st_size))
+        return tuple(marks)

@@ -1,0 +1,340 @@
+"""Turns a store into an account of itself: which recorded embeddings are there, and what else is not as it was written.
+
+Read-only: no lock is taken and nothing is written, so a store that is being encoded, or that cannot be written, is
+verified as well. The journal is read once; before a shard is accused, the journal is read again, as its writer may
+have replaced it meanwhile. What a killed writer left (a torn last line, a file under a temporary name, a shard file
+without a record) is litter and no corruption.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from embedcache.errors import (
+    EXIT_CORRUPTION,
+    EXIT_DONE,
+    CorruptionError,
+    InputError,
+    MismatchError,
+)
+from embedcache.progress import Progress, Silent
+from embedcache.store import layout
+from embedcache.store.compose import empty
+from embedcache.store.gc import partial_files, unrecorded_shards
+from embedcache.store.newest import NewestState
+from embedcache.store.record import ShardRecord
+from embedcache.store.store import EmbeddingStore
+from embedcache.store.verify_files import Problem, check_files, check_journal
+from embedcache.store.verify_shard import ShardVerdict, check_shard
+
+NAMED_TILES = 1000
+"""Tiles that one problem names at most in JSON; the counts are of all."""
+
+_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Scope:
+    """How much is verified.
+
+    Parameters
+    ----------
+    share : float
+        Of the shards that hold embeddings, chosen at random; 1 is all.
+    seconds : float, optional
+        After which no further shard is begun; shards are then taken in random order.
+    seed : int, optional
+        Of the choice; by default another one each time, so that repeated checks see everything in the end.
+    digests : bool
+        Compare each file's SHA-256 as well, which tells what was changed on purpose with its checksums kept.
+    """
+
+    share: float = 1.0
+    seconds: float | None = None
+    seed: int | None = None
+    digests: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise InputError(f"A share of {self.share:g} of a store cannot be verified; more than 0 % to 100 %.")
+        if self.seconds is not None and self.seconds <= 0:
+            raise InputError(f"A duration of {self.seconds:g} s; expected more than 0.")
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found.
+
+    Parameters
+    ----------
+    store : Path
+        The folder.
+    ok, corrupt, missing : int
+        Recorded embeddings whose bytes are right, are wrong, or are not there.
+    shards_checked, shards_total : int
+        Of the shards that hold embeddings.
+    bytes : int
+        Read from shard files.
+    seconds : float
+        Wall time.
+    seed : int
+        Of the choice of shards.
+    problems : tuple of Problem
+        Everything that is not as it was written.
+    litter : tuple of str
+        What may be removed; no damage.
+    broken : dict of int to ShardVerdict
+        The shards that are not intact.
+    verified : ndarray of int64
+        Numbers of the tiles that were looked at.
+    opened : EmbeddingStore or None
+        The store; None when it does not even open.
+    """
+
+    store: Path
+    ok: int = 0
+    corrupt: int = 0
+    missing: int = 0
+    shards_checked: int = 0
+    shards_total: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    seed: int = 0
+    problems: tuple[Problem, ...] = ()
+    litter: tuple[str, ...] = ()
+    broken: dict[int, ShardVerdict] = field(default_factory=dict)
+    verified: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    opened: EmbeddingStore | None = None
+
+    @property
+    def checked(self) -> int:
+        """Recorded embeddings that were looked at."""
+        return self.ok + self.corrupt + self.missing
+
+    @property
+    def complete(self) -> bool:
+        """Whether all there is was looked at."""
+        return self.opened is not None and self.shards_checked == self.shards_total
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 4 when something is damaged."""
+        return EXIT_CORRUPTION if self.problems else EXIT_DONE
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "store": str(self.store),
+            "checked": self.checked,
+            "ok": self.ok,
+            "corrupt": self.corrupt,
+            "missing": self.missing,
+            "shards_checked": self.shards_checked,
+            "shards_total": self.shards_total,
+            "bytes": self.bytes,
+            "seconds": self.seconds,
+            "complete": self.complete,
+            "seed": self.seed,
+            "problems": [problem.to_dict(NAMED_TILES) for problem in self.problems],
+            "litter": list(self.litter),
+        }
+
+
+def verify(path: Path | str, scope: Scope | None = None, progress: Progress | None = None) -> Verification:
+    """Compare a store with its own records.
+
+    Parameters
+    ----------
+    path : Path or str
+        The store.
+    scope : Scope, optional
+        How much of it; by default all.
+    progress : Progress, optional
+        Where to report to; silent by default.
+
+    Returns
+    -------
+    Verification
+        Also of a store that is too damaged to be opened.
+
+    Raises
+    ------
+    InputError
+        When the folder is no store.
+    MismatchError
+        When a newer version wrote it.
+    """
+    begin = time.perf_counter()
+    root, scope = Path(path).absolute(), scope or Scope()
+    seed = int.from_bytes(os.urandom(4), "little") if scope.seed is None else scope.seed
+    problems = check_journal(root)
+    store, why = _open(root)
+    if store is None:
+        problems += [] if any(problem.reason in why for problem in problems) else [Problem("store", str(root), (), why)]
+        return Verification(
+            root, seconds=time.perf_counter() - begin, seed=seed, problems=tuple(problems), litter=_litter(root)
+        )
+    newest = NewestState(store)
+    found, unfinished = check_files(store, newest)
+    problems += found
+    shards = np.unique(np.flatnonzero(store.committed) // store.shard_tiles)
+    deadline = None if scope.seconds is None else begin + scope.seconds
+    verdicts = list(_verdicts(store, newest, _chosen(shards, scope, seed), deadline, scope, progress or Silent()))
+    return _account(store, verdicts, problems, unfinished, len(shards), seed, begin)
+
+
+def _open(root: Path) -> tuple[EmbeddingStore | None, str]:
+    """The store, or why it does not open; what is no store, or a newer one's, is an error as everywhere."""
+    try:
+        return EmbeddingStore.open(root), ""
+    except CorruptionError as error:
+        return None, error.message
+    except InputError as error:
+        if not (root / layout.EMBEDDINGS / "c").is_dir():
+            raise  # no store, or one that holds nothing yet
+        return None, error.message
+
+
+def _chosen(shards: npt.NDArray[np.int64], scope: Scope, seed: int) -> npt.NDArray[np.int64]:
+    if scope.share == 1 and scope.seconds is None:
+        return shards
+    order = np.random.default_rng(seed).permutation(shards)
+    return order[: math.ceil(scope.share * len(shards))]
+
+
+def _verdicts(
+    store: EmbeddingStore,
+    newest: NewestState,
+    shards: npt.NDArray[np.int64],
+    deadline: float | None,
+    scope: Scope,
+    progress: Progress,
+) -> Iterator[ShardVerdict]:
+    """Judge shards by a few threads; after the deadline no further one is begun."""
+    threads = min(_THREADS, (os.cpu_count() or 1) + 1)
+    progress.start("verifying shards", len(shards))
+    pending: set[Future[ShardVerdict]] = set()
+    with ThreadPoolExecutor(threads, thread_name_prefix="embedcache-verify") as pool:
+        for shard in shards.tolist():
+            if deadline is not None and time.perf_counter() >= deadline:
+                break
+            pending.add(pool.submit(judge_shard, store, newest, shard, digests=scope.digests))
+            if len(pending) >= 2 * threads:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                progress.advance(len(done))
+                yield from (future.result() for future in done)
+        for future in pending:
+            yield future.result()
+            progress.advance()
+    progress.finish()
+
+
+def judge_shard(
+    store: EmbeddingStore, newest: NewestState, shard: int, *, digests: bool = False
+) -> ShardVerdict:
+    """The verdict on one shard; before it is accused, what the journal says meanwhile is compared as well."""
+    record = _record(store, newest, shard)
+    if record is None:
+        return ShardVerdict(empty(shard))  # its tiles were taken back meanwhile
+    verdict = check_shard(store.path, record, store.form, store.shard_tiles, digests=digests)
+    tried = {record.digest}
+    # scales are replaced before their shard's replacement is announced
+    for state in newest.looks(lambda state: shard in state.intents or bool(verdict.scales)):
+        if verdict.intact:
+            break
+        for other in (state.intents.get(shard), state.shard_record(shard)):
+            if other is None or (other.digest in tried and shard not in state.intents):
+                continue
+            tried.add(other.digest)
+            again = check_shard(store.path, other, store.form, store.shard_tiles, digests=digests)
+            if again.intact or len(again.broken) < len(verdict.broken):
+                verdict = again
+    return verdict
+
+
+def _record(store: EmbeddingStore, newest: NewestState, shard: int) -> ShardRecord | None:
+    """A shard's record; where the journal was compacted since the snapshot, as it is there now."""
+    try:
+        return store.state.shard_record(shard)
+    except CorruptionError:
+        return newest.state().shard_record(shard)
+
+
+def _account(
+    store: EmbeddingStore,
+    verdicts: list[ShardVerdict],
+    problems: list[Problem],
+    unfinished: list[str],
+    total: int,
+    seed: int,
+    begin: float,
+) -> Verification:
+    corrupt = missing = recorded = 0
+    numbers = []
+    for verdict in sorted(verdicts, key=lambda verdict: verdict.record.shard):
+        base = verdict.record.shard * store.shard_tiles
+        numbers.append(base + verdict.record.slots)
+        recorded += len(verdict.record.slots)
+        if not verdict.there:
+            missing += len(verdict.record.slots)
+        else:
+            corrupt += len(verdict.broken)
+        problems += _problems(store, verdict, base)
+    return Verification(
+        store.path,
+        ok=recorded - corrupt - missing,
+        corrupt=corrupt,
+        missing=missing,
+        shards_checked=len(verdicts),
+        shards_total=total,
+        bytes=sum(verdict.size for verdict in verdicts),
+        seconds=time.perf_counter() - begin,
+        seed=seed,
+        problems=tuple(problems),
+        litter=(*unfinished, *_litter(store.path, store)),
+        broken={verdict.record.shard: verdict for verdict in verdicts if not verdict.intact},
+        verified=np.concatenate(numbers) if numbers else np.zeros(0, np.int64),
+        opened=store,
+    )
+
+
+def _problems(store: EmbeddingStore, verdict: ShardVerdict, base: int) -> Iterator[Problem]:
+    """A shard's damage: one problem for the file, or one for each reason that tiles are broken for."""
+    where = str(layout.shard_path(store.path, verdict.record.shard))
+    every = tuple((base + verdict.record.slots).tolist())
+    if not verdict.there:
+        yield Problem("missing file", where, every, "the shard file is missing")
+    for fault in verdict.faults:
+        yield Problem("shard file", where, every, fault)
+    for reason, tiles in _by_reason(verdict.wrong, base):
+        yield Problem("embedding", where, tiles, reason)
+    scales = str(layout.scales_path(store.path, verdict.record.shard))
+    for reason, tiles in _by_reason(verdict.scales, base):
+        yield Problem("scales", scales, tiles, reason)
+
+
+def _by_reason(slots: Mapping[int, str], base: int) -> list[tuple[str, tuple[int, ...]]]:
+    grouped: dict[str, list[int]] = {}
+    for slot, reason in sorted(slots.items()):
+        grouped.setdefault(reason, []).append(base + slot)
+    return [(reason, tuple(tiles)) for reason, tiles in grouped.items()]
+
+
+def _litter(root: Path, store: EmbeddingStore | None = None) -> tuple[str, ...]:
+    found = [*partial_files(root)]
+    if store is not None:
+        try:
+            found += unrecorded_shards(store)
+        except (CorruptionError, MismatchError):
+            pass  # the journal was damaged meanwhile; the next look says so
+    return tuple(f"{item.path}: {item.what}; {item.why}" for item in found)

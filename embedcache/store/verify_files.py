@@ -1,0 +1,211 @@
+"""Turns a store's small files into problems: journal lines, Zarr metadata, the table of tiles, the decoder.
+
+What an interrupted writer leaves in them (lengths and numerics that are copied a moment after the journal has them) is
+told apart from damage: the next writer brings it up to date.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from embedcache.errors import CorruptionError, EmbedcacheError, InputError
+from embedcache.files import canonical_json, read_inside
+from embedcache.store import layout
+from embedcache.store.journal import CREATED, journal_files
+from embedcache.store.journal_damage import DamagedLine, damaged_lines
+from embedcache.store.newest import NewestState
+from embedcache.store.spec import EncodeSpec
+from embedcache.store.state import StoreState
+from embedcache.store.store import EmbeddingStore
+from embedcache.volume.volume import ImageRecord
+
+JOURNAL_LIMIT = 4 << 30
+"""Bytes above which a journal file is not looked at line by line."""
+
+_LOOKS = 3
+_PAUSE_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is not as it was written.
+
+    Parameters
+    ----------
+    what : str
+        "embedding", "scales", "missing file", "shard file", "journal", "metadata", "tile table", "decoder" or "store".
+    where : str
+        The file, and the line of a journal.
+    tiles : tuple of int
+        Numbers of the tiles that cannot be read because of it.
+    reason : str
+        What is wrong.
+    """
+
+    what: str
+    where: str
+    tiles: tuple[int, ...]
+    reason: str
+
+    def to_dict(self, limit: int) -> dict[str, Any]:
+        """JSON values; at most ``limit`` tiles are named."""
+        return {
+            "what": self.what,
+            "where": self.where,
+            "tiles": list(self.tiles[:limit]),
+            "reason": self.reason,
+        }
+
+
+def check_journal(root: Path) -> list[Problem]:
+    """Every line of every journal file against its checksum; a torn last line is no problem."""
+    folder = root / layout.JOURNAL
+    return [problem for path in [folder / CREATED, *journal_files(folder)] for problem in _check_lines(root, path)]
+
+
+def _check_lines(root: Path, path: Path) -> Iterator[Problem]:
+    try:
+        damage = journal_damage(root, path)
+    except (FileNotFoundError, NotADirectoryError):
+        if path.name == CREATED and (root / layout.GROUP_FILE).exists():
+            yield Problem("journal", str(path), (), f"{path} is missing: the journal's first file")
+        return
+    except CorruptionError as error:
+        yield Problem("journal", str(path), (), error.message)
+        return
+    for line in damage:
+        kind = "one flipped bit, which `repair` turns back" if line.mended else "more than one bit is wrong"
+        where = f"{path}, line {line.number} (byte {line.offset})"
+        yield Problem("journal", where, (), f"the line differs from its checksum: {kind}")
+
+
+def journal_damage(root: Path, path: Path) -> list[DamagedLine]:
+    """The damaged lines of a journal file; one that a writer is just changing is looked at again.
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is no such file.
+    CorruptionError
+        When it is a link, no regular file, or too large to be one of ours.
+    """
+    damage = damaged_lines(read_inside(root, path, JOURNAL_LIMIT))
+    for _ in range(_LOOKS if damage else 0):
+        # a writer that cuts off a torn line and appends its own shows, for a moment, one glued to the other
+        time.sleep(_PAUSE_SECONDS)
+        again = damaged_lines(read_inside(root, path, JOURNAL_LIMIT))
+        damage = [line for line in damage if line in again]
+    return damage
+
+
+def check_files(store: EmbeddingStore, newest: NewestState) -> tuple[list[Problem], list[str]]:
+    """The small files of a store that opens: what is damaged, and what an interrupted writer has to bring up to date."""
+    state = newest.state()
+    problems: list[Problem] = []
+    unfinished: list[str] = []
+    for path, expected in metadata_files(store, state):
+        found, note = _compare(store, path, expected)
+        if found and newest.state() is not state:  # a writer has changed it meanwhile
+            found, note = _compare(store, path, dict(metadata_files(store, newest.state()))[path])
+        problems += [Problem("metadata", str(path), (), found)] if found else []
+        unfinished += [f"{path}: {note}"] if note else []
+    problems += [*_check_table(store)]
+    try:
+        store.decoder_state()
+    except CorruptionError as error:
+        problems.append(Problem("decoder", str(store.path / layout.DECODER), (), error.message))
+    return problems, unfinished
+
+
+def metadata_files(store: EmbeddingStore, state: StoreState) -> list[tuple[Path, dict[str, Any]]]:
+    """Each ``zarr.json`` of a store and what it has to hold."""
+    count, dtype = state.n_tiles, store.spec.store_dtype
+    arrays = layout.arrays_metadata(count, store.shard_tiles, dtype)
+    return [
+        (store.path / layout.GROUP_FILE, layout.root_metadata(group_attributes(store.path, state), count)),
+        (store.path / layout.JOURNAL / layout.GROUP_FILE, layout.group_metadata({})),
+        *((store.path / name / layout.GROUP_FILE, metadata) for name, metadata in arrays.items()),
+    ]
+
+
+def _compare(store: EmbeddingStore, path: Path, expected: dict[str, Any]) -> tuple[str, str]:
+    """What is wrong with a metadata file, and what is only behind the journal."""
+    try:
+        found = layout.read_json(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return f"{path} is missing", ""
+    except (CorruptionError, InputError) as error:
+        return error.message, ""
+    if found == expected:
+        return "", ""
+    if not store.uniform or found.get("node_type") == "group":
+        if canonical_json(_timeless(found)) == canonical_json(_timeless(expected)):
+            return "", "lengths or numerics are not yet the journal's; the next writer brings them up to date"
+    return f"{path} is not what it has to be", ""
+
+
+def _timeless(metadata: Any) -> Any:
+    """Metadata without what a writer copies into it a moment after the journal has it."""
+    if isinstance(metadata, list):
+        return [_timeless(value) for value in metadata]
+    if not isinstance(metadata, dict):
+        return metadata
+    kept = {name: _timeless(value) for name, value in metadata.items() if name != "numerics"}
+    if isinstance(kept.get("shape"), list) and metadata.get("node_type") == "array":
+        kept["shape"] = kept["shape"][1:]
+    return kept
+
+
+def _check_table(store: EmbeddingStore) -> Iterator[Problem]:
+    """The table of tiles, against the grid that it follows from; a chunk in the wrong place has a right checksum."""
+    try:
+        found = layout.read_tiles(store.path, len(store))
+    except CorruptionError as error:
+        yield Problem("tile table", str(store.path / layout.TILES), (), error.message)
+        return
+    expected = expected_table(store.spec, store.images, len(store))
+    if expected is not None and not np.array_equal(found, expected):
+        wrong = np.flatnonzero((found != expected).any(axis=1))
+        chunks = np.unique(wrong // layout.TILE_ROWS).tolist()
+        for chunk in chunks:
+            where = str(layout.tiles_path(store.path, chunk))
+            yield Problem("tile table", where, (), "rows are not the ones that the grid gives (swapped?)")
+
+
+def expected_table(
+    spec: EncodeSpec, images: Sequence[ImageRecord], count: int
+) -> npt.NDArray[np.int64] | None:
+    """The table that follows from the recipe; None where the recipe does not say it, or the table is another's."""
+    try:
+        if images:
+            table = spec.grid.table_images([(image.height, image.width) for image in images])
+        else:
+            planes, height, width = (int(size) for size in spec.volume["shape"])
+            table = spec.grid.table_uniform(1 if spec.preprocess.depth_ranges else planes, height, width)
+    except (EmbedcacheError, KeyError, TypeError, ValueError):
+        return None
+    return table if len(table) == count else None
+
+
+def group_attributes(root: Path, state: StoreState) -> dict[str, Any]:
+    """What the group's attributes have to be: as the journal says, and where it does not (older stores) as they are.
+
+    Raises
+    ------
+    CorruptionError
+        When neither says it.
+    """
+    attributes = state.attributes
+    if attributes is None:
+        try:
+            attributes = layout.read_json(root / layout.GROUP_FILE)["attributes"][layout.ATTRIBUTE]
+        except (OSError, KeyError, TypeError, InputError) as error:
+            raise CorruptionError(f"{root / layout.GROUP_FILE} is damaged, and nothing says what stood in it.") from error
+    return {**attributes, "numerics": state.numerics}
