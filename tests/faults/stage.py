@@ -32,6 +32,8 @@ WHOLE = "whole.zarr"
 HALF = "half.zarr"
 """Tiles 0, 2 and 4, one of every shard's two: the rest replaces all three shards."""
 
+INT8 = "int8.zarr"
+
 SMALL = "small.zarr"
 SMALL_TILES = 3
 SMALL_HALF = "small-half.zarr"
@@ -143,7 +145,7 @@ def make_base(base: Path) -> None:
         stage.encode(stage.half, z_range=f"0:{TILES}:2"),
         stage.encode(base / SMALL, **small),
         stage.encode(base / SMALL_HALF, z_range="0:1", **small),
-        stage.encode(base / "int8.zarr", store_dtype="int8"),
+        stage.encode(base / INT8, store_dtype="int8"),
     ):
         child = stage.run(*words)
         if child.code != 0 and "int8" not in map(str, words):
