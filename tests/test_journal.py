@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from embedcache.errors import CorruptionError
 from embedcache.files import append_line
 from embedcache.store.journal import (
-    JournalWriter,
+    append_record,
     decode_line,
     encode_line,
-    mend,
     read_record,
     read_records,
 )
-from embedcache.store.record import ShardRecord, pack, pack_flags, unpack_flags
+from embedcache.store.packing import pack, pack_flags, unpack_flags
+from embedcache.store.record import ShardRecord
 
 records = st.dictionaries(
     st.text(max_size=8).filter(lambda name: name != "crc32c"),
@@ -57,7 +57,6 @@ def test_a_journal_cut_anywhere_gives_its_whole_lines_and_goes_on(
     path.write_bytes(whole[:cut])
     kept = whole[:cut].count(b"\n")
     assert [record for _, record in read_records(path)] == written[:kept]
-    assert mend(path) == (not whole[:cut].endswith(b"\n") and cut > 0)
     append_line(path, encode_line({"kind": "next"}))
     assert [record for _, record in read_records(path)] == [*written[:kept], {"kind": "next"}]
 
@@ -71,23 +70,28 @@ def test_a_damaged_line_in_the_middle_is_corruption_and_named(tmp_path: Path) ->
         list(read_records(path))
 
 
-def test_a_last_line_of_garbage_counts_as_torn_and_is_mended(tmp_path: Path) -> None:
+@pytest.mark.parametrize("garbage", [b"\x00" * 100, b"{}", b""])
+def test_a_last_line_with_its_break_that_is_wrong_is_corruption_not_torn(
+    tmp_path: Path, garbage: bytes
+) -> None:
     path = tmp_path / "main.jsonl"
-    good = encode_line({"kind": "x"}).encode() + b"\n"
-    path.write_bytes(good + b"\x00" * 100 + b"\n")
-    assert len(list(read_records(path))) == 1
-    assert mend(path)
-    assert path.read_bytes() == good
+    path.write_bytes(encode_line({"kind": "x"}).encode() + b"\n" + garbage + b"\n")
+    with pytest.raises(CorruptionError, match="line 2"):
+        list(read_records(path))
 
 
-def test_records_are_numbered_and_can_be_read_again(tmp_path: Path) -> None:
-    journal = JournalWriter(tmp_path / "main.jsonl", 7)
-    places = [journal.append({"kind": "x", "n": n})[0] for n in range(3)]
-    assert [read_record(place) for place in places] == [{"kind": "x", "n": n, "seq": 7 + n} for n in range(3)]
+def test_records_can_be_read_again_even_when_the_file_has_lost_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "main.jsonl"
+    for n in range(3):
+        append_record(tmp_path, path, {"kind": "x", "n": n})
+    places = [place for place, _ in read_records(path)]
+    path.unlink()
+    assert [read_record(place) for place in places] == [{"kind": "x", "n": n} for n in range(3)]
 
 
 def test_a_record_that_changed_since_is_corruption(tmp_path: Path) -> None:
-    place, _ = JournalWriter(tmp_path / "main.jsonl", 0).append({"kind": "x"})
+    append_record(tmp_path, tmp_path / "main.jsonl", {"kind": "x"})
+    place, _ = next(read_records(tmp_path / "main.jsonl"))
     place.path.write_bytes(b" " * place.length)
     with pytest.raises(CorruptionError, match="checksum"):
         read_record(place)
@@ -107,7 +111,7 @@ def test_a_shard_record_survives_its_json(slots: set[int], data: st.DataObject) 
         inputs=pack(b"".join(bytes([slot]) * 32 for slot in order.tolist())),
         skipped=dict(list(reasons.items())[::2]),
         failed=dict(list(reasons.items())[1::2]),
-        digest="sha256:x",
+        digest="sha256:" + "0" * 64,
         size=9,
         numerics=1,
         writer="w",

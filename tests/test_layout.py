@@ -34,7 +34,7 @@ def test_a_tile_table_reads_back_and_grows(
 
 def test_zarr_reads_the_tile_table(tmp_path: Path) -> None:
     layout.write_tiles(tmp_path, numbered(5000))
-    layout.write_arrays(tmp_path, 5000, 4)
+    layout.write_arrays(tmp_path, 5000, 4, "float16")
     assert np.array_equal(zarr.open_array(tmp_path / "tiles", mode="r")[:], numbered(5000))
 
 
@@ -54,14 +54,14 @@ def test_a_missing_part_of_the_tile_table_is_found(tmp_path: Path) -> None:
 
 
 def test_metadata_of_arrays_that_is_right_is_left_alone_and_any_other_is_mended(tmp_path: Path) -> None:
-    layout.write_arrays(tmp_path, 7, 2)
+    layout.write_arrays(tmp_path, 7, 2, "float16")
     before = [(tmp_path / name / "zarr.json").stat().st_ino for name in ("tiles", "image_embeddings")]
-    layout.write_arrays(tmp_path, 7, 2)
+    layout.write_arrays(tmp_path, 7, 2, "float16")
     after = [(tmp_path / name / "zarr.json").stat().st_ino for name in ("tiles", "image_embeddings")]
     assert before == after
     for text in ("", "{", "[1]", '{"shape": [9, 5]}'):
         (tmp_path / "tiles" / "zarr.json").write_text(text)
-        layout.write_arrays(tmp_path, 7, 2)
+        layout.write_arrays(tmp_path, 7, 2, "float16")
         assert zarr.open_array(tmp_path / "tiles", mode="r").shape == (7, 5)
 
 

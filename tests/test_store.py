@@ -8,8 +8,9 @@ import pickle
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from embedcache.errors import (
     StorageError,
 )
 from embedcache.files import append_line
+from embedcache.files.disk import Disk, set_disk
 from embedcache.store import EmbeddingStore
 from embedcache.store.creation import refuse_foreign
 from embedcache.store.journal import encode_line
@@ -166,15 +168,14 @@ def test_a_file_that_may_not_be_read_is_a_refusal_not_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     make_store(tmp_path)
-    real = Path.open
+    real = os.open
 
-    def refuse(path: Path, *rest: object, **options: object) -> object:
-        if path.name == name:
+    def refuse(path: object, *rest: object, **options: object) -> int:
+        if str(path) == name:
             raise PermissionError(13, "Permission denied")
         return real(path, *rest, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Path, "open", refuse)
-    monkeypatch.setattr(Path, "read_bytes", lambda path: path.open("rb").read())
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(StorageError, match=rf"Cannot read .*{name}: Permission denied") as caught:
         EmbeddingStore.open(tmp_path).decoder_state()
     assert "owner and mode" in str(caught.value)
@@ -358,15 +359,15 @@ def test_a_writer_whose_commit_failed_in_the_middle_may_go_on(
 ) -> None:
     store = make_store(tmp_path)
     commit(store, 0)
-    real = os.pwrite
+    real = os.pwritev
 
-    def stop_at_record(descriptor: int, data: memoryview, offset: int) -> int:
-        if b'"kind":"shard"' in bytes(data):
+    def stop_at_record(descriptor: int, pieces: list[memoryview], offset: int) -> int:
+        if any(b'"kind":"shard"' in bytes(piece) for piece in pieces):
             raise OSError(28, "No space left on device")
-        return real(descriptor, data, offset)
+        return real(descriptor, pieces, offset)
 
     with store.writer() as writer:
-        monkeypatch.setattr(os, "pwrite", stop_at_record)
+        monkeypatch.setattr(os, "pwritev", stop_at_record)
         with pytest.raises(StorageError):
             writer.commit_shard(0, embeddings={0: embedding(60)}, input_digests={0: DIGEST})
         monkeypatch.undo()
@@ -491,31 +492,45 @@ SCENARIO: list[Callable[[EmbeddingStore], None]] = [
 ]
 
 
-def interrupt_disk(at: int, act: Callable[[], None]) -> None:
-    """In this process: do ``act`` in place of the ``at``-th call that changes the disk; half of it if a write."""
-    count = [0]
+class InterruptedDisk(Disk):
+    """Does ``act`` in place of the ``at``-th step that changes the disk; half of it if it is a write."""
 
-    def patched(real: Callable) -> Callable:
-        def call(*arguments: object, **options: object) -> object:
-            count[0] += 1
-            if count[0] == at:
-                if real is real_pwrite:
-                    real(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2], arguments[2])
-                act()
-            return real(*arguments, **options)
+    def __init__(self, at: int, act: Callable[[], None]) -> None:
+        self._left, self._act = at, act
 
-        return call
+    def _step(self) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self._act()
 
-    real_pwrite = os.pwrite
-    for owner, name in (
-        (os, "fsync"),
-        (os, "pwrite"),
-        (os, "link"),
-        (os, "ftruncate"),
-        (Path, "replace"),
-        (Path, "mkdir"),
-    ):
-        setattr(owner, name, patched(getattr(owner, name)))
+    def write(self, descriptor: int, pieces: Sequence[memoryview], offset: int) -> int:
+        if self._left == 1:
+            whole = b"".join(pieces)
+            super().write(descriptor, [memoryview(whole[: len(whole) // 2])], offset)
+        self._step()
+        return super().write(descriptor, pieces, offset)
+
+
+def _counted(name: str) -> Callable:
+    def step(disk: InterruptedDisk, *arguments: Any) -> Any:
+        disk._step()
+        return getattr(Disk, name)(disk, *arguments)
+
+    return step
+
+
+for _name in (
+    "open_new",
+    "open_kept",
+    "fsync",
+    "fsync_folder",
+    "truncate",
+    "replace",
+    "link",
+    "mkdir",
+    "unlink",
+):
+    setattr(InterruptedDisk, _name, _counted(_name))
 
 
 def run_interrupted(path: Path, at: int, act: Callable[[], None]) -> tuple[int, int, bool]:
@@ -530,7 +545,7 @@ def run_interrupted(path: Path, at: int, act: Callable[[], None]) -> tuple[int, 
     if child == 0:
         code = 1
         try:
-            interrupt_disk(at, say_and_act)
+            set_disk(InterruptedDisk(at, say_and_act))
             store = start(path)
             for step in SCENARIO:
                 step(store)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,21 @@ from embedcache.files import (
     write_file,
 )
 from embedcache.store import layout
-from embedcache.store.journal import CREATED, encode_line
+from embedcache.store.journal import CREATED, JournalFile, encode_line
 from embedcache.store.record import table_record
-from embedcache.store.spec import FORMAT, EncodeSpec
+from embedcache.store.replay import read_state
+from embedcache.store.spec import FORMAT, EncodeSpec, leaf_differences
+from embedcache.store.state import StoreState
 from embedcache.volume.volume import ImageRecord
 
 SHARD_TILES = 64
 """Embeddings of one shard file, unless told otherwise."""
 
 SHARD_TILES_LIMIT = 4096
+"""Tiles of a shard above which a store is refused."""
+
+NUMERICS = "numerics"
+"""The one attribute that is only a copy of what the journal holds."""
 
 
 def write_new(
@@ -44,17 +51,17 @@ def write_new(
 ) -> None:
     """Write everything of a new store; the group's metadata comes last and makes it one."""
     decoder = safetensors.torch.save({name: value.contiguous() for name, value in decoder_state.items()})
-    attributes = {
+    values = {
         "format": FORMAT,
         "fingerprint": spec.fingerprint,
         "embedding_space": spec.embedding_space,
         "spec": spec.to_dict(),
         "shard_tiles": shard_tiles,
         "decoder_sha256": sha256_hex(decoder),
-        "numerics": [],
         "provenance": dict(provenance),
     }
-    metadata = layout.json_bytes(layout.root_metadata(attributes, len(table), shard_tiles))
+    attributes: dict[str, Any] = json.loads(canonical_json(values))  # as they will be read back
+    metadata = layout.json_bytes(layout.root_metadata({**attributes, "numerics": []}, len(table)))
     try:
         make_folder(root)
     except OSError as error:
@@ -62,9 +69,12 @@ def write_new(
     write_file(root / layout.JOURNAL / layout.GROUP_FILE, layout.json_bytes(layout.group_metadata({})))
     write_file(root / layout.DECODER, decoder)
     layout.write_tiles(root, table)
-    layout.write_arrays(root, len(table), shard_tiles)
-    line = encode_line({**table_record(len(table), images), "seq": 0})
-    write_file(root / layout.JOURNAL / CREATED, line.encode("ascii") + b"\n")
+    layout.write_arrays(root, len(table), shard_tiles, spec.store_dtype)
+    lines = (
+        encode_line({"kind": "store", "seq": 0, "attributes": attributes}),
+        encode_line({**table_record(len(table), images), "seq": 1}),
+    )
+    write_file(root / layout.JOURNAL / CREATED, "".join(f"{line}\n" for line in lines).encode("ascii"))
     try:
         create_file(root / layout.GROUP_FILE, metadata)
     except FileExistsError as error:
@@ -80,7 +90,7 @@ def refuse_foreign(root: Path) -> None:
         return
     if not root.is_dir():
         raise InputError(f"{root} is a file; a store is a folder.")
-    ours = {layout.JOURNAL, layout.EMBEDDINGS, layout.TILES, layout.DECODER}
+    ours = {layout.JOURNAL, layout.EMBEDDINGS, layout.TILES, layout.SCALES, layout.DECODER}
     try:
         names = sorted(path.name for path in root.iterdir())
     except OSError as error:
@@ -107,6 +117,88 @@ def no_store(root: Path) -> InputError:
             hint="Run the same encode command again; it completes it.",
         )
     return InputError(f"{root} is no store of embeddings: it has no {layout.GROUP_FILE}.")
+
+
+def read_attributes(root: Path) -> dict[str, Any]:
+    """The group's attributes as ``zarr.json`` has them, checked as far as they go.
+
+    Raises
+    ------
+    InputError
+        When the folder is no store, or its making was interrupted.
+    MismatchError
+        When a newer version wrote it.
+    CorruptionError
+        When it is a store whose ``zarr.json`` is broken.
+    StorageError
+        When it cannot be read.
+    """
+    try:
+        metadata = layout.read_json(root / layout.GROUP_FILE)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise no_store(root) from error
+    except InputError as error:
+        if (root / layout.JOURNAL / layout.LOCK).exists():  # a store of ours, then
+            raise CorruptionError(error.message, hint=_repair(root)) from error
+        raise
+    group = metadata.get("attributes")
+    attributes = group.get(layout.ATTRIBUTE) if isinstance(group, dict) else None
+    if not isinstance(attributes, dict):
+        raise InputError(f"{root} is a Zarr group, but no store of embeddings.")
+    check_attributes(root, attributes)
+    return attributes
+
+
+def agreed_attributes(root: Path, found: Mapping[str, Any], state: StoreState) -> dict[str, Any]:
+    """The attributes that hold, once those of ``zarr.json`` and those of the journal are known to be the same.
+
+    A writer that was killed while it changed the source leaves ``zarr.json`` as it was before; the journal holds.
+
+    Raises
+    ------
+    CorruptionError
+        When they differ, naming the fields.
+    """
+    attributes = {name: value for name, value in found.items() if name != NUMERICS}
+    if state.attributes is None or attributes == state.attributes:
+        return attributes
+    if attributes != state.superseded:
+        names = ", ".join(leaf_differences(attributes, state.attributes))
+        raise CorruptionError(
+            f"{root / layout.GROUP_FILE} and the journal differ in {names}.", hint=_repair(root)
+        )
+    check_attributes(root, state.attributes)
+    return state.attributes
+
+
+def recorded_attributes(root: Path) -> dict[str, Any] | None:
+    """The attributes as the journal has them, whatever ``zarr.json`` says; ``None`` where it has none.
+
+    Raises
+    ------
+    CorruptionError
+        When the journal is broken.
+    InputError, MismatchError
+        As of :func:`check_attributes`.
+    StorageError
+        When it cannot be read.
+    """
+    path = root / layout.JOURNAL / CREATED
+    try:
+        _, first = next(JournalFile(root, path).records())
+        tiles = first["attributes"]["shard_tiles"]
+    except (FileNotFoundError, NotADirectoryError, StopIteration, LookupError, TypeError):
+        return None
+    if not (isinstance(tiles, int) and 1 <= tiles <= SHARD_TILES_LIMIT):
+        return None
+    attributes = read_state(root, tiles).attributes
+    if attributes is not None:
+        check_attributes(root, attributes)
+    return attributes
+
+
+def _repair(root: Path) -> str:
+    return f"embedcache repair {root} writes it anew from the journal; or encode again into another --store."
 
 
 def check_attributes(root: Path, attributes: Mapping[str, Any]) -> None:

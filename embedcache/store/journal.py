@@ -1,50 +1,83 @@
 """Turns records into checksummed lines of an append-only file, and such files back into records.
 
 A line is one JSON object whose last member is ``"crc32c"``: the CRC-32C, as 8 hex digits, of all bytes of the
-line before ``,"crc32c":``. The last line of a file may be torn (its writer was killed before the line was
-acknowledged): it is dropped. Any other line that differs from its checksum is corruption.
+line before ``,"crc32c":``. A last line without its line break is torn (its writer was killed before the line was
+acknowledged): it is left out. Any other line that differs from its checksum is corruption, wherever it stands.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedcache.errors import CorruptionError
-from embedcache.files import append_line, canonical_json, crc32c, cut_file, read_error
+from embedcache.errors import CorruptionError, InputError
+from embedcache.files import (
+    append_line,
+    canonical_json,
+    crc32c,
+    open_inside,
+    read_error,
+    require_no_links,
+)
 
 CREATED = "created.jsonl"
-"""Journal file that is written whole when the store is created."""
+"""Journal file that is written whole: when the store is created, and when its journal is compacted."""
 
 MAIN = "main.jsonl"
-"""Journal file of the writer that holds the whole store."""
+"""Journal file of what concerns the whole store, and of a writer that holds all of it."""
 
-_MARK = b',"crc32c":"'
-_TAIL = len(_MARK) + len('00000000"}')
+SUFFIX = ".jsonl"
+
+LINE_LIMIT = 64 << 20
+"""Bytes above which a line is refused: a file without line breaks must not fill the memory."""
+
+HINT = "embedcache repair STORE mends what can be mended."
+
+TAIL_BYTES = len(',"crc32c":"00000000"}')
+"""Bytes of a line's checksum and what is around it."""
+
+_PIECE = 1 << 20
+_LOOKS = 4
+_PAUSE_SECONDS = 0.01
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a record stands: file, offset of its line, length of the line without the line break."""
-
-    path: Path
-    offset: int
-    length: int
+def shards_file(shards: range) -> str:
+    """Name of the journal file of a writer of some shards."""
+    return f"shards-{shards.start:08d}-{shards.stop:08d}{SUFFIX}"
 
 
 def encode_line(record: Mapping[str, Any]) -> str:
-    """One journal line, without its line break."""
+    """One journal line, without its line break.
+
+    Raises
+    ------
+    InputError
+        When it is longer than any reader would accept.
+    """
     body = canonical_json(record)[:-1]
-    return f'{body},"crc32c":"{crc32c(body.encode("ascii")):08x}"}}'
+    if len(body) + TAIL_BYTES > LINE_LIMIT:
+        raise InputError(
+            f"A record of {len(body):,} bytes is too long for the journal ({LINE_LIMIT:,} at most).",
+            hint="Add fewer images at once, or narrow the selection.",
+        )
+    return body + line_tail(body.encode("ascii")).decode("ascii")
+
+
+def line_tail(body: bytes) -> bytes:
+    """What ends a line: the checksum of the bytes before it."""
+    return f',"crc32c":"{crc32c(body):08x}"}}'.encode("ascii")
 
 
 def decode_line(line: bytes) -> dict[str, Any] | None:
     """The record of a line, or ``None`` when the line differs from its checksum."""
-    body, tail = line[:-_TAIL], line[-_TAIL:]
-    if not body or tail != _MARK + f'{crc32c(body):08x}"}}'.encode("ascii"):
+    body, tail = line[:-TAIL_BYTES], line[-TAIL_BYTES:]
+    if not body or tail != line_tail(body):
         return None
     try:
         record = json.loads(body + b"}")
@@ -53,54 +86,160 @@ def decode_line(line: bytes) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
-def journal_files(folder: Path) -> list[Path]:
-    """The journal's files in the order in which they are read: the one of the creation first.
+class JournalFile:
+    """A journal file opened for reading; it stays readable when a compaction removes its name.
+
+    Parameters
+    ----------
+    root : Path
+        The store.
+    path : Path
+        The file.
 
     Raises
     ------
+    FileNotFoundError
+        When there is none.
     CorruptionError
-        When that one is missing: the others mean nothing without it.
+        When it is a link or no regular file.
+    StorageError
+        When it cannot be read.
+
+    Attributes
+    ----------
+    end : int
+        Offset behind the last whole line that :meth:`records` has given.
+    """
+
+    def __init__(self, root: Path, path: Path) -> None:
+        self.path = path
+        self.end = 0
+        self._lines = 0
+        self._descriptor = -1
+        try:
+            self._descriptor = open_inside(root, path)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise read_error(error, path) from error
+
+    def records(self, bound: int | None = None) -> Iterator[tuple[Place, dict[str, Any]]]:
+        """Yield the records behind :attr:`end`, in order; a torn last line is left out.
+
+        Parameters
+        ----------
+        bound : int, optional
+            Where the file ended when it was last looked at; what has been appended since is left for later.
+
+        Raises
+        ------
+        CorruptionError
+            When a line differs from its checksum, or is longer than any of ours.
+        StorageError
+            When the file cannot be read.
+        """
+        looks, rest = 0, b""
+        while piece := self._pread(self._wanted(self.end + len(rest), bound), self.end + len(rest)):
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                record = decode_line(line)
+                if record is None:
+                    break
+                looks = 0
+                yield self.advance(len(line)), record
+            else:
+                if len(rest) > LINE_LIMIT:
+                    raise self._broken("is longer than any line of ours")
+                continue
+            # a writer that cuts off a torn line and appends its own while we read shows us one glued to the other
+            looks, rest = looks + 1, b""
+            if looks == _LOOKS:
+                raise self._broken("differs from its checksum")
+            time.sleep(_PAUSE_SECONDS)
+
+    @staticmethod
+    def _wanted(offset: int, bound: int | None) -> int:
+        return _PIECE if bound is None else max(0, min(_PIECE, bound - offset))
+
+    def _broken(self, what: str) -> CorruptionError:
+        return CorruptionError(f"{self.path}, line {self._lines + 1} (byte {self.end}) {what}.", hint=HINT)
+
+    def advance(self, length: int) -> Place:
+        """The place of a line of ``length`` bytes that was appended at :attr:`end`, which moves behind it."""
+        place = Place(self, self.end, length)
+        self.end += length + 1
+        self._lines += 1
+        return place
+
+    def line(self, place: Place) -> bytes:
+        """The bytes of a line found before."""
+        return self._pread(place.length, place.offset)
+
+    def _pread(self, length: int, offset: int) -> bytes:
+        try:
+            return os.pread(self._descriptor, length, offset)
+        except OSError as error:
+            raise read_error(error, self.path) from error
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file now."""
+        return os.fstat(self._descriptor).st_size
+
+    def is_current(self) -> bool:
+        """Whether the name still leads to this file; no other can have its number while it is open."""
+        try:
+            now = self.path.lstat()
+        except OSError:
+            return False
+        ours = os.fstat(self._descriptor)
+        return (now.st_dev, now.st_ino) == (ours.st_dev, ours.st_ino)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __del__(self) -> None:
+        with suppress(OSError):
+            self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a record stands: file, offset of its line, length of the line without the line break."""
+
+    file: JournalFile
+    offset: int
+    length: int
+
+    @property
+    def path(self) -> Path:
+        """Path of the file."""
+        return self.file.path
+
+
+def journal_files(folder: Path) -> list[Path]:
+    """The journal's files but the one of the creation, by name.
+
+    Raises
+    ------
     StorageError
         When the folder cannot be read.
     """
     try:
-        files = [path for path in folder.iterdir() if path.name.endswith(".jsonl")]
+        names = [entry.name for entry in os.scandir(folder)]
     except (FileNotFoundError, NotADirectoryError):
-        files = []
+        return []
     except OSError as error:
         raise read_error(error, folder) from error
-    if folder / CREATED not in files:
-        raise CorruptionError(f"{folder / CREATED} is missing: the journal's first file.")
-    return sorted(files, key=lambda path: (path.name != CREATED, path.name))
+    return [folder / name for name in sorted(names) if name.endswith(SUFFIX) and name != CREATED]
 
 
 def read_records(path: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
-    """Yield the records of one journal file in order; a torn last line is left out.
-
-    Raises
-    ------
-    CorruptionError
-        When a line that is not the last differs from its checksum.
-    StorageError
-        When the file cannot be read.
-    """
-    offset = 0
-    torn: int | None = None
-    try:
-        with path.open("rb") as stream:
-            for number, raw in enumerate(stream, start=1):
-                if torn is not None:
-                    raise CorruptionError(
-                        f"{path}, line {torn}: differs from its checksum, and lines follow it."
-                    )
-                record = decode_line(raw[:-1]) if raw.endswith(b"\n") else None
-                if record is None:
-                    torn = number
-                else:
-                    yield Place(path, offset, len(raw) - 1), record
-                offset += len(raw)
-    except OSError as error:
-        raise read_error(error, path) from error
+    """Yield the records of one journal file; errors as of :class:`JournalFile` and its ``records``."""
+    yield from JournalFile(path.parent, path).records()
 
 
 def read_record(place: Place) -> dict[str, Any]:
@@ -113,58 +252,26 @@ def read_record(place: Place) -> dict[str, Any]:
     StorageError
         When the file cannot be read.
     """
-    try:
-        with place.path.open("rb") as stream:
-            stream.seek(place.offset)
-            record = decode_line(stream.read(place.length))
-    except FileNotFoundError:
-        record = None
-    except OSError as error:
-        raise read_error(error, place.path) from error
+    record = decode_line(place.file.line(place))
     if record is None:
-        raise CorruptionError(f"{place.path}: the record at byte {place.offset} differs from its checksum.")
+        raise CorruptionError(
+            f"{place.path}: the record at byte {place.offset} differs from its checksum.", hint=HINT
+        )
     return record
 
 
-def mend(path: Path) -> bool:
-    """Cut off a torn last line; the file's writer must be held. Returns whether there was one."""
-    if not path.exists():
-        return False
-    end = 0
-    for place, _ in read_records(path):
-        end = place.offset + place.length + 1
-    if end == path.stat().st_size:
-        return False
-    cut_file(path, end)
-    return True
+def append_record(root: Path, path: Path, record: Mapping[str, Any]) -> tuple[int, int]:
+    """Append one record, durable on return; gives the offset and length of its line.
 
-
-class JournalWriter:
-    """Appends records to one journal file, each durable when :meth:`append` returns.
-
-    Parameters
-    ----------
-    path : Path
-        The file; made by the first append.
-    sequence : int
-        Number of the next record. Of two records about the same thing the one with the higher number holds,
-        in whatever files they stand.
+    Raises
+    ------
+    StorageError
+        When the disk refuses; the journal is then as before.
+    CorruptionError
+        When the file or its folder is a link.
+    InputError
+        When the record is too long.
     """
-
-    def __init__(self, path: Path, sequence: int) -> None:
-        self._path = path
-        self._sequence = sequence
-
-    def append(self, record: Mapping[str, Any]) -> tuple[Place, dict[str, Any]]:
-        """Append one record, which gets the next number; returns its place and the record as written.
-
-        Raises
-        ------
-        StorageError
-            When the disk refuses; the journal is then as before.
-        """
-        numbered = {**record, "seq": self._sequence}
-        line = encode_line(numbered)
-        offset = append_line(self._path, line)
-        self._sequence += 1
-        return Place(self._path, offset, len(line)), numbered
+    line = encode_line(record)
+    require_no_links(root, path)
+    return append_line(path, line), len(line)

@@ -1,25 +1,36 @@
-"""Turns what was done to one shard into a journal record and back; packs flags and numbers into text.
+"""Turns what was done to one shard into a journal record and back.
 
 A shard record says all there is to say about the shard, so the last one holds and no history is needed.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from embedcache.errors import CorruptionError
+from embedcache.store.packing import by_reason, by_slot, flagged_slots, pack, slot_flags, unpack, whole
+from embedcache.store.shard import chunk_numbers, shard_index
 from embedcache.volume.volume import ImageRecord
 
+if TYPE_CHECKING:
+    from embedcache.store.shard import Form
+
 DIGEST_BYTES = 32
+
+NAME_LIMIT = 4096
+"""Characters above which an image's name is refused."""
+
+SIDE_LIMIT = 2**31
+"""Pixels of an image's side above which a journal is refused."""
+
+_DIGEST = re.compile(r"(sha256:[0-9a-f]{64})?")
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,7 @@ class ShardRecord:
     shard : int
         Number of the shard; its slot ``s`` is tile ``shard * shard_tiles + s``.
     slots : ndarray of int64
-        Committed slots, ascending; the following four belong to them in this order.
+        Committed slots, ascending; the following four (and ``scale_crcs``) belong to them in this order.
     crc : ndarray of uint32
         CRC-32C of each embedding.
     minimum, maximum : ndarray of float16
@@ -70,6 +81,11 @@ class ShardRecord:
         Who wrote it: process and host.
     seconds : dict of str to float
         Wall time of each stage, as the writer measured it.
+    scale_crcs : ndarray of uint32, optional
+        CRC-32C of each tile's row of scales; int8 only.
+    stale : ShardRecord, optional
+        Tiles that the file still holds but that count no longer: their pixels changed, or they were being
+        replaced when the writer was killed. Only the columns of this record mean anything.
     """
 
     shard: int
@@ -85,27 +101,33 @@ class ShardRecord:
     numerics: int | None = None
     writer: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
+    scale_crcs: npt.NDArray[np.uint32] | None = None
+    stale: ShardRecord | None = None
 
     def to_dict(self, shard_tiles: int, kind: str = "shard") -> dict[str, Any]:
         """The record as JSON values; ``kind`` is "shard" or "intent"."""
-        flags = np.zeros(shard_tiles, dtype=np.bool_)
-        flags[self.slots] = True
-        return {
+        held = self.stored
+        values = {
             "kind": kind,
             "shard": self.shard,
-            "slots": pack(np.packbits(flags, bitorder="little").tobytes()),
-            "crcs": pack(self.crc.astype("<u4").tobytes()),
-            "min": pack(self.minimum.astype("<f2").tobytes()),
-            "max": pack(self.maximum.astype("<f2").tobytes()),
-            "inputs": self.inputs,
-            "skipped": _by_reason(self.skipped),
-            "failed": _by_reason(self.failed),
+            "slots": slot_flags(held.slots, shard_tiles),
+            "crcs": pack(held.crc.astype("<u4").tobytes()),
+            "min": pack(held.minimum.astype("<f2").tobytes()),
+            "max": pack(held.maximum.astype("<f2").tobytes()),
+            "inputs": held.inputs,
+            "skipped": by_reason(self.skipped),
+            "failed": by_reason(self.failed),
             "digest": self.digest,
             "bytes": self.size,
             "numerics": self.numerics,
             "writer": self.writer,
             "seconds": self.seconds,
         }
+        if held.scale_crcs is not None:
+            values["scale_crcs"] = pack(held.scale_crcs.astype("<u4").tobytes())
+        if self.stale is not None:
+            values["stale"] = slot_flags(self.stale.slots, shard_tiles)
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], shard_tiles: int) -> ShardRecord:
@@ -117,42 +139,110 @@ class ShardRecord:
             When its parts do not fit together.
         """
         try:
-            bits = np.frombuffer(unpack(values["slots"]), np.uint8)
-            slots = np.flatnonzero(np.unpackbits(bits, count=shard_tiles, bitorder="little"))
+            scale_crcs = values.get("scale_crcs")
             record = cls(
-                shard=values["shard"],
-                slots=slots,
+                shard=whole(values["shard"]),
+                slots=flagged_slots(values["slots"], shard_tiles),
                 crc=np.frombuffer(unpack(values["crcs"]), "<u4"),
                 minimum=np.frombuffer(unpack(values["min"]), "<f2"),
                 maximum=np.frombuffer(unpack(values["max"]), "<f2"),
                 inputs=values["inputs"],
-                skipped=_by_slot(values["skipped"], shard_tiles),
-                failed=_by_slot(values["failed"], shard_tiles),
+                skipped=by_slot(values["skipped"], shard_tiles),
+                failed=by_slot(values["failed"], shard_tiles),
                 digest=values["digest"],
-                size=values["bytes"],
-                numerics=values["numerics"],
-                writer=values["writer"],
-                seconds=values["seconds"],
+                size=whole(values["bytes"]),
+                numerics=None if values["numerics"] is None else whole(values["numerics"]),
+                writer=str(values["writer"]),
+                seconds=dict(values["seconds"]),
+                scale_crcs=None if scale_crcs is None else np.frombuffer(unpack(scale_crcs), "<u4"),
             )
-            sizes = {
-                len(record.crc),
-                len(record.minimum),
-                len(record.maximum),
-            }
-            if sizes != {len(slots)} or len(record.inputs) != -(-len(slots) * DIGEST_BYTES // 3) * 4:
-                raise ValueError("its parts differ in length")
+            record._check()
+            if "stale" in values:
+                record = record.without(flagged_slots(values["stale"], shard_tiles))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptionError(
                 f"A journal record of shard {values.get('shard')} is malformed: {error}."
             ) from error
         return record
 
+    def _check(self) -> None:
+        """Refuse parts that do not fit together: ``ValueError``."""
+        count = len(self.slots)
+        columns: list[npt.NDArray[Any]] = [self.crc, self.minimum, self.maximum]
+        if self.scale_crcs is not None:
+            columns.append(self.scale_crcs)
+        if any(len(column) != count for column in columns):
+            raise ValueError("its parts differ in length")
+        if len(self.inputs) != -(-count * DIGEST_BYTES // 3) * 4:
+            raise ValueError("its parts differ in length")
+        if not _DIGEST.fullmatch(self.digest):
+            raise ValueError("its digest is none")
+
+    @property
+    def stored(self) -> ShardRecord:
+        """The record with all tiles that the file holds, those that count no longer among them."""
+        if self.stale is None:
+            return self
+        parts = (self, self.stale)
+        order = np.argsort(np.concatenate([part.slots for part in parts]))
+        inputs = b"".join(part.input_bytes for part in parts)
+        digests = np.frombuffer(inputs, np.uint8).reshape(-1, DIGEST_BYTES)[order]
+        scales = [part.scale_crcs for part in parts if part.scale_crcs is not None]
+        return replace(
+            self,
+            slots=np.concatenate([part.slots for part in parts])[order],
+            crc=np.concatenate([part.crc for part in parts])[order],
+            minimum=np.concatenate([part.minimum for part in parts])[order],
+            maximum=np.concatenate([part.maximum for part in parts])[order],
+            inputs=pack(digests.tobytes()),
+            scale_crcs=np.concatenate(scales)[order] if len(scales) == len(parts) else None,
+            stale=None,
+        )
+
+    def without(self, slots: Iterable[int] | npt.NDArray[np.int64]) -> ShardRecord:
+        """The record of the same file with these slots, where it has them, counted as stale.
+
+        The slots that are stale already stay so.
+        """
+        before = [] if self.stale is None else self.stale.slots.tolist()
+        gone = np.array(sorted({*(int(slot) for slot in slots), *before}), dtype=np.int64)
+        held = self.stored
+        dead = np.isin(held.slots, gone)
+        if not dead.any():
+            return held
+        return replace(held._rows(~dead), stale=held._rows(dead))
+
+    def _rows(self, chosen: npt.NDArray[np.bool_]) -> ShardRecord:
+        digests = np.frombuffer(self.input_bytes, np.uint8).reshape(-1, DIGEST_BYTES)
+        return replace(
+            self,
+            slots=self.slots[chosen],
+            crc=self.crc[chosen],
+            minimum=self.minimum[chosen],
+            maximum=self.maximum[chosen],
+            inputs=pack(digests[chosen].tobytes()),
+            scale_crcs=None if self.scale_crcs is None else self.scale_crcs[chosen],
+        )
+
+    def index(self, shard_tiles: int, form: Form) -> npt.NDArray[np.uint64]:
+        """The index that the shard file has: offset and length of each slot's chunk, (shard_tiles, 2).
+
+        Tiles of the same input and the same bytes share a chunk, which stands where the first of them would.
+        A file whose recorded size is that of one chunk for each tile shares none.
+        """
+        held = self.stored
+        keys: list[tuple[int, str | int]] = list(zip(held.crc.tolist(), held.slots.tolist(), strict=True))
+        if self.size != form.shard_bytes(len(keys), shard_tiles):
+            keys = [(crc, held.digest_of(at)) for at, (crc, _) in enumerate(keys)]
+        return shard_index(held.slots, chunk_numbers(keys), form, shard_tiles)
+
     def digest_of(self, position: int) -> str:
         """Input digest (64 hex digits) of the tile at ``position`` of ``slots``."""
-        return self._inputs[position * DIGEST_BYTES : (position + 1) * DIGEST_BYTES].hex()
+        return self.input_bytes[position * DIGEST_BYTES : (position + 1) * DIGEST_BYTES].hex()
 
     @cached_property
-    def _inputs(self) -> bytes:
+    def input_bytes(self) -> bytes:
+        """The input digests of all tiles of ``slots``, 32 bytes each."""
         return unpack(self.inputs)
 
 
@@ -161,52 +251,21 @@ def table_record(n_tiles: int, images: Sequence[ImageRecord]) -> dict[str, Any]:
     return {"kind": "table", "tiles": n_tiles, "images": [image.to_dict() for image in images]}
 
 
-def pack(data: bytes) -> str:
-    """Bytes as base64 text."""
-    return base64.b64encode(data).decode("ascii")
-
-
-def unpack(text: str) -> bytes:
-    """Base64 text as bytes; ``ValueError`` when it is none."""
-    return binascii.a2b_base64(text)
-
-
-def pack_flags(flags: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    """A long row of flags as JSON: base64 of zlib of the bits, the first in the lowest bit."""
-    bits = np.packbits(flags, bitorder="little").tobytes()
-    return {"count": len(flags), "bits": pack(zlib.compress(bits, 6))}
-
-
-def unpack_flags(values: Mapping[str, Any], limit: int) -> npt.NDArray[np.bool_]:
-    """The flags of :func:`pack_flags`.
+def read_image(values: Any) -> ImageRecord:
+    """An image of the journal's table, once it is known to be fit to be joined to a folder.
 
     Raises
     ------
     CorruptionError
-        When they are malformed or more than ``limit``.
+        When its name could lead out of a folder, or its size cannot be.
     """
-    try:
-        count = int(values["count"])
-        if not 0 <= count <= limit:
-            raise ValueError(f"{count} flags where at most {limit} were expected")
-        size = -(-count // 8)
-        data = zlib.decompressobj().decompress(unpack(values["bits"]), size + 1)
-        if len(data) != size:
-            raise ValueError(f"{len(data)} bytes instead of {size}")
-    except (KeyError, TypeError, ValueError, zlib.error) as error:
-        raise CorruptionError(f"A row of flags in the journal is malformed: {error}.") from error
-    return np.unpackbits(np.frombuffer(data, np.uint8), count=count, bitorder="little").view(np.bool_)
-
-
-def _by_reason(reasons: Mapping[int, str]) -> dict[str, list[int]]:
-    grouped: dict[str, list[int]] = {}
-    for slot in sorted(reasons):
-        grouped.setdefault(reasons[slot], []).append(slot)
-    return grouped
-
-
-def _by_slot(grouped: Mapping[str, list[int]], shard_tiles: int) -> dict[int, str]:
-    reasons = {int(slot): reason for reason, slots in grouped.items() for slot in slots}
-    if any(not 0 <= slot < shard_tiles for slot in reasons):
-        raise ValueError("a slot lies outside the shard")
-    return reasons
+    image = ImageRecord.from_dict(values)
+    parts = image.name.split("/")
+    odd = "" in parts or ".." in parts or "." in parts or not image.name.isprintable()
+    if odd or len(image.name) > NAME_LIMIT:
+        raise CorruptionError(f"The journal names an image {image.name[:100]!r}, which is no name of ours.")
+    if not (0 < image.height < SIDE_LIMIT and 0 < image.width < SIDE_LIMIT):
+        raise CorruptionError(
+            f"The journal says that {image.name} has {image.height} × {image.width} pixels."
+        )
+    return image

@@ -1,6 +1,7 @@
 """Turns journal records into what is known of every tile: flat arrays over the tile numbers.
 
-Records may come from several files; of two about the same thing the one with the higher number holds.
+Records may come from several files; they are taken in by their numbers, and of two about the same thing the one
+with the higher number holds. How the files are read is in ``replay.py``.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache.errors import CorruptionError, MismatchError
-from embedcache.store.journal import Place, journal_files, read_record, read_records
-from embedcache.store.record import ShardRecord, unpack_flags
+from embedcache.store import layout
+from embedcache.store.journal import HINT, JournalFile, Place, read_record
+from embedcache.store.packing import unpack_flags
+from embedcache.store.record import ShardRecord, read_image
+from embedcache.store.snapshot import Snapshot
 from embedcache.volume.volume import ImageRecord
 
 COMMITTED, SKIPPED, FAILED = 1, 2, 3
@@ -27,76 +31,119 @@ TILES_LIMIT = 2**31
 class StoreState:
     """What the journal says, replayed.
 
+    Parameters
+    ----------
+    root : Path
+        The store.
+    shard_tiles : int
+        Tiles of one shard.
+
     Attributes
     ----------
     flags : ndarray of uint8, shape (N,)
         0, COMMITTED, SKIPPED or FAILED.
+    stale : ndarray of bool, shape (N,)
+        Tiles that their shard's file holds but that count no longer.
     crc : ndarray of uint32, shape (N,)
         Recorded CRC-32C of committed tiles.
+    scale_crc : ndarray of uint32, shape (N,), or None
+        Recorded CRC-32C of committed tiles' rows of scales; ``None`` until a record has them.
     wanted : ndarray of bool, shape (N,)
         Union of all selections.
-    failed : dict of int to str
-        Tile number to reason.
+    reason : ndarray of uint32, shape (N,)
+        Of skipped and failed tiles: 1 + the place of the reason in ``reasons``.
+    reasons : list of str
+        Each reason once.
     images : list of ImageRecord
         The image table of a collection.
     numerics : list of dict
         The first is the store's; further ones were allowed expressly.
     selections : list of dict
         As they were asked for, in order.
+    certificates : list of dict
+        Fidelity certificates, oldest first.
+    attributes : dict or None
+        What the group's attributes must say, less the numerics; ``None`` for a store that records none.
+    superseded : dict or None
+        The same as before the last change of the source: a writer killed in between leaves the group so.
     intents : dict of int to ShardRecord
         Replacements of shards that were announced but not committed.
     sequence : int
         Highest number of a record.
+    snapshot : Snapshot or None
+        What the journal was compacted into.
     """
 
-    def __init__(self, shard_tiles: int) -> None:
+    def __init__(self, root: Path, shard_tiles: int) -> None:
+        self.root = root
         self.shard_tiles = shard_tiles
         self.flags = np.zeros(0, dtype=np.uint8)
+        self.stale = np.zeros(0, dtype=np.bool_)
         self.crc = np.zeros(0, dtype=np.uint32)
+        self.scale_crc: npt.NDArray[np.uint32] | None = None
         self.wanted = np.zeros(0, dtype=np.bool_)
-        self.failed: dict[int, str] = {}
+        self.reason = np.zeros(0, dtype=np.uint32)
+        self.reasons: list[str] = []
         self.images: list[ImageRecord] = []
         self.numerics: list[dict[str, Any]] = []
         self.selections: list[dict[str, Any]] = []
+        self.certificates: list[dict[str, Any]] = []
+        self.attributes: dict[str, Any] | None = None
+        self.superseded: dict[str, Any] | None = None
         self.intents: dict[int, ShardRecord] = {}
         self.sequence = 0
         self.shard_sequence = np.zeros(0, dtype=np.int64)
         self.shard_bytes = np.zeros(0, dtype=np.int64)
-        self._places: dict[int, Place] = {}
+        self.snapshot: Snapshot | None = None
+        self.files: dict[str, JournalFile] = {}
+        self.places: dict[int, Place] = {}
         self._intent_sequence: dict[int, int] = {}
-
-    @classmethod
-    def read(cls, folder: Path, shard_tiles: int) -> StoreState:
-        """Replay all files of a journal folder.
-
-        Raises
-        ------
-        CorruptionError
-            When a record is corrupt or contradicts the others.
-        MismatchError
-            When a record is of a kind that a newer version wrote.
-        """
-        state = cls(shard_tiles)
-        for path in journal_files(folder):
-            for place, record in read_records(path):
-                try:
-                    state.apply(place, record)
-                except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-                    raise CorruptionError(
-                        f"{path}: the record at byte {place.offset} is malformed: {error!r}."
-                    ) from error
-        return state
+        self._reason_codes: dict[str, int] = {}
 
     @property
     def n_tiles(self) -> int:
         """Tile numbers that the journal speaks of."""
         return len(self.flags)
 
+    @property
+    def failed(self) -> dict[int, str]:
+        """Failed tiles, with the reason."""
+        return self._with_reasons(FAILED)
+
+    @property
+    def skipped(self) -> dict[int, str]:
+        """Skipped tiles, with the reason."""
+        return self._with_reasons(SKIPPED)
+
+    def _with_reasons(self, flag: int) -> dict[int, str]:
+        numbers = np.flatnonzero(self.flags == flag)
+        codes = self.reason[numbers]
+        return {
+            number: self.reasons[code - 1]
+            for number, code in zip(numbers.tolist(), codes.tolist(), strict=True)
+        }
+
     def apply(self, place: Place, record: Mapping[str, Any]) -> None:
-        """Take in one record."""
+        """Take in one record.
+
+        Raises
+        ------
+        CorruptionError
+            When it is malformed or contradicts the others.
+        MismatchError
+            When it is of a kind that a newer version wrote.
+        """
+        try:
+            self._apply(place, record)
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise CorruptionError(
+                f"{place.path}: the record at byte {place.offset} is malformed: {error!r}.", hint=HINT
+            ) from error
+
+    def _apply(self, place: Place, record: Mapping[str, Any]) -> None:
         sequence = record.get("seq")
-        if not isinstance(sequence, int):
-            raise CorruptionError(f"{place.path}: the record at byte {place.offset} has no number.")
+        if not isinstance(sequence, int) or not 0 <= sequence < 2**62:
+            raise ValueError("it has no number")
         kind = record.get("kind")
         if kind == "shard":
             self._apply_shard(place, record, sequence)
@@ -107,9 +154,17 @@ class StoreState:
         elif kind == "selection":
             wanted = unpack_flags(record["wanted"], self.n_tiles)
             self.wanted[: len(wanted)] |= wanted
-            self.selections.append(record["selection"])
+            self.selections.append(dict(record["selection"]))
         elif kind == "numerics":
-            self.numerics.append(record["numerics"])
+            self.numerics.append(dict(record["numerics"]))
+        elif kind == "certificate":
+            self.certificates.append(dict(record["certificate"]))
+        elif kind == "store":
+            self.attributes = dict(record["attributes"])
+        elif kind == "changed":
+            self._apply_changed(record)
+        elif kind == "snapshot":
+            self._apply_snapshot(record, sequence)
         else:
             raise MismatchError(
                 f"{place.path}: a journal record of the unknown kind {kind!r}.",
@@ -120,14 +175,27 @@ class StoreState:
     def _apply_table(self, record: Mapping[str, Any]) -> None:
         n_tiles = record["tiles"]
         if not (isinstance(n_tiles, int) and self.n_tiles <= n_tiles < TILES_LIMIT):
-            raise CorruptionError(f"The journal says that the store has {n_tiles!r} tiles.")
+            raise ValueError(f"{n_tiles!r} tiles")
+        self._require_rows(n_tiles)
         shards = -(-n_tiles // self.shard_tiles)
         self.flags = _longer(self.flags, n_tiles)
+        self.stale = _longer(self.stale, n_tiles)
         self.crc = _longer(self.crc, n_tiles)
+        if self.scale_crc is not None:
+            self.scale_crc = _longer(self.scale_crc, n_tiles)
         self.wanted = _longer(self.wanted, n_tiles)
+        self.reason = _longer(self.reason, n_tiles)
         self.shard_sequence = _longer(self.shard_sequence, shards)
         self.shard_bytes = _longer(self.shard_bytes, shards)
-        self.images += [ImageRecord.from_dict(image) for image in record["images"]]
+        self.images += [read_image(image) for image in record["images"]]
+
+    def _require_rows(self, n_tiles: int) -> None:
+        if not layout.has_rows(self.root, n_tiles):
+            raise CorruptionError(
+                f"The journal of {self.root} says that the store has {n_tiles:,} tiles, but a part of its tile "
+                "table is missing or of another size.",
+                hint=HINT,
+            )
 
     def _apply_shard(self, place: Place, values: Mapping[str, Any], sequence: int) -> None:
         record = ShardRecord.from_dict(values, self.shard_tiles)
@@ -136,23 +204,32 @@ class StoreState:
             return
         self.shard_sequence[shard] = sequence
         self.shard_bytes[shard] = record.size
-        self._places[shard] = place
-        base = shard * self.shard_tiles
-        tiles = slice(base, base + self.shard_tiles)
-        if self.failed and (self.flags[tiles] == FAILED).any():
-            for slot in range(self.shard_tiles):
-                self.failed.pop(base + slot, None)
-        flags = self.flags[tiles]
-        flags[:] = 0
+        self.places[shard] = place
+        tiles = slice(shard * self.shard_tiles, (shard + 1) * self.shard_tiles)
+        for column in (self.flags, self.stale, self.crc, self.reason):
+            column[tiles] = 0
+        flags, crc, reason = self.flags[tiles], self.crc[tiles], self.reason[tiles]
         flags[record.slots] = COMMITTED
-        self.crc[tiles][record.slots] = record.crc
-        if record.skipped:
-            flags[list(record.skipped)] = SKIPPED
-        for slot, reason in record.failed.items():
-            flags[slot] = FAILED
-            self.failed[base + slot] = reason
+        crc[record.slots] = record.crc
+        if record.scale_crcs is not None:
+            if self.scale_crc is None:
+                self.scale_crc = np.zeros(self.n_tiles, dtype=np.uint32)
+            self.scale_crc[tiles][record.slots] = record.scale_crcs
+        if record.stale is not None:
+            self.stale[tiles][record.stale.slots] = True
+        for flag, reasons in ((SKIPPED, record.skipped), (FAILED, record.failed)):
+            for slot, text in reasons.items():
+                flags[slot], reason[slot] = flag, self._reason_code(text)
         if self._intent_sequence.get(shard, sequence) < sequence:
             del self.intents[shard], self._intent_sequence[shard]
+
+    def _reason_code(self, text: str) -> int:
+        if len(self._reason_codes) < len(self.reasons):  # those of a snapshot
+            self._reason_codes = {reason: at for at, reason in enumerate(self.reasons, start=1)}
+        code = self._reason_codes.setdefault(text, len(self.reasons) + 1)
+        if code > len(self.reasons):
+            self.reasons.append(text)
+        return code
 
     def _apply_intent(self, values: Mapping[str, Any], sequence: int) -> None:
         record = ShardRecord.from_dict(values, self.shard_tiles)
@@ -163,25 +240,77 @@ class StoreState:
 
     def _known_shard(self, record: ShardRecord) -> int:
         """The record's shard number, once it is known that all its slots are tile numbers of the store."""
-        shard, slots = record.shard, [*record.slots[-1:], *record.skipped, *record.failed]
+        slots = [*record.stored.slots[-1:].tolist(), *record.skipped, *record.failed]
         last = max(slots, default=0)
-        if not (isinstance(shard, int) and shard >= 0 and shard * self.shard_tiles + last < self.n_tiles):
-            raise CorruptionError(f"The journal speaks of shard {shard!r}, slot {last}, which is not there.")
-        return shard
+        if record.shard * self.shard_tiles + last >= self.n_tiles:
+            raise ValueError(f"shard {record.shard}, slot {last} is not there")
+        return record.shard
+
+    def _apply_changed(self, values: Mapping[str, Any]) -> None:
+        if self.attributes is None:
+            raise ValueError("no record says what the store was before")
+        stale = unpack_flags(values["stale"], self.n_tiles)
+        for index, image in values["images"]:
+            if not 0 <= index < len(self.images):
+                raise ValueError(f"there is no image {index}")
+            self.images[index] = read_image(image)
+        spec = dict(self.attributes["spec"])
+        if values["volume"] is not None:
+            spec["volume"] = dict(values["volume"])
+        self.superseded = self.attributes
+        self.attributes = {**self.attributes, "spec": spec, "fingerprint": values["fingerprint"]}
+        gone = np.flatnonzero(stale & (self.flags[: len(stale)] == COMMITTED))
+        self.flags[gone] = 0
+        self.stale[gone] = True
+
+    def _apply_snapshot(self, values: Mapping[str, Any], sequence: int) -> None:
+        snapshot = Snapshot.open(self.root, values, self.shard_tiles, self._require_rows)
+        self.snapshot = snapshot
+        columns = snapshot.columns
+        self.flags, self.stale = columns.flags, columns.stale
+        self.crc, self.scale_crc = columns.crc, columns.scale_crc
+        self.wanted, self.reason = columns.wanted, columns.reason
+        self.shard_sequence, self.shard_bytes = columns.shard_sequence, columns.shard_bytes
+        self.reasons, self.images = snapshot.reasons, snapshot.images
+        self.numerics, self.selections = snapshot.numerics, snapshot.selections
+        self.certificates = snapshot.certificates
+        self.sequence = sequence
 
     def shard_record(self, shard: int) -> ShardRecord | None:
-        """The record that holds for a shard, read again from its file; ``None`` when there is none."""
-        place = self._places.get(shard)
-        return None if place is None else ShardRecord.from_dict(read_record(place), self.shard_tiles)
+        """The record that holds for a shard, read again from its file; ``None`` when there is none.
 
-    def accepted_crcs(self, tile: int) -> set[int]:
-        """CRCs that a committed tile's bytes may have: the recorded one, and that of a pending replacement."""
+        Its tiles that count no longer are in its ``stale``.
+        """
+        place = self.places.get(shard)
+        if place is not None:
+            record = ShardRecord.from_dict(read_record(place), self.shard_tiles)
+        elif (
+            self.snapshot is not None and 0 <= shard < len(self.shard_sequence) and self.shard_sequence[shard]
+        ):
+            record = self.snapshot.shard_record(shard)
+        else:
+            return None
+        base = shard * self.shard_tiles
+        return record.without(np.flatnonzero(self.stale[base : base + self.shard_tiles]))
+
+    def accepted(self, tile: int) -> set[tuple[int, int | None]]:
+        """Pairs of crc and scale crc that a committed tile's bytes may have; ``None`` where there are no scales.
+
+        The recorded pair, and that of a pending replacement; a pair is of one record, never mixed.
+        """
         shard, slot = divmod(tile, self.shard_tiles)
-        accepted = {int(self.crc[tile])}
+        scale = None if self.scale_crc is None else int(self.scale_crc[tile])
+        accepted: set[tuple[int, int | None]] = {(int(self.crc[tile]), scale)}
         intent = self.intents.get(shard)
         if intent is not None:
-            accepted |= {int(value) for value in intent.crc[intent.slots == slot]}
+            for at in np.flatnonzero(intent.slots == slot):
+                scales = intent.scale_crcs
+                accepted.add((int(intent.crc[at]), None if scales is None else int(scales[at])))
         return accepted
+
+    def accepted_crcs(self, tile: int) -> set[int]:
+        """CRCs of :meth:`accepted` alone."""
+        return {crc for crc, _ in self.accepted(tile)}
 
 
 def _longer(array: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:

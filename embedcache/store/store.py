@@ -8,7 +8,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +17,35 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from embedcache.errors import CorruptionError, InputError, MismatchError, MissingTilesError, NoTileError
-from embedcache.files import exclusive_lock, read_error, remove_litter, sha256_hex, write_file
-from embedcache.geometry import Tile
+from embedcache.errors import CorruptionError, InputError, MismatchError
+from embedcache.files import mutex, read_error, read_inside, require_no_links, sha256_hex, write_file
 from embedcache.sam.decoder import Decoder
 from embedcache.store import layout
 from embedcache.store.creation import (
+    NUMERICS,
     SHARD_TILES,
     SHARD_TILES_LIMIT,
-    check_attributes,
-    no_store,
+    agreed_attributes,
+    read_attributes,
     refuse_foreign,
     write_new,
 )
-from embedcache.store.journal import MAIN, JournalWriter, mend
+from embedcache.store.journal import CREATED, MAIN
 from embedcache.store.predictor import StorePredictor
 from embedcache.store.reader import EmbeddingReader
-from embedcache.store.record import TileRecord
+from embedcache.store.replay import append, catch_up, read_state
+from embedcache.store.session import writing
 from embedcache.store.spec import EncodeSpec
-from embedcache.store.state import COMMITTED, FAILED, SKIPPED, StoreState
-from embedcache.store.status import StoreStatus
+from embedcache.store.state import StoreState
+from embedcache.store.view import StoreView
 from embedcache.store.writer import StoreWriter
 from embedcache.volume.volume import ImageRecord, Volume
 
+DECODER_LIMIT = 256 << 20
+"""Bytes above which ``decoder.safetensors`` is refused."""
 
-class EmbeddingStore:
+
+class EmbeddingStore(StoreView):
     """The embeddings of one volume under one recipe; made by :meth:`create` and :meth:`open`.
 
     The object shows a snapshot of the journal; :meth:`refresh` takes a new one, and a writer of the same object
@@ -52,6 +55,8 @@ class EmbeddingStore:
     ----------
     path : Path
         Absolute path of the folder.
+    attributes : dict
+        The group's attributes, less the numerics.
     spec : EncodeSpec
         What decides the embeddings' bytes.
     provenance : dict
@@ -64,16 +69,12 @@ class EmbeddingStore:
         Plane, y0, x0, height, width of each tile number; −1 where a number has no tile. Read-only.
     """
 
-    def __init__(self, path: Path, attributes: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, attributes: Mapping[str, Any], state: StoreState) -> None:
         self.path = path
-        self._attributes = dict(attributes)
-        self.spec = EncodeSpec.from_dict(attributes["spec"])
-        self.fingerprint = self.spec.fingerprint
-        self.embedding_space = self.spec.embedding_space
-        self.provenance: dict[str, Any] = dict(attributes["provenance"])
-        self.shard_tiles = int(attributes["shard_tiles"])
-        self.state = self.read_state()
-        self.table = layout.read_tiles(path, self.state.n_tiles)
+        self.shard_tiles = state.shard_tiles
+        self.state = state
+        self._set_attributes(attributes)
+        self.table = layout.read_tiles(path, state.n_tiles)
         self._reader = EmbeddingReader(self)
 
     # ---- making and opening
@@ -116,7 +117,7 @@ class EmbeddingStore:
         InputError
             When the folder holds something else.
         LockedError
-            When another process is making it.
+            When another process has been making it for half a minute.
         StorageError
             When the disk refuses.
         """
@@ -129,7 +130,8 @@ class EmbeddingStore:
             if not 1 <= shard_tiles <= SHARD_TILES_LIMIT:
                 raise InputError(f"shard tiles {shard_tiles}: expected 1 to {SHARD_TILES_LIMIT}.")
             refuse_foreign(root)
-            with exclusive_lock(root / layout.JOURNAL / layout.LOCK, guarded=root):
+            require_no_links(root, root / layout.JOURNAL)
+            with mutex(root / layout.JOURNAL, guarded=root):
                 if not (root / layout.GROUP_FILE).exists():
                     write_new(root, spec, table, decoder_state, provenance, images, shard_tiles)
         store = cls.open(root)
@@ -157,20 +159,16 @@ class EmbeddingStore:
             When it is there but cannot be read.
         """
         root = Path(path).absolute()
-        try:
-            metadata = layout.read_json(root / layout.GROUP_FILE)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise no_store(root) from error
-        except InputError as error:
-            if (root / layout.JOURNAL / layout.LOCK).exists():  # a store of ours, then
-                raise CorruptionError(error.message) from error
-            raise
-        group = metadata.get("attributes")
-        attributes = group.get(layout.ATTRIBUTE) if isinstance(group, dict) else None
-        if not isinstance(attributes, dict):
-            raise InputError(f"{root} is a Zarr group, but no store of embeddings.")
-        check_attributes(root, attributes)
-        return cls(root, attributes)
+        for last in (False, False, True):
+            found = read_attributes(root)
+            state = read_state(root, found["shard_tiles"])
+            try:
+                return cls(root, agreed_attributes(root, found, state), state)
+            except CorruptionError:
+                # a writer may have changed the source between our two looks; then a second look shows it
+                if last or read_attributes(root) == found:
+                    raise
+        raise AssertionError("unreachable")
 
     def __reduce__(self) -> tuple[Callable[[Path], EmbeddingStore], tuple[Path]]:
         return EmbeddingStore.open, (self.path,)
@@ -180,156 +178,42 @@ class EmbeddingStore:
 
     def refresh(self) -> None:
         """Take a new snapshot of the journal."""
-        state = self.read_state()
-        if state.n_tiles != self.state.n_tiles:
-            self.table = layout.read_tiles(self.path, state.n_tiles)
-        self.state = state
+        self._follow(self.read_state())
 
-    def read_state(self) -> StoreState:
-        """Replay the journal as it is on disk now; the snapshot is not changed."""
-        return StoreState.read(self.path / layout.JOURNAL, self.shard_tiles)
+    def catch_up(self) -> None:
+        """Take in what was appended to the journal since the snapshot; for a writer, who keeps it from being
+        compacted."""
+        if self.state.files[CREATED].is_current():
+            before = self.state.n_tiles
+            catch_up(self.state)
+            self._follow(self.state, before)
+        else:
+            self.refresh()
+
+    def _follow(self, state: StoreState, before: int | None = None) -> None:
+        longer = state.n_tiles != (self.state.n_tiles if before is None else before)
+        self.state = state
+        self.take_attributes()
+        if longer:
+            self.reload_table()
 
     def reload_table(self) -> None:
         """Read the tile table again, to the length that the snapshot has."""
         self.table = layout.read_tiles(self.path, self.state.n_tiles)
 
-    # ---- tiles and images
+    def take_attributes(self) -> None:
+        """Be what the snapshot says that the store is: a change of the source changes its spec."""
+        if self.state.attributes is not None:
+            self._set_attributes(self.state.attributes)
 
-    def __len__(self) -> int:
-        return self.state.n_tiles
+    def _set_attributes(self, attributes: Mapping[str, Any]) -> None:
+        self.attributes = {name: value for name, value in attributes.items() if name != NUMERICS}
+        self.spec = EncodeSpec.from_dict(attributes["spec"])
+        self.provenance = dict(attributes["provenance"])
 
-    def tile(self, number: int) -> Tile:
-        """The tile of a number.
-
-        Raises
-        ------
-        NoTileError
-            When the number is out of range or has no tile.
-        """
-        self.require_tile(number)
-        return Tile(*(int(value) for value in self.table[number]))
-
-    def require_tile(self, number: int) -> None:
-        """Refuse a number that has no tile: :class:`NoTileError`."""
-        if 0 <= number < len(self) and self.table[number, 0] >= 0:
-            return
-        inside = f"its numbers end at {len(self) - 1}" if number >= len(self) else "numbering leaves gaps"
-        raise NoTileError(
-            f"{self.path}: number {number} has no tile ({'numbers begin at 0' if number < 0 else inside}).",
-            hint="np.flatnonzero(store.committed) lists the numbers that can be read.",
-        )
-
-    def describe(self, number: int) -> str:
-        """A tile in words: its number and place."""
-        plane, y0, x0, height, width = (int(value) for value in self.table[number])
-        if plane < 0:
-            return f"tile {number} (a number without a tile)"
-        rows, columns = f"rows {y0}:{y0 + height}", f"columns {x0}:{x0 + width}"
-        return f"tile {number} ({self.plane_name(plane)}, {rows}, {columns})"
-
-    @property
-    def uniform(self) -> bool:
-        """Whether all planes are of one size (an array), rather than a collection of images."""
-        return not self.state.images
-
-    @property
-    def images(self) -> tuple[ImageRecord, ...]:
-        """The image table of a collection; empty for an array."""
-        return tuple(self.state.images)
-
-    def plane_name(self, plane: int) -> str:
-        """Name of a plane: the image's, or "z=12"."""
-        return f"z={plane}" if self.uniform else self.state.images[plane].name
-
-    def plane_size(self, plane: int) -> tuple[int, int]:
-        """Height and width of a plane in volume px."""
-        if not self.uniform:
-            image = self.state.images[plane]
-            return image.height, image.width
-        return self._uniform_size
-
-    @cached_property
-    def _uniform_size(self) -> tuple[int, int]:
-        """The grid covers every plane to its edges, so that the tiles say how large a plane is."""
-        bottom, right = (int((self.table[:, at] + self.table[:, at + 2]).max(initial=0)) for at in (1, 2))
-        return bottom, right
-
-    # ---- what is there
-
-    @property
-    def wanted(self) -> npt.NDArray[np.bool_]:
-        """Tiles that some selection asked for, (N,)."""
-        return self.state.wanted.copy()
-
-    @property
-    def committed(self) -> npt.NDArray[np.bool_]:
-        """Tiles whose embeddings are there, (N,)."""
-        return np.asarray(self.state.flags == COMMITTED)
-
-    @property
-    def skipped(self) -> npt.NDArray[np.bool_]:
-        """Tiles that were left out on purpose, (N,)."""
-        return np.asarray(self.state.flags == SKIPPED)
-
-    @property
-    def failed(self) -> dict[int, str]:
-        """Tiles that could not be encoded, with the reason; they are missing as well."""
-        return dict(self.state.failed)
-
-    @property
-    def missing(self) -> npt.NDArray[np.bool_]:
-        """Tiles that are wanted and neither there nor skipped, (N,)."""
-        flags = self.state.flags
-        return np.asarray(self.state.wanted & (flags != COMMITTED) & (flags != SKIPPED))
-
-    @property
-    def numerics(self) -> dict[str, Any] | None:
-        """What may change bits but not meaning, as decided at the first commit."""
-        return dict(self.state.numerics[0]) if self.state.numerics else None
-
-    @property
-    def n_shards(self) -> int:
-        """Number of shards that the tile numbers fill."""
-        return -(-len(self) // self.shard_tiles)
-
-    def record(self, number: int) -> TileRecord:
-        """What the journal says of a committed tile.
-
-        Raises
-        ------
-        MissingTilesError
-            When it is not committed.
-        """
-        shard, slot = divmod(number, self.shard_tiles)
-        record = self.state.shard_record(shard) if 0 <= number < len(self) else None
-        if record is None or slot not in record.slots:
-            raise MissingTilesError(f"{self.path} has no record of tile {number}.")
-        at = int(np.searchsorted(record.slots, slot))
-        return TileRecord(
-            crc32c=int(record.crc[at]),
-            input_digest=record.digest_of(at),
-            minimum=float(record.minimum[at]),
-            maximum=float(record.maximum[at]),
-        )
-
-    def status(self) -> StoreStatus:
-        """Counts and sizes, for people and for ``status``."""
-        flags, wanted = self.state.flags, self.state.wanted
-        missing = int(self.missing.sum())
-        return StoreStatus(
-            store=str(self.path),
-            fingerprint=self.fingerprint,
-            embedding_space=self.embedding_space,
-            spec=self.spec.to_dict(),
-            tiles_total=int((self.table[:, 0] >= 0).sum()),
-            tiles_wanted=int(wanted.sum()),
-            tiles_committed=int((flags == COMMITTED).sum()),
-            tiles_skipped=int((flags == SKIPPED).sum()),
-            tiles_failed=int((flags == FAILED).sum()),
-            tiles_missing=missing,
-            bytes=int(self.state.shard_bytes.sum()),
-            complete=bool(wanted.any()) and missing == 0,
-        )
+    def read_state(self) -> StoreState:
+        """Replay the journal as it is on disk now; the snapshot is not changed."""
+        return read_state(self.path, self.shard_tiles)
 
     # ---- reading
 
@@ -355,12 +239,12 @@ class EmbeddingStore:
         """
         path = self.path / layout.DECODER
         try:
-            data = path.read_bytes()
+            data = read_inside(self.path, path, DECODER_LIMIT)
         except FileNotFoundError as error:
             raise CorruptionError(f"{path} is missing.") from error
         except OSError as error:
             raise read_error(error, path) from error
-        if sha256_hex(data) != self._attributes["decoder_sha256"]:
+        if sha256_hex(data) != self.attributes["decoder_sha256"]:
             raise CorruptionError(f"{path} is not the file that was written when the store was made.")
         try:
             return dict(safetensors.torch.load(data))
@@ -388,34 +272,42 @@ class EmbeddingStore:
     # ---- writing
 
     @contextmanager
-    def writer(self) -> Iterator[StoreWriter]:
+    def writer(self, shards: range | None = None) -> Iterator[StoreWriter]:
         """Hold the store for writing; what a killed writer left is cleaned up and settled first.
+
+        Parameters
+        ----------
+        shards : range, optional
+            Only these shards, so that writers of others may go on beside it; by default the whole store.
 
         Raises
         ------
         LockedError
-            When another process is writing.
+            When another process is writing one of these shards.
+        StorageError
+            When the store cannot be written.
+        """
+        with writing(self, shards) as writer:
+            yield writer
+
+    def add_certificate(self, certificate: Mapping[str, Any]) -> None:
+        """Keep what was measured of the embeddings' fidelity; a writer may be at work meanwhile.
+
+        Raises
+        ------
         StorageError
             When the store cannot be written.
         """
         folder = self.path / layout.JOURNAL
-        with exclusive_lock(folder / layout.LOCK, guarded=self.path):
-            self._clean()
-            mend(folder / MAIN)
+        require_no_links(self.path, folder)
+        with mutex(folder, guarded=self.path):
             self.refresh()
-            writer = StoreWriter(self, JournalWriter(folder / MAIN, self.state.sequence + 1))
-            writer.settle()
-            yield writer
-
-    def _clean(self) -> None:
-        for name in ("", layout.EMBEDDINGS, layout.JOURNAL):
-            remove_litter(self.path / name, deep=False)
-        remove_litter(self.path / layout.TILES)
+            append(self.state, MAIN, {"kind": "certificate", "certificate": dict(certificate)})
 
     def write_group(self) -> None:
         """Copy the journal's numerics and lengths into the group's metadata, if they differ; for the writer."""
-        self._attributes["numerics"] = self.state.numerics
-        metadata = layout.root_metadata(self._attributes, len(self), self.shard_tiles)
+        attributes = {**self.attributes, NUMERICS: self.state.numerics}
+        metadata = layout.root_metadata(attributes, len(self))
         path = self.path / layout.GROUP_FILE
         if layout.read_json(path) != metadata:
             write_file(path, layout.json_bytes(metadata))

@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.errors import InputError, MismatchError
-from embedcache.files import read_error, sha256_file
+from embedcache.errors import EmbedcacheError, InputError, MismatchError
+from embedcache.files import mutex
 from embedcache.store import layout
-from embedcache.store.commit import Embeddings, GivenTiles, commit_shard
-from embedcache.store.journal import JournalWriter
-from embedcache.store.record import pack_flags, table_record
+from embedcache.store.commit import Embeddings, GivenTiles, commit_shard, settle_shard
+from embedcache.store.journal import MAIN, shards_file
+from embedcache.store.packing import pack_flags
+from embedcache.store.record import table_record
+from embedcache.store.replay import append
 from embedcache.store.spec import leaf_differences
 from embedcache.volume.volume import ImageRecord
 
@@ -27,16 +32,24 @@ if TYPE_CHECKING:
 
 
 class StoreWriter:
-    """The only writer of a store, while its lock is held; made by ``EmbeddingStore.writer()``.
+    """The only writer of a store or of some of its shards, while their lock is held; made by ``store.writer()``.
 
-    What it commits shows at once in the store object that made it.
+    What it commits shows at once in the store object that made it. Its records of shards go to a journal file of
+    its own; what concerns the whole store is journalled under the mutex, after a look at what others journalled.
+
+    Attributes
+    ----------
+    shards : range or None
+        The shards that it may commit; ``None``: all.
     """
 
-    def __init__(self, store: EmbeddingStore, journal: JournalWriter) -> None:
+    def __init__(self, store: EmbeddingStore, shards: range | None) -> None:
+        self.shards = shards
         self._store = store
-        self._journal = journal
         self._numerics: int | None = None
         self._name = f"process {os.getpid()} on {socket.gethostname()}"
+        self._threads = threading.RLock()
+        self._has_mutex = False
 
     def decide_numerics(self, numerics: Mapping[str, Any], *, allow: bool = False) -> dict[str, Any]:
         """Fix the numerics under which the following commits are made.
@@ -53,17 +66,19 @@ class StoreWriter:
         MismatchError
             When the store has others and ``allow`` is not set; with the fields that differ.
         """
-        known, asked = self._store.state.numerics, dict(numerics)
-        if asked not in known:
-            if known and not allow:
-                raise MismatchError(
-                    f"{self._store.path} was encoded under other numerics; results may differ in their last bits.",
-                    differences=leaf_differences(known[0], asked),
-                    hint="Use the recorded ones, or allow the difference with --allow-numerics.",
-                )
-            self._record({"kind": "numerics", "numerics": asked})
-            self._store.write_group()
-        self._numerics = self._store.state.numerics.index(asked)
+        store, asked = self._store, dict(numerics)
+        with self.store_wide():
+            known = store.state.numerics
+            if asked not in known:
+                if known and not allow:
+                    raise MismatchError(
+                        f"{store.path} was encoded under other numerics; results may differ in their last bits.",
+                        differences=leaf_differences(known[0], asked),
+                        hint="Use the recorded ones, or allow the difference with --allow-numerics.",
+                    )
+                append(store.state, MAIN, {"kind": "numerics", "numerics": asked})
+                store.write_group()
+            self._numerics = store.state.numerics.index(asked)
         return asked
 
     def add_images(self, records: Sequence[ImageRecord], table: npt.NDArray[np.int64]) -> None:
@@ -81,19 +96,25 @@ class StoreWriter:
         MismatchError
             When the table does not begin with the rows there.
         """
-        store, before = self._store, self._store.table
-        if len(table) < len(before) or not np.array_equal(table[: len(before)], before):
-            raise MismatchError(
-                f"{store.path}: the table of tiles does not begin with the {len(before)} rows that are there.",
-                hint="Images may only be added, never taken out or reordered.",
-            )
-        # rows first: until the journal speaks of them nobody looks at them, and the next writer takes back
-        # lengths that the journal does not confirm
-        layout.write_tiles(store.path, table, first=len(before))
-        layout.write_arrays(store.path, len(table), store.shard_tiles)
-        self._record(table_record(len(table), records))
-        store.reload_table()
-        store.write_group()
+        store = self._store
+        with self.store_wide():
+            before = store.table
+            if len(table) < len(before) or not np.array_equal(table[: len(before)], before):
+                raise MismatchError(
+                    f"{store.path}: the table of tiles does not begin with the {len(before)} rows that are there.",
+                    hint="Images may only be added, never taken out or reordered.",
+                )
+            if len(table) == len(before) and store.images[len(store.images) - len(records) :] == tuple(
+                records
+            ):
+                return  # another part has just added them
+            # rows first: until the journal speaks of them nobody looks at them, and the next writer takes back
+            # lengths that the journal does not confirm
+            layout.write_tiles(store.path, table, first=len(before))
+            layout.write_arrays(store.path, len(table), store.shard_tiles, store.spec.store_dtype)
+            append(store.state, MAIN, table_record(len(table), records))
+            store.reload_table()
+            store.write_group()
 
     def add_selection(self, selection: Mapping[str, Any], wanted: npt.NDArray[np.bool_]) -> None:
         """Record what was asked for.
@@ -105,14 +126,58 @@ class StoreWriter:
         wanted : ndarray of bool, shape (N,)
             Tiles that it touches; the store wants the union of all selections.
         """
-        if wanted.shape != (len(self._store),):
-            raise InputError(
-                f"wanted has shape {wanted.shape}; the store has {len(self._store)} tile numbers."
-            )
-        state = self._store.state
-        if dict(selection) in state.selections and not (wanted & ~state.wanted).any():
-            return
-        self._record({"kind": "selection", "selection": dict(selection), "wanted": pack_flags(wanted)})
+        with self.store_wide():
+            state = self._store.state
+            if wanted.shape != (state.n_tiles,):
+                raise InputError(
+                    f"wanted has shape {wanted.shape}; the store has {state.n_tiles} tile numbers."
+                )
+            if dict(selection) in state.selections and not (wanted & ~state.wanted).any():
+                return
+            record = {"kind": "selection", "selection": dict(selection), "wanted": pack_flags(wanted)}
+            append(state, MAIN, record)
+
+    def change_source(
+        self,
+        volume: Mapping[str, Any] | None,
+        images: Sequence[tuple[int, ImageRecord]],
+        stale: npt.NDArray[np.bool_],
+    ) -> None:
+        """Record that the source's pixels are others now: tiles that they touch are no longer committed.
+
+        One record says all of it, so that a kill leaves either the store as it was or the changed one.
+
+        Parameters
+        ----------
+        volume : dict or None
+            The volume's identity from now on; None: as it was.
+        images : sequence of (int, ImageRecord)
+            Images of a collection that are others now, by their place in the table.
+        stale : ndarray of bool, shape (N,)
+            Tiles whose embeddings no longer belong to the source.
+
+        Raises
+        ------
+        EmbedcacheError
+            When this writer does not hold the whole store.
+        """
+        store = self._store
+        if self.shards is not None:
+            raise EmbedcacheError(f"{store.path}: only a writer of the whole store may change its source")
+        with self.store_wide():
+            if store.state.attributes is None:
+                append(store.state, MAIN, {"kind": "store", "attributes": store.attributes})
+            spec = store.spec if volume is None else replace(store.spec, volume=dict(volume))
+            record = {
+                "kind": "changed",
+                "volume": None if volume is None else spec.to_dict()["volume"],
+                "images": [[index, image.to_dict()] for index, image in images],
+                "fingerprint": spec.fingerprint,
+                "stale": pack_flags(stale),
+            }
+            append(store.state, MAIN, record)
+            store.take_attributes()
+            store.write_group()
 
     def commit_shard(
         self,
@@ -154,6 +219,8 @@ class StoreWriter:
         CorruptionError
             When a tile that is to be kept is broken.
         """
+        if not self._covers(shard):
+            raise EmbedcacheError(f"shard {shard} of {self._store.path} is not held by this writer")
         if shard in self._store.state.intents:
             self.settle()  # an earlier call of this writer failed between announcing and recording
         given = GivenTiles(embeddings, input_digests, skipped or {}, failed or {})
@@ -170,22 +237,41 @@ class StoreWriter:
     def settle(self) -> int:
         """Decide what a killed writer left undecided: announced replacements, lengths; returns how many shards."""
         store, settled = self._store, 0
-        for shard, intent in sorted(store.state.intents.items()):
-            path = layout.shard_path(store.path, shard)
-            old = store.state.shard_record(shard)
-            try:
-                found = f"sha256:{sha256_file(path)}" if path.is_file() else ""
-            except OSError as error:
-                raise read_error(error, path) from error
-            for candidate in (intent, old):
-                if candidate is not None and candidate.digest == found:
-                    self._record(candidate.to_dict(store.shard_tiles))
-                    settled += 1
-                    break
-        layout.write_arrays(store.path, len(store), store.shard_tiles)
-        store.write_group()
+        for shard in sorted(store.state.intents):
+            if self._covers(shard):
+                settled += settle_shard(store, shard, self._record)
+        with self.store_wide():
+            layout.write_arrays(store.path, len(store), store.shard_tiles, store.spec.store_dtype)
+            store.write_group()
         return settled
 
+    def may_append(self, name: str) -> bool:
+        """Whether a file of the journal is this writer's, when it holds the mutex."""
+        return self.shards is None or name in (MAIN, shards_file(self.shards))
+
+    @contextmanager
+    def store_wide(self) -> Iterator[None]:
+        """Hold the mutex for the block, which must be short, with all that others have journalled seen."""
+        with self._threads:
+            if self._has_mutex:
+                yield
+                return
+            with mutex(self._store.path / layout.JOURNAL, guarded=self._store.path):
+                self._has_mutex = True
+                try:
+                    self._store.catch_up()
+                    yield
+                finally:
+                    self._has_mutex = False
+
+    def _covers(self, shard: int) -> bool:
+        return self.shards is None or shard in self.shards
+
     def _record(self, record: Mapping[str, Any]) -> None:
-        place, numbered = self._journal.append(record)
-        self._store.state.apply(place, numbered)
+        """Journal what is now so of a shard."""
+        if self.shards is None:
+            with self.store_wide():
+                append(self._store.state, MAIN, record)
+        else:
+            with self._threads:
+                append(self._store.state, shards_file(self.shards), record)
