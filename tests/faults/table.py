@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from . import flips, kills, steps
+from . import flips, identity, kills, steps
 from .outcome import Row
 
-ROWS: tuple[Row, ...] = (*kills.ROWS, *steps.ROWS, *flips.ROWS)
+ROWS: tuple[Row, ...] = (*kills.ROWS, *steps.ROWS, *flips.ROWS, *identity.ROWS)
 
 
 def named(names: list[str]) -> tuple[Row, ...]:
