@@ -9,11 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
-from embedcache.store.shard import CHUNK_BYTES
-
 
 from .outcome import Outcome, Row
-from .stage import INT8, Stage
+from .stage import CHUNK_BYTES, INT8, Stage
 from .truth import read, verdict
 
 FLIPS = 25

@@ -28,6 +28,9 @@ TILES = 6
 SHARD_TILES = 2
 SIDE = 64
 
+CHUNK_BYTES = 256 * 64 * 64 * 2 + 4
+"""One float16 embedding and its checksum in a shard, as docs/format.md says."""
+
 WHOLE = "whole.zarr"
 HALF = "half.zarr"
 """Tiles 0, 2 and 4, one of every shard's two: the rest replaces all three shards."""
