@@ -46,6 +46,29 @@ def test_a_disk_that_is_too_small_is_refused_with_a_way_out():
         assert word in str(refusal.value)
 
 
+def test_int8_is_named_as_a_way_out_when_it_would_fit():
+    plan = plan_encode(table(1000), np.ones(1000, bool), None, 64)
+    replaced = plan.bytes_to_be_free - plan.bytes_needed
+    for share, named in ((0.6, True), (0.3, False)):
+        with pytest.raises(StorageError) as refusal:
+            plan.require_space(int(replaced + share * plan.bytes_needed), "/somewhere")
+        assert ("--store-dtype int8" in str(refusal.value)) is named
+    halved = plan_encode(table(1000), np.ones(1000, bool), None, 64, store_dtype="int8")
+    halved.require_space(int(replaced + 0.6 * plan.bytes_needed), "/somewhere")
+    assert 1.9 < plan.bytes_per_tile / halved.bytes_per_tile < 2.0
+    with pytest.raises(StorageError) as refusal:
+        halved.require_space(int(replaced + 0.3 * plan.bytes_needed), "/somewhere")
+    assert "int8" not in str(refusal.value)
+
+
+def test_a_part_of_a_plan_holds_what_lies_in_its_shards():
+    plan = plan_encode(table(10), np.ones(10, bool), np.arange(10) == 5, 4)
+    part = plan.within(range(1, 2))
+    assert np.flatnonzero(part.selected).tolist() == [4, 5, 6, 7]
+    assert np.flatnonzero(part.missing).tolist() == [4, 6, 7]
+    assert not plan.within(range(0)).selected.any()
+
+
 def test_a_disk_that_fits_and_an_empty_plan_are_not_refused():
     plan = plan_encode(table(10), np.ones(10, bool), None, 64)
     plan.require_space(plan.bytes_to_be_free, "/somewhere")

@@ -98,7 +98,7 @@ def _encode(
     if part is not None and not shards:
         progress.say(f"There are fewer shards than parts; {part} has nothing to do.")
         return store, plan
-    with store.writer(*(() if shards is None else (shards,))) as writer:
+    with store.writer(shards) as writer:
         _add_images(job, store, writer)
         writer.add_selection(job.selection.to_dict(), whole.selected)
         plan = job.plan_for(store, whole.selected)  # another run may have added tiles since the first look

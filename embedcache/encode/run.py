@@ -158,7 +158,7 @@ class EncodeRun:
     def _encode_batch(self, encoder: Encoder, batch: list[ReadTile], pending: OpenShard) -> None:
         with self._stages.measure("encode"):
             inputs = torch.from_numpy(np.stack([tile.input for tile in batch if tile.input is not None]))
-            embeddings = as_stored(getattr(encoder, "on_device", encoder)(inputs), self._job.spec.store_dtype)
+            embeddings = as_stored(encoder.on_device(inputs), self._job.spec.store_dtype)
         for tile, embedding in zip(batch, embeddings, strict=True):
             pending.add(tile, embedding)
         self._progress.advance(len(batch))

@@ -34,9 +34,6 @@ class Twins:
         self._reader = store.reader()
         self._remembered: OrderedDict[bytes, Embedding] = OrderedDict()
         self._learned: dict[bytes, int] = {}
-        if not hasattr(store, "recorded_inputs"):  # TODO
-            self._keys = np.zeros(0, "<u8")
-            return
         numbers, digests = store.recorded_inputs()
         if (
             len(store.state.numerics) > 1
@@ -78,8 +75,6 @@ class Twins:
         return None
 
     def _read(self, number: int) -> Embedding | None:
-        if not hasattr(self._reader, "read_stored"):  # TODO
-            return np.asarray(self._reader.read_half([number])[0].numpy())
         try:
             values, scales = self._reader.read_stored([number])
         except (CorruptionError, MissingTilesError, StorageError):

@@ -1,4 +1,4 @@
-"""Turns journal records into what is known of every tile: flat arrays over the tile numbers.
+"""Turns journal records, one after the other, into the state of a store.
 
 Records may come from several files; they are taken in by their numbers, and of two about the same thing the one
 with the higher number holds. How the files are read is in ``replay.py``.
@@ -7,29 +7,29 @@ with the higher number holds. How the files are read is in ``replay.py``.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from embedcache.errors import CorruptionError, MismatchError
 from embedcache.store import layout
 from embedcache.store.journal import HINT, JournalFile, Place, read_record
+from embedcache.store.known import COMMITTED, FAILED, SKIPPED, KnownTiles
 from embedcache.store.packing import unpack_flags
 from embedcache.store.record import ShardRecord, read_image
 from embedcache.store.snapshot import Snapshot
 from embedcache.volume.volume import ImageRecord
 
-COMMITTED, SKIPPED, FAILED = 1, 2, 3
-"""Values of :attr:`StoreState.flags`; 0 is a tile of which nothing is known."""
+__all__ = ["COMMITTED", "FAILED", "SKIPPED", "StoreState"]
 
 TILES_LIMIT = 2**31
 """Tile numbers above which a journal is refused."""
 
 
-class StoreState:
-    """What the journal says, replayed.
+class StoreState(KnownTiles):
+    """What the journal says, replayed: what is known of every tile, and what concerns the whole store.
 
     Parameters
     ----------
@@ -40,20 +40,6 @@ class StoreState:
 
     Attributes
     ----------
-    flags : ndarray of uint8, shape (N,)
-        0, COMMITTED, SKIPPED or FAILED.
-    stale : ndarray of bool, shape (N,)
-        Tiles that their shard's file holds but that count no longer.
-    crc : ndarray of uint32, shape (N,)
-        Recorded CRC-32C of committed tiles.
-    scale_crc : ndarray of uint32, shape (N,), or None
-        Recorded CRC-32C of committed tiles' rows of scales; ``None`` until a record has them.
-    wanted : ndarray of bool, shape (N,)
-        Union of all selections.
-    reason : ndarray of uint32, shape (N,)
-        Of skipped and failed tiles: 1 + the place of the reason in ``reasons``.
-    reasons : list of str
-        Each reason once.
     images : list of ImageRecord
         The image table of a collection.
     numerics : list of dict
@@ -72,18 +58,15 @@ class StoreState:
         Highest number of a record.
     snapshot : Snapshot or None
         What the journal was compacted into.
+    files : dict of str to JournalFile
+        The journal's files, open, by name.
+    places : dict of int to Place
+        Where the record of a shard stands, unless the snapshot has it.
     """
 
     def __init__(self, root: Path, shard_tiles: int) -> None:
+        super().__init__(shard_tiles)
         self.root = root
-        self.shard_tiles = shard_tiles
-        self.flags = np.zeros(0, dtype=np.uint8)
-        self.stale = np.zeros(0, dtype=np.bool_)
-        self.crc = np.zeros(0, dtype=np.uint32)
-        self.scale_crc: npt.NDArray[np.uint32] | None = None
-        self.wanted = np.zeros(0, dtype=np.bool_)
-        self.reason = np.zeros(0, dtype=np.uint32)
-        self.reasons: list[str] = []
         self.images: list[ImageRecord] = []
         self.numerics: list[dict[str, Any]] = []
         self.selections: list[dict[str, Any]] = []
@@ -92,36 +75,10 @@ class StoreState:
         self.superseded: dict[str, Any] | None = None
         self.intents: dict[int, ShardRecord] = {}
         self.sequence = 0
-        self.shard_sequence = np.zeros(0, dtype=np.int64)
-        self.shard_bytes = np.zeros(0, dtype=np.int64)
         self.snapshot: Snapshot | None = None
         self.files: dict[str, JournalFile] = {}
         self.places: dict[int, Place] = {}
         self._intent_sequence: dict[int, int] = {}
-        self._reason_codes: dict[str, int] = {}
-
-    @property
-    def n_tiles(self) -> int:
-        """Tile numbers that the journal speaks of."""
-        return len(self.flags)
-
-    @property
-    def failed(self) -> dict[int, str]:
-        """Failed tiles, with the reason."""
-        return self._with_reasons(FAILED)
-
-    @property
-    def skipped(self) -> dict[int, str]:
-        """Skipped tiles, with the reason."""
-        return self._with_reasons(SKIPPED)
-
-    def _with_reasons(self, flag: int) -> dict[int, str]:
-        numbers = np.flatnonzero(self.flags == flag)
-        codes = self.reason[numbers]
-        return {
-            number: self.reasons[code - 1]
-            for number, code in zip(numbers.tolist(), codes.tolist(), strict=True)
-        }
 
     def apply(self, place: Place, record: Mapping[str, Any]) -> None:
         """Take in one record.
@@ -177,16 +134,7 @@ class StoreState:
         if not (isinstance(n_tiles, int) and self.n_tiles <= n_tiles < TILES_LIMIT):
             raise ValueError(f"{n_tiles!r} tiles")
         self._require_rows(n_tiles)
-        shards = -(-n_tiles // self.shard_tiles)
-        self.flags = _longer(self.flags, n_tiles)
-        self.stale = _longer(self.stale, n_tiles)
-        self.crc = _longer(self.crc, n_tiles)
-        if self.scale_crc is not None:
-            self.scale_crc = _longer(self.scale_crc, n_tiles)
-        self.wanted = _longer(self.wanted, n_tiles)
-        self.reason = _longer(self.reason, n_tiles)
-        self.shard_sequence = _longer(self.shard_sequence, shards)
-        self.shard_bytes = _longer(self.shard_bytes, shards)
+        self.grow(n_tiles)
         self.images += [read_image(image) for image in record["images"]]
 
     def _require_rows(self, n_tiles: int) -> None:
@@ -202,34 +150,10 @@ class StoreState:
         shard = self._known_shard(record)
         if sequence <= self.shard_sequence[shard]:
             return
-        self.shard_sequence[shard] = sequence
-        self.shard_bytes[shard] = record.size
+        self.set_shard(record, sequence)
         self.places[shard] = place
-        tiles = slice(shard * self.shard_tiles, (shard + 1) * self.shard_tiles)
-        for column in (self.flags, self.stale, self.crc, self.reason):
-            column[tiles] = 0
-        flags, crc, reason = self.flags[tiles], self.crc[tiles], self.reason[tiles]
-        flags[record.slots] = COMMITTED
-        crc[record.slots] = record.crc
-        if record.scale_crcs is not None:
-            if self.scale_crc is None:
-                self.scale_crc = np.zeros(self.n_tiles, dtype=np.uint32)
-            self.scale_crc[tiles][record.slots] = record.scale_crcs
-        if record.stale is not None:
-            self.stale[tiles][record.stale.slots] = True
-        for flag, reasons in ((SKIPPED, record.skipped), (FAILED, record.failed)):
-            for slot, text in reasons.items():
-                flags[slot], reason[slot] = flag, self._reason_code(text)
         if self._intent_sequence.get(shard, sequence) < sequence:
             del self.intents[shard], self._intent_sequence[shard]
-
-    def _reason_code(self, text: str) -> int:
-        if len(self._reason_codes) < len(self.reasons):  # those of a snapshot
-            self._reason_codes = {reason: at for at, reason in enumerate(self.reasons, start=1)}
-        code = self._reason_codes.setdefault(text, len(self.reasons) + 1)
-        if code > len(self.reasons):
-            self.reasons.append(text)
-        return code
 
     def _apply_intent(self, values: Mapping[str, Any], sequence: int) -> None:
         record = ShardRecord.from_dict(values, self.shard_tiles)
@@ -259,9 +183,7 @@ class StoreState:
             spec["volume"] = dict(values["volume"])
         self.superseded = self.attributes
         self.attributes = {**self.attributes, "spec": spec, "fingerprint": values["fingerprint"]}
-        gone = np.flatnonzero(stale & (self.flags[: len(stale)] == COMMITTED))
-        self.flags[gone] = 0
-        self.stale[gone] = True
+        self.take_back(stale)
 
     def _apply_snapshot(self, values: Mapping[str, Any], sequence: int) -> None:
         snapshot = Snapshot.open(self.root, values, self.shard_tiles, self._require_rows)
@@ -290,8 +212,10 @@ class StoreState:
             record = self.snapshot.shard_record(shard)
         else:
             return None
-        base = shard * self.shard_tiles
-        return record.without(np.flatnonzero(self.stale[base : base + self.shard_tiles]))
+        tiles = slice(shard * self.shard_tiles, (shard + 1) * self.shard_tiles)
+        still = self.flags[tiles] == SKIPPED
+        skipped = {slot: reason for slot, reason in record.skipped.items() if still[slot]}
+        return replace(record, skipped=skipped).without(np.flatnonzero(self.stale[tiles]))
 
     def accepted(self, tile: int) -> set[tuple[int, int | None]]:
         """Pairs of crc and scale crc that a committed tile's bytes may have; ``None`` where there are no scales.
@@ -311,9 +235,3 @@ class StoreState:
     def accepted_crcs(self, tile: int) -> set[int]:
         """CRCs of :meth:`accepted` alone."""
         return {crc for crc, _ in self.accepted(tile)}
-
-
-def _longer(array: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
-    longer = np.zeros(length, dtype=array.dtype)
-    longer[: len(array)] = array
-    return longer

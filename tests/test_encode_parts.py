@@ -1,0 +1,221 @@
+"""Parts: several processes fill one store, at once, late or again, and its bytes are those of one process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from encode_samples import QUICK, quick, scan, shard_digests
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedcache.cli import stage_one
+from embedcache.cli.app import run as command
+from embedcache.encode import run as encode_run
+from embedcache.encode.estimate import estimate
+from embedcache.encode.options import options_from
+from embedcache.encode.parts import Part, part_of, part_of_array_job
+from embedcache.errors import ConfigError, Interrupted
+from embedcache.progress import Silent
+from embedcache.store import EmbeddingStore
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Path:
+    return scan(tmp_path / "scan.npy", planes=7)
+
+
+@given(
+    selected=st.lists(st.booleans(), min_size=1, max_size=60),
+    shard_tiles=st.integers(1, 7),
+    of=st.integers(1, 9),
+)
+def test_parts_share_the_selected_shards_evenly_and_none_twice(selected, shard_tiles, of):
+    flags = np.array(selected)
+    shares = [Part(number, of).shards(flags, shard_tiles) for number in range(of)]
+    holding = sorted({number // shard_tiles for number in np.flatnonzero(flags).tolist()})
+    taken = [shard for share in shares for shard in share]
+    assert len(taken) == len(set(taken))
+    assert set(holding) <= set(taken)
+    counts = [len(set(share) & set(holding)) for share in shares]
+    assert max(counts) - min(counts) <= 1
+
+
+def test_three_parts_one_after_the_other_give_the_bytes_of_one_run(volume, tmp_path):
+    whole = quick(volume, store=tmp_path / "whole.zarr")
+    results = [quick(volume, store=tmp_path / "s.zarr", num_parts=3, part_id=part) for part in (2, 0, 1)]
+    assert [result.encoded for result in results] == [4, 1, 2] or sum(r.encoded for r in results) == 7
+    assert all(result.selected == result.encoded for result in results)
+    assert shard_digests(tmp_path / "s.zarr") == shard_digests(tmp_path / "whole.zarr")
+    store = EmbeddingStore.open(tmp_path / "s.zarr")
+    assert store.status().complete
+    assert store.fingerprint == whole.store.fingerprint
+
+
+def test_one_part_alone_wants_the_whole_selection_and_a_second_start_finds_nothing_to_do(volume, tmp_path):
+    part = {"store": tmp_path / "s.zarr", "num_parts": 3, "part_id": 1}
+    first, again = quick(volume, **part), quick(volume, **part)
+    assert first.encoded
+    assert (again.encoded, again.encoder_calls, again.reused) == (0, 0, first.encoded)
+    assert first.store.wanted.sum() == 7
+    assert first.to_dict()["num_parts"] == 3
+    assert first.to_dict()["part_id"] == 1
+
+
+def test_more_parts_than_shards_leave_some_with_nothing_to_do(volume, tmp_path):
+    results = [quick(volume, store=tmp_path / "s.zarr", num_parts=9, part_id=part) for part in range(9)]
+    assert sum(result.encoded for result in results) == 7
+    assert sum(result.selected == 0 for result in results) == 5
+    assert EmbeddingStore.open(tmp_path / "s.zarr").status().complete
+
+
+def test_an_interrupted_part_leaves_the_others_and_is_finished_later(volume, tmp_path):
+    quick(volume, store=tmp_path / "whole.zarr")
+    asked = iter([None, None, 15])
+    with pytest.raises(Interrupted):
+        quick(volume, stop=lambda: next(asked, 15), store=tmp_path / "s.zarr", num_parts=2, part_id=1)
+    quick(volume, store=tmp_path / "s.zarr", num_parts=2, part_id=0)
+    quick(volume, store=tmp_path / "s.zarr", num_parts=2, part_id=1)
+    assert shard_digests(tmp_path / "s.zarr") == shard_digests(tmp_path / "whole.zarr")
+
+
+def test_a_part_that_finds_other_numerics_recorded_meanwhile_takes_them(volume, tmp_path, monkeypatch):
+    built = []
+    original = encode_run.EncodeRun._build
+
+    def another_is_quicker(self, numerics):
+        built.append(numerics)
+        if len(built) == 1:
+            monkeypatch.setattr(encode_run.EncodeRun, "_build", original)
+            quick(volume, store=tmp_path / "s.zarr", batch_size=3, num_parts=2, part_id=1)
+            monkeypatch.setattr(encode_run.EncodeRun, "_build", another_is_quicker)
+        return original(self, numerics)
+
+    monkeypatch.setattr(encode_run.EncodeRun, "_build", another_is_quicker)
+    quick(volume, store=tmp_path / "s.zarr", num_parts=2, part_id=0)
+    store = EmbeddingStore.open(tmp_path / "s.zarr")
+    assert [numerics["batch"] for numerics in store.state.numerics] == [3]
+    assert built[-1]["batch"] == 3
+    assert store.status().complete
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("store_dtype", ["float16", "int8"])
+def test_three_processes_that_start_at_once_fill_a_store_that_was_not_there(tmp_path, store_dtype):
+    """SAM's own encoder class, through the command."""
+    volume = scan(tmp_path / "scan.npy", planes=9)
+    words = "--model vit_tiny --tile 64 --precision fp32 --device cpu --shard-tiles 2 --json"
+    arguments = ["--volume", str(volume), "--store", str(tmp_path / "s.zarr"), *words.split()]
+    arguments += ["--store-dtype", store_dtype]
+    start = [sys.executable, "-m", "embedcache", "encode", *arguments, "--num-parts", "3", "--part-id"]
+    running = [
+        subprocess.Popen([*start, str(part)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for part in range(3)
+    ]
+    results = []
+    for process in running:
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err.decode()
+        results.append(json.loads(out))
+    assert sum(result["tiles_encoded"] for result in results) == 9
+    whole = quick(volume, store=tmp_path / "whole.zarr", model="vit_tiny", store_dtype=store_dtype)
+    assert EmbeddingStore.open(tmp_path / "s.zarr").status().complete
+    assert shard_digests(tmp_path / "s.zarr") == shard_digests(whole.store.path)
+
+
+def test_parts_of_a_growing_folder_add_its_images_once(tmp_path):
+    from PIL import Image
+
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(6):
+        pixels = np.random.default_rng(number).integers(0, 255, (40, 60), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        if number == 2:
+            quick(folder, store=tmp_path / "s.zarr")
+    for part in (1, 0, 1):
+        quick(folder, store=tmp_path / "s.zarr", num_parts=2, part_id=part)
+    store = EmbeddingStore.open(tmp_path / "s.zarr")
+    assert [record.name for record in store.images] == [f"{number}.png" for number in range(6)]
+    assert store.status().complete
+
+
+@pytest.mark.parametrize(
+    ("wishes", "word"),
+    [
+        ({"num_parts": 3}, "--part-id"),
+        ({"part_id": 0}, "--num-parts"),
+        ({"num_parts": 3, "part_id": 3}, "0 to 2"),
+        ({"num_parts": 0, "part_id": 0}, "at least 1"),
+    ],
+)
+def test_parts_that_make_no_sense_are_refused(volume, tmp_path, wishes, word):
+    with pytest.raises(ConfigError, match=word):
+        quick(volume, store=tmp_path / "s.zarr", **wishes)
+    assert not (tmp_path / "s.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    ("ids", "task", "part"),
+    [
+        ({"COUNT": 4, "MIN": 0, "MAX": 3, "STEP": 1}, 2, Part(2, 4)),
+        ({"COUNT": 3, "MIN": 5, "MAX": 7}, 5, Part(0, 3)),
+        ({"COUNT": 3, "MIN": 1, "MAX": 9, "STEP": 4}, 9, Part(2, 3)),
+        ({"COUNT": 2}, 1, Part(1, 2)),
+    ],
+)
+def test_a_slurm_task_knows_its_part(ids, task, part):
+    environment = {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in (ids | {"ID": task}).items()}
+    assert part_of_array_job(environment) == part
+
+
+def test_outside_an_array_there_is_no_part():
+    assert part_of_array_job({"SLURM_JOB_ID": "7"}) is None
+    assert part_of(None, None) is None
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [{"COUNT": 3, "MIN": 1, "MAX": 7, "ID": 3}, {"COUNT": "x", "ID": 0}, {"COUNT": 2, "MIN": 4, "ID": 3}],
+)
+def test_an_uneven_array_is_refused_with_what_to_do(ids):
+    with pytest.raises(ConfigError, match="SLURM") as refusal:
+        part_of_array_job({f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in ids.items()})
+    assert "--num-parts" in refusal.value.hint
+
+
+def test_the_command_takes_its_part_from_slurm_and_says_so(volume, tmp_path, monkeypatch, capsys):
+    for name, value in (("ID", 1), ("COUNT", 2), ("MIN", 0), ("MAX", 1)):
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+    asked = []
+    original = stage_one.run_encode
+    monkeypatch.setattr(stage_one, "run_encode", lambda *given: asked.append(given[0]) or original(*given))
+    words = "--model patches --checkpoint random:0 --tile 64 --precision fp32 --device cpu --shard-tiles 2"
+    arguments = [
+        "encode",
+        "--volume",
+        str(volume),
+        "--store",
+        str(tmp_path / "s.zarr"),
+        *words.split(),
+        "--json",
+    ]
+    assert command(arguments) == 0
+    shown = capsys.readouterr()
+    assert "SLURM array" in shown.err
+    assert "part 1 of 2" in shown.err
+    assert json.loads(shown.out)["num_parts"] == 2
+    assert command([*arguments, "--num-parts", "1", "--part-id", "0"]) == 0
+    assert "SLURM" not in capsys.readouterr().err
+    assert [(options.num_parts, options.part_id) for options in asked] == [(2, 1), (1, 0)]
+    assert EmbeddingStore.open(tmp_path / "s.zarr").status().complete
+
+
+def test_plan_tells_the_time_of_the_largest_part(volume):
+    figures = [estimate(options_from(volume, QUICK | {"num_parts": parts}), Silent()) for parts in (None, 2)]
+    assert [(f.num_parts, f.tiles_of_part, f.tiles_missing) for f in figures] == [(1, 7, 7), (2, 4, 7)]
+    assert figures[1].seconds_estimated == pytest.approx(4 * figures[1].seconds_per_tile)
