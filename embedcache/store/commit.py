@@ -175,7 +175,7 @@ def _check_form(tile: int, stored: Stored, form: Form) -> None:
         found = f"{stored.values.shape}, {stored.values.dtype}, scales {stored.scales.shape}"
         fits = form == INT8 and stored.values.dtype == np.int8 and stored.scales.dtype == np.float32
         fits = fits and stored.values.shape == EMBEDDING_SHAPE and stored.scales.shape == (CHANNELS,)
-        fits = fits and stored.values.min() > NO_VALUE
+        fits = fits and stored.values.min() > NO_VALUE and not (stored.scales < 0).any()
     else:
         found = f"{stored.shape}, {stored.dtype}"
         fits = form == FLOAT16 and stored.shape == EMBEDDING_SHAPE and stored.dtype == np.float16

@@ -78,4 +78,4 @@ def read_scales(root: Path, shard: int, shard_tiles: int) -> ShardScales:
         raise CorruptionError(f"the scales {path} are cut short ({len(data)} bytes)")
     body = data[:-_CRC_BYTES]
     intact = crc32c(body).to_bytes(_CRC_BYTES, "little") == data[-_CRC_BYTES:]
-    return ShardScales(np.frombuffer(body, "<f4").reshape(shard_tiles, CHANNELS), intact)
+    return ShardScales(np.frombuffer(bytearray(body), "<f4").reshape(shard_tiles, CHANNELS), intact)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.errors import EmbedcacheError, InputError, MismatchError
+from embedcache.errors import CorruptionError, EmbedcacheError, InputError, MismatchError
 from embedcache.files import mutex
 from embedcache.store import layout
 from embedcache.store.commit import Embeddings, GivenTiles, commit_shard, settle_shard
@@ -160,11 +160,18 @@ class StoreWriter:
         ------
         EmbedcacheError
             When this writer does not hold the whole store.
+        CorruptionError
+            When a shard's file is neither what is recorded nor what was announced.
         """
         store = self._store
         if self.shards is not None:
             raise EmbedcacheError(f"{store.path}: only a writer of the whole store may change its source")
         with self.store_wide():
+            if store.state.intents:  # what they announced was made of the pixels before
+                raise CorruptionError(
+                    f"{store.path}: what shard {min(store.state.intents)} holds is undecided; its file is damaged.",
+                    hint=f"`embedcache repair {store.path}` mends it; then run the same command again.",
+                )
             if store.state.attributes is None:
                 append(store.state, MAIN, {"kind": "store", "attributes": store.attributes})
             spec = store.spec if volume is None else replace(store.spec, volume=dict(volume))
