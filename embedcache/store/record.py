@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.errors import CorruptionError
+from embedcache.errors import CorruptionError, InputError
 from embedcache.store.packing import by_reason, by_slot, flagged_slots, pack, slot_flags, unpack, whole
 from embedcache.store.shard import chunk_numbers, shard_index
 from embedcache.volume.volume import ImageRecord
@@ -30,6 +30,7 @@ NAME_LIMIT = 4096
 SIDE_LIMIT = 2**31
 """Pixels of an image's side above which a journal is refused."""
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _DIGEST = re.compile(r"(sha256:[0-9a-f]{64})?")
 
 
@@ -247,8 +248,26 @@ class ShardRecord:
 
 
 def table_record(n_tiles: int, images: Sequence[ImageRecord]) -> dict[str, Any]:
-    """Journal record of how many tile numbers there are, and of the images that are new."""
+    """Journal record of how many tile numbers there are, and of the images that are new.
+
+    Raises
+    ------
+    InputError
+        When an image has a name that no reader would accept.
+    """
+    for image in images:
+        if not is_name(image.name):
+            raise InputError(
+                f"An image is called {image.name!r}.", hint="Give it a name without control characters."
+            )
     return {"kind": "table", "tiles": n_tiles, "images": [image.to_dict() for image in images]}
+
+
+def is_name(name: str) -> bool:
+    """Whether an image may be called so: a relative path that leads nowhere but down."""
+    parts = name.split("/")
+    steps = any(part in ("", ".", "..") for part in parts)
+    return not steps and len(name) <= NAME_LIMIT and not _CONTROL.search(name)
 
 
 def read_image(values: Any) -> ImageRecord:
@@ -260,9 +279,7 @@ def read_image(values: Any) -> ImageRecord:
         When its name could lead out of a folder, or its size cannot be.
     """
     image = ImageRecord.from_dict(values)
-    parts = image.name.split("/")
-    odd = "" in parts or ".." in parts or "." in parts or not image.name.isprintable()
-    if odd or len(image.name) > NAME_LIMIT:
+    if not is_name(image.name):
         raise CorruptionError(f"The journal names an image {image.name[:100]!r}, which is no name of ours.")
     if not (0 < image.height < SIDE_LIMIT and 0 < image.width < SIDE_LIMIT):
         raise CorruptionError(

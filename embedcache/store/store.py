@@ -53,20 +53,8 @@ class EmbeddingStore(StoreView):
 
     Attributes
     ----------
-    path : Path
-        Absolute path of the folder.
     attributes : dict
-        The group's attributes, less the numerics.
-    spec : EncodeSpec
-        What decides the embeddings' bytes.
-    provenance : dict
-        Source, versions, device, licence, recipe; as given at creation.
-    shard_tiles : int
-        Embeddings of one shard file.
-    state : StoreState
-        The journal, replayed.
-    table : ndarray of int64, shape (N, 5)
-        Plane, y0, x0, height, width of each tile number; −1 where a number has no tile. Read-only.
+        The group's attributes, less the numerics; the others are those of ``StoreView``.
     """
 
     def __init__(self, path: Path, attributes: Mapping[str, Any], state: StoreState) -> None:
@@ -203,7 +191,7 @@ class EmbeddingStore(StoreView):
 
     def take_attributes(self) -> None:
         """Be what the snapshot says that the store is: a change of the source changes its spec."""
-        if self.state.attributes is not None:
+        if self.state.attributes not in (None, self.attributes):
             self._set_attributes(self.state.attributes)
 
     def _set_attributes(self, attributes: Mapping[str, Any]) -> None:
