@@ -306,7 +306,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path, value: float) ->
     broken[3, 2, 1], scales[3] = value, value
     for form, wrong in ((FLOAT16, broken), (INT8, Quantised(quantised(0).values, scales))):
         store = new_store(tmp_path / form.dtype, form)
-        with store.writer() as writer, pytest.raises(EmbedcacheError, match="tile 2.*not finite"):
+        with store.writer() as writer, pytest.raises(EmbedcacheError, match=r"tile 2.*not finite"):
             writer.commit_shard(0, embeddings={2: wrong}, input_digests={2: DIGEST})
         assert not list(store.path.rglob("*.partial"))
 
@@ -408,9 +408,12 @@ def interrupted(path: Path, form: Form = FLOAT16) -> EmbeddingStore:
     """A store whose shard was replaced by a writer that was killed before it recorded that."""
     store = new_store(path, form)
     put(store, {0: 0, 1: 1})
-    with store.writer() as writer, watched(refusing_lines_with('"kind":"shard"')):
-        with pytest.raises(StorageError):
-            replace_and_add(writer, store)
+    with (
+        store.writer() as writer,
+        watched(refusing_lines_with('"kind":"shard"')),
+        pytest.raises(StorageError),
+    ):
+        replace_and_add(writer, store)
     return EmbeddingStore.open(path)
 
 
@@ -435,9 +438,12 @@ def test_a_tile_is_kept_from_the_file_that_was_announced_although_it_lies_elsewh
 ) -> None:
     store = new_store(tmp_path)
     put(store, {1: 1, 2: 2})
-    with store.writer() as writer, watched(refusing_lines_with('"kind":"shard"')):
-        with pytest.raises(StorageError):
-            writer.commit_shard(0, embeddings={0: embedding(0)}, input_digests={0: digest_of(0)})
+    with (
+        store.writer() as writer,
+        watched(refusing_lines_with('"kind":"shard"')),
+        pytest.raises(StorageError),
+    ):
+        writer.commit_shard(0, embeddings={0: embedding(0)}, input_digests={0: digest_of(0)})
     path = layout.shard_path(tmp_path, 0)
     data = bytearray(path.read_bytes())
     data[77] ^= 1  # tile 0: the file is now neither
@@ -462,9 +468,12 @@ def test_tiles_that_a_changed_source_took_back_stay_away(tmp_path: Path) -> None
     assert store.committed.tolist() == [False, True, False, False]
     commit(store, failed={2: "a reason"})  # the file stays as it is
     assert is_seed(store, 1, 1)
-    with store.writer() as writer, watched(refusing_rename_to(layout.EMBEDDINGS)):
-        with pytest.raises(StorageError):
-            writer.commit_shard(0, embeddings={3: embedding(3)}, input_digests={3: digest_of(3)})
+    with (
+        store.writer() as writer,
+        watched(refusing_rename_to(layout.EMBEDDINGS)),
+        pytest.raises(StorageError),
+    ):
+        writer.commit_shard(0, embeddings={3: embedding(3)}, input_digests={3: digest_of(3)})
     store = EmbeddingStore.open(tmp_path)
     with store.writer():
         pass  # the older file it is, and tile 0 of it does not come back

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from store_samples import DIGEST, commit, embedding, make_store
+from other_disks import refusing_lines_with, refusing_rename_to, watched
+from store_samples import DIGEST, commit, embedding, make_store, quantised, spec, stored
 
 from embedcache.errors import CorruptionError, InputError, MissingTilesError, StorageError
 from embedcache.store import EmbeddingReader, EmbeddingStore
-from embedcache.store.layout import shard_path
+from embedcache.store.layout import EMBEDDINGS, SCALES, scales_path, shard_path
+from embedcache.store.quantise import dequantise
+from embedcache.store.shard import INT8
+
+INT8_SPEC = spec(store_dtype="int8")
 
 
 @pytest.fixture(scope="module")
@@ -147,14 +155,28 @@ def test_a_refusal_of_the_system_is_not_called_corruption(
     assert np.array_equal(store[0].half().numpy(), embedding(0))
 
 
-def test_no_hint_names_a_command_that_does_not_exist(tmp_path: Path) -> None:
+def test_the_hint_names_the_command_that_mends_it(tmp_path: Path) -> None:
     store = make_store(tmp_path)
     commit(store, 0)
     shard_path(tmp_path, 0).unlink()
     with pytest.raises(CorruptionError) as caught:
         store[0]
-    assert "another --store" in str(caught.value)
-    assert "`embedcache" not in str(caught.value)
+    assert f"`embedcache repair {tmp_path}`" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "linked folder"])
+def test_a_store_from_a_stranger_leads_nowhere_else(tmp_path: Path, kind: str) -> None:
+    store = make_store(tmp_path / "s")
+    commit(store, 0)
+    path = shard_path(store.path, 0)
+    if kind == "linked folder":
+        path.parent.rename(tmp_path / "outside")
+        path.parent.symlink_to(tmp_path / "outside")
+    else:
+        path.rename(tmp_path / "outside")
+        os.mkfifo(path) if kind == "pipe" else path.symlink_to(tmp_path / "outside")
+    with pytest.raises(CorruptionError, match="tile 0"):
+        store[0]
 
 
 def test_a_reader_opened_before_a_shard_is_replaced_goes_on(tmp_path: Path) -> None:
@@ -174,40 +196,112 @@ def test_a_reader_opened_before_a_shard_is_replaced_goes_on(tmp_path: Path) -> N
     assert np.array_equal(warm.read_half([0])[0].numpy(), embedding(70))
 
 
+@pytest.mark.parametrize("form", ["float16", "int8"])
 @pytest.mark.parametrize("renamed", [False, True])
 def test_between_intent_and_commit_every_committed_tile_reads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renamed: bool
+    tmp_path: Path, form: str, renamed: bool
 ) -> None:
-    commit(make_store(tmp_path), 0)
+    commit(make_store(tmp_path, spec=spec(store_dtype=form)), 0)
+    older = EmbeddingStore.open(tmp_path)
     writing = EmbeddingStore.open(tmp_path)
-
-    real, seen = os.pwrite, []
-
-    def stop_at_record(descriptor: int, data: memoryview, offset: int) -> int:
-        seen.append(bytes(data))
-        if b'"kind":"shard"' in seen[-1]:
-            raise OSError(28, "No space left on device")
-        return real(descriptor, data, offset)
-
-    def stop_at_rename(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch, writing.writer() as writer:
-        if renamed:
-            patch.setattr(os, "pwrite", stop_at_record)
-        else:
-            patch.setattr(Path, "replace", stop_at_rename)
-        tiles = {0: embedding(90), 1: embedding(1)}
-        with pytest.raises(StorageError):
-            writer.commit_shard(0, embeddings=tiles, input_digests=dict.fromkeys(tiles, DIGEST))
+    folder = EMBEDDINGS if form == "float16" else SCALES
+    stop = refusing_lines_with('"kind":"shard"') if renamed else refusing_rename_to(folder)
+    tiles = {0: stored(writing, 90), 1: stored(writing, 1)}
+    with writing.writer() as writer, watched(stop), pytest.raises(StorageError):
+        writer.commit_shard(0, embeddings=tiles, input_digests=dict.fromkeys(tiles, DIGEST))
     between = EmbeddingStore.open(tmp_path)
     assert list(between.state.intents) == [0]
     assert between.committed.tolist() == [True, False, False, False, False]
-    assert np.array_equal(between[0].half().numpy(), embedding(90 if renamed else 0))
+    for store in (between, older):
+        assert torch.equal(store[0], floats(store, 90 if renamed else 0))
     with between.writer():
         pass
     assert not between.state.intents
     assert between.committed[1] == renamed
+
+
+def test_a_reader_waits_for_a_writer_between_scales_and_shard(tmp_path: Path) -> None:
+    store = make_store(tmp_path, spec=INT8_SPEC)
+    commit(store, 0)
+    reading = EmbeddingStore.open(tmp_path)
+    seen, go_on = threading.Event(), threading.Event()
+
+    def stop_before_the_shard(step: str, arguments: tuple[Any, ...]) -> None:
+        if step == "replace" and EMBEDDINGS in arguments[1].parts:
+            seen.set()
+            assert go_on.wait(10)
+
+    with watched(stop_before_the_shard), ThreadPoolExecutor(2) as pool:
+        writing = pool.submit(commit, store, 0, seed=50)
+        assert seen.wait(10)
+        found = pool.submit(reading.__getitem__, 0)
+        time.sleep(0.3)
+        assert not found.done()
+        go_on.set()
+        writing.result()
+        assert torch.equal(found.result(), floats(store, 50))
+
+
+def test_what_a_killed_writer_left_between_scales_and_shard_is_accused_after_a_while(tmp_path: Path) -> None:
+    store = make_store(tmp_path, spec=INT8_SPEC)
+    commit(store, 0, 1)
+    with watched(refusing_rename_to(EMBEDDINGS)), pytest.raises(StorageError):
+        commit(store, 0, seed=50)
+    reading = EmbeddingStore.open(tmp_path)
+    assert torch.equal(reading[1], floats(reading, 1))
+    began = time.monotonic()
+    with pytest.raises(CorruptionError, match="tile 0"):
+        reading[0]
+    assert 0.5 < time.monotonic() - began < 5
+
+
+def test_a_chunk_and_scales_of_two_records_are_never_taken_for_one_embedding(tmp_path: Path) -> None:
+    store = make_store(tmp_path, spec=INT8_SPEC)
+    commit(store, 0, 1)
+    scales = scales_path(tmp_path, 0)
+    older = scales.read_bytes()
+    commit(store, 0, seed=50)
+    scales.write_bytes(older)
+    with pytest.raises(CorruptionError, match="tile 0"):
+        store[0]
+    assert torch.equal(store[1], floats(store, 1))
+    scales.unlink()
+    with pytest.raises(CorruptionError, match=r"tile 1.*missing"):
+        EmbeddingStore.open(tmp_path)[1]
+
+
+def test_quantised_embeddings_are_read_as_floats_as_halves_and_as_they_are(tmp_path: Path) -> None:
+    store = make_store(tmp_path, spec=INT8_SPEC)
+    commit(store, 0, 1)
+    commit(store, 3)
+    reader, tiles = store.reader(), [3, 0, 1]
+    wanted = torch.stack([floats(store, tile) for tile in tiles])
+    assert torch.equal(reader.read(tiles), wanted)
+    assert torch.equal(reader.read_half(tiles), wanted.half())
+    values, scales = reader.read_stored(tiles)
+    assert (values.dtype, values.shape) == (torch.int8, (3, 256, 64, 64))
+    assert scales is not None
+    assert torch.equal(dequantise(values, scales), wanted)
+    exact = torch.stack([torch.from_numpy(embedding(tile).astype(np.float32)) for tile in tiles])
+    assert bool(((wanted - exact).abs() <= scales[..., None, None] * 0.5001).all())
+
+
+def test_halves_are_read_as_they_are_without_scales(store: EmbeddingStore) -> None:
+    values, scales = store.reader().read_stored([4, 0])
+    assert scales is None
+    assert np.array_equal(values[1].numpy(), embedding(0))
+
+
+def test_a_tile_that_was_taken_back_is_missing_not_broken(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    commit(store, 0, 1)
+    reading = EmbeddingStore.open(tmp_path)
+    with store.writer() as writer:
+        writer.change_source(None, (), np.array([True, False, False, False, False]))
+    commit(store, 1, seed=60)
+    with pytest.raises(MissingTilesError, match="tile 0"):
+        reading[0]
+    assert np.array_equal(reading[1].half().numpy(), embedding(61))
 
 
 def test_few_files_are_kept_open(store: EmbeddingStore) -> None:
@@ -232,6 +326,14 @@ def test_threads_may_share_a_reader(store: EmbeddingStore) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(check, range(24)))
+
+
+def floats(store: EmbeddingStore, seed: int) -> torch.Tensor:
+    """What the store gives for an embedding of this seed."""
+    if store.form != INT8:
+        return torch.from_numpy(embedding(seed).astype(np.float32))
+    kept = quantised(seed)
+    return dequantise(torch.from_numpy(kept.values), torch.from_numpy(kept.scales))
 
 
 def open_files() -> int:

@@ -169,7 +169,7 @@ class StoreWriter:
         with self.store_wide():
             if store.state.intents:  # what they announced was made of the pixels before
                 raise CorruptionError(
-                    f"{store.path}: what shard {min(store.state.intents)} holds is undecided; its file is damaged.",
+                    f"{store.path}: the file of shard {min(store.state.intents)} is not one that was recorded.",
                     hint=f"`embedcache repair {store.path}` mends it; then run the same command again.",
                 )
             if store.state.attributes is None:
