@@ -10,7 +10,9 @@ from embedcache.store.journal_damage import damaged_lines, mend, mend_line
 
 LINES = [
     encode_line({"kind": "table", "tiles": 5, "images": [], "seq": 0}).encode(),
-    encode_line({"kind": "shard", "crcs": "vWuEeQ==" * 40, "failed": {"a \"}x\" reason": [0]}, "seq": 1}).encode(),
+    encode_line(
+        {"kind": "shard", "crcs": "vWuEeQ==" * 40, "failed": {'a "}x" reason': [0]}, "seq": 1}
+    ).encode(),
     encode_line({"kind": "selection", "selection": {}, "seq": 2}).encode(),
 ]
 FILE = b"".join(line + b"\n" for line in LINES)
@@ -65,7 +67,13 @@ def test_two_damaged_lines_are_mended_each_for_itself() -> None:
 
 
 def test_garbage_is_damage_that_cannot_be_mended() -> None:
-    for garbage in (b"x", b"", b"\0" * 100, b'{"crc32c":"zzzzzzzz"}', LINES[0][:-12] + b"zzzzzzzz" + LINES[0][-2:]):
+    for garbage in (
+        b"x",
+        b"",
+        b"\0" * 100,
+        b'{"crc32c":"zzzzzzzz"}',
+        LINES[0][:-12] + b"zzzzzzzz" + LINES[0][-2:],
+    ):
         damage = damaged_lines(garbage + b"\n" + LINES[0] + b"\n")
         assert [line.mended for line in damage] == [None]
         assert decode_line(garbage) is None

@@ -38,7 +38,9 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
     "--reencode", type=int, metavar="N", help="Encode N random tiles again: the store's fidelity certificate."
 )
 @click.option("--checkpoint", metavar="FILE", help="For --reencode: the weights, where they have moved.")
-@click.option("--device", default="auto", show_default=True, help="For --reencode: auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--device", default="auto", show_default=True, help="For --reencode: auto, cpu, cuda or cuda:N."
+)
 @click.option("--seed", type=int, help="Of every random choice.  [default: another one each time]")
 @json_option
 def verify(
@@ -170,9 +172,7 @@ def repair(store: str, volume: str | None, checkpoint: str | None, device: str, 
     from embedcache.encode.repair import repair as repair_store
 
     with stop_at_once():
-        result = repair_store(
-            store, volume=volume, checkpoint=checkpoint, device=device, progress=Terminal()
-        )
+        result = repair_store(store, volume=volume, checkpoint=checkpoint, device=device, progress=Terminal())
     if as_json:
         print_json(result.to_dict())
     else:
@@ -198,13 +198,13 @@ def repair(store: str, volume: str | None, checkpoint: str | None, device: str, 
 )
 @click.argument("stores", nargs=-1, metavar="[S]...")
 @cache_dir_option
-@click.option("--runs", default="runs", show_default=True, help="Where runs live; they say which stores are used.")
+@click.option(
+    "--runs", default="runs", show_default=True, help="Where runs live; they say which stores are used."
+)
 @click.option("--stores", "unused", is_flag=True, help="Also stores that no run refers to.")
 @click.option("--delete", is_flag=True, help="Remove what is shown; otherwise nothing is removed.")
 @json_option
-def gc(
-    stores: tuple[str, ...], cache_dir: str, runs: str, unused: bool, delete: bool, as_json: bool
-) -> None:
+def gc(stores: tuple[str, ...], cache_dir: str, runs: str, unused: bool, delete: bool, as_json: bool) -> None:
     """Show what killed writers left and nobody needs: partial files, dead locks, shards without a record.
 
     Only with --delete is it removed, while the whole store is locked. Files that are not embedcache's are never
@@ -224,10 +224,16 @@ def gc(
     total = sum(item.bytes for _, item in found)
     if as_json:
         rows = [
-            {"path": str(item.path), "bytes": item.bytes, "what": item.what, "why": item.why} for _, item in found
+            {"path": str(item.path), "bytes": item.bytes, "what": item.what, "why": item.why}
+            for _, item in found
         ]
         print_json(
-            {"deleted": delete, "bytes": total, "found": rows, "refused": [error.message for error in refused]}
+            {
+                "deleted": delete,
+                "bytes": total,
+                "found": rows,
+                "refused": [error.message for error in refused],
+            }
         )
     else:
         print_table(
@@ -238,8 +244,8 @@ def gc(
         click.echo(f"{len(found)} in all, {readable_bytes(total)}.", err=True)
         if found and not delete:
             click.echo("Nothing was removed; --delete removes it.", err=True)
-    for error in refused:
-        click.echo(f"left alone: {error}", err=True)
+    for left in refused:
+        click.echo(f"left alone: {left}", err=True)
     click.get_current_context().exit(refused[0].exit_code if refused else EXIT_DONE)
 
 
@@ -251,7 +257,8 @@ def _folders(cache_dir: Path) -> list[Path]:
     """Folders of the cache that are stores or were begun as one; others are somebody else's."""
     if not cache_dir.is_dir():
         raise ConfigError(
-            f"There is no folder {cache_dir.absolute()}.", hint="Name it with --cache-dir, or name the stores."
+            f"There is no folder {cache_dir.absolute()}.",
+            hint="Name it with --cache-dir, or name the stores.",
         )
     return sorted(
         path
@@ -287,7 +294,11 @@ def diff(a: str, b: str, as_json: bool) -> None:
         if found.fields:
             rows = [(name, str(ours), str(theirs)) for name, (ours, theirs) in found.fields.items()]
             print_table("fields", ("field", "A", "B"), rows)
-        for name, tiles in (("only in A", found.only_a), ("only in B", found.only_b), ("different", found.different)):
+        for name, tiles in (
+            ("only in A", found.only_a),
+            ("only in B", found.only_b),
+            ("different", found.different),
+        ):
             if tiles:
                 click.echo(f"{name}: tiles {_numbers(tiles)}", err=True)
     click.get_current_context().exit(found.exit_code)

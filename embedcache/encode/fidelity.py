@@ -1,9 +1,9 @@
 """Turns a few tiles, encoded again, into a store's fidelity certificate: how far what is stored is from float32.
 
 The tiles are drawn with a seed from the committed ones, their pixels must be the recorded ones. Each is encoded in
-float32; the difference is measured in the space of embeddings and in masks that the store's own decoder gives for a
-fixed grid of single points. Under the store's own numerics they are encoded as well, to see whether they come out
-bit for bit.
+float32; the difference is measured in the space of embeddings and in masks that the store's own decoder gives
+for a fixed grid of single points. Under the store's own numerics they are encoded as well, to see whether they
+come out bit for bit.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ GRID = 4
 PROMPTS = f"{GRID * GRID} single points, a {GRID} by {GRID} grid over the tile"
 
 MEANINGFUL = (0.001, 0.999)
-"""Share of a mask's pixels that must lie inside for its cut at logit 0 to be counted: nearly all or none says nothing."""
+"""Share of a mask's pixels that must lie inside for its cut at logit 0 to count: all or none says nothing."""
 
 
 @dataclass
@@ -56,7 +56,9 @@ class Measured:
         self.values += error.numel()
         length = float(exact.norm())
         self.relative.append(float(error.norm()) / length if length else float(error.norm()))
-        cosine = torch.nn.functional.cosine_similarity(stored.double().flatten(), exact.flatten(), dim=0, eps=1e-30)
+        cosine = torch.nn.functional.cosine_similarity(
+            stored.double().flatten(), exact.flatten(), dim=0, eps=1e-30
+        )
         # two embeddings of nothing but zeros are the same one
         self.cosines.append(min(float(cosine), 1.0) if length or float(stored.norm()) else 1.0)
 

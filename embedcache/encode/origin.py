@@ -1,4 +1,4 @@
-"""Turns a store's provenance into what it was made from: the volume opened, the weights loaded, a tile read again."""
+"""Turns a store's provenance into what it was made from: volume, weights, a tile's pixels."""
 
 from __future__ import annotations
 
@@ -111,7 +111,9 @@ def weights_of(store: EmbeddingStore, checkpoint: str | None, progress: Progress
     return weights
 
 
-def encoder_of(store: EmbeddingStore, weights: Weights, device: torch.device, numerics: int | None) -> Encoder:
+def encoder_of(
+    store: EmbeddingStore, weights: Weights, device: torch.device, numerics: int | None
+) -> Encoder:
     """The encoder under numerics of the store (by position; None: the store's first ones)."""
     precision: Precision = resolve_precision(store.spec.precision, device)
     known = store.state.numerics
@@ -126,7 +128,12 @@ def read_again(store: EmbeddingStore, volume: Volume, number: int, recorded: str
         return TilePixels(number, "", recorded, None)
     try:
         pixels = store.spec.preprocess.read(volume, tile)
-    except (EmbedcacheError, OSError, ValueError, RuntimeError):  # decoders of damaged chunks raise all of these
+    except (
+        EmbedcacheError,
+        OSError,
+        ValueError,
+        RuntimeError,
+    ):  # decoders of damaged chunks raise all of these
         return TilePixels(number, "", recorded, None)
     digest = pixel_digest(pixels)
     usable = store.spec.preprocess.to_input(pixels) if digest == recorded else None

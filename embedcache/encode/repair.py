@@ -1,9 +1,9 @@
 """Turns a damaged store into a whole one: what follows from the rest is rebuilt, what is broken is encoded again.
 
-First the small files are mended from the journal, then every shard is verified. A shard whose chunks are right gets its
-file anew from them; broken tiles are encoded again from pixels whose digest is the recorded one, under the numerics
-of their shard, and where that gives the recorded bits the file is byte for byte what it was. What is intact is not
-touched. Each file is replaced in one step: the command can be killed anywhere and run again.
+First the small files are mended from the journal, then every shard is verified. A shard whose chunks are right
+gets its file anew from them; broken tiles are encoded again from pixels whose digest is the recorded one, under
+the numerics of their shard, and where that gives the recorded bits the file is byte for byte what it was. What is
+intact is not touched. Each file is replaced in one step: the command can be killed anywhere and run again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,14 @@ import torch
 
 from embedcache.encode.against import recorded_digests
 from embedcache.encode.origin import command_words, encoder_of, read_again, source_of, weights_of
-from embedcache.errors import EXIT_CORRUPTION, EXIT_DONE, CorruptionError, EmbedcacheError, InputError, MismatchError
+from embedcache.errors import (
+    EXIT_CORRUPTION,
+    EXIT_DONE,
+    CorruptionError,
+    EmbedcacheError,
+    InputError,
+    MismatchError,
+)
 from embedcache.files import range_lock
 from embedcache.progress import Progress, Silent
 from embedcache.sam.encoder import Encoder, resolve_device

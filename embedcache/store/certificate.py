@@ -12,6 +12,14 @@ from typing import Any
 
 from embedcache.errors import CorruptionError
 
+_KINDS: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "str": (str,),
+    "bool": (bool,),
+    "float": (int, float),
+    "float | None": (int, float, type(None)),
+}
+
 
 @dataclass(frozen=True)
 class Certificate:
@@ -38,7 +46,7 @@ class Certificate:
     prompts : str
         What the masks were asked for with.
     iou_mean, iou_min : float
-        IoU of the stored embedding's masks with the float32 embedding's, each mask cut at the float32 logits' median.
+        IoU of the stored embedding's masks with the float32 one's, each mask cut at the float32 logits' median.
     zero_masks : int
         Masks whose cut at logit 0 leaves some pixels in and some out, so that it means something.
     zero_iou_mean, zero_iou_min : float or None
@@ -46,7 +54,7 @@ class Certificate:
     reproduced : int
         Tiles that come out bit for bit as stored, encoded again under the store's own numerics.
     same_numerics : bool
-        Whether this machine computes under the store's numerics at all; if not, fewer reproduce and that is no fault.
+        Whether this machine computes under the store's numerics; if not, fewer reproduce, and that is no fault.
     """
 
     tiles: int
@@ -83,12 +91,12 @@ class Certificate:
         CorruptionError
             When something is missing or of another kind.
         """
-        kinds = {"int": int, "str": str, "bool": bool, "float": (int, float), "float | None": (int, float, type(None))}
-        taken = {}
+        taken: dict[str, Any] = {}
         for known in fields(cls):
-            kind = kinds[str(known.type)]
             value = values.get(known.name, cls)
-            if not isinstance(value, kind) or (isinstance(value, bool) and known.type != "bool"):
+            if not isinstance(value, _KINDS[str(known.type)]) or (type(value) is bool) != (
+                known.type == "bool"
+            ):
                 raise CorruptionError(f"A certificate's {known.name} is not what it should be.")
             taken[known.name] = value
         return cls(**taken)
@@ -99,6 +107,7 @@ class Certificate:
         weights = ", untrained weights" if self.untrained else ""
         return (
             f"{self.store_dtype} against float32 on {self.tiles} tiles{weights}: mask IoU {self.iou_mean:.4f} "
-            f"(least {self.iou_min:.4f}), cosine at least {self.cosine:.6f}, largest error {self.max_abs_error:.2g}; "
+            f"(least {self.iou_min:.4f}), cosine at least {self.cosine:.6f}, "
+            f"largest error {self.max_abs_error:.2g}; "
             f"{self.reproduced} of {self.tiles} bit for bit"
         )

@@ -79,7 +79,8 @@ def diff(a: EmbeddingStore, b: EmbeddingStore) -> StoreDiff:
     both = (partners >= 0) & b.committed[partners]
     marks_a, marks_b = _marks(a), _marks(b)
     equal = np.array(
-        [marks_a[int(x)] == marks_b[int(y)] for x, y in zip(tiles_a[both], partners[both], strict=True)], dtype=bool
+        [marks_a[int(x)] == marks_b[int(y)] for x, y in zip(tiles_a[both], partners[both], strict=True)],
+        dtype=bool,
     )
     return StoreDiff(
         fields=fields,
@@ -112,7 +113,13 @@ def _marks(store: EmbeddingStore) -> dict[int, tuple[object, ...]]:
     for shard in np.unique(np.flatnonzero(store.committed) // store.shard_tiles).tolist():
         record = store.state.shard_record(shard)
         assert record is not None  # its tiles are committed
-        scales = record.scale_crcs if record.scale_crcs is not None else np.zeros(len(record.slots), np.uint32)
+        scales = (
+            record.scale_crcs if record.scale_crcs is not None else np.zeros(len(record.slots), np.uint32)
+        )
         for at, slot in enumerate(record.slots.tolist()):
-            marks[shard * store.shard_tiles + slot] = (record.digest_of(at), int(record.crc[at]), int(scales[at]))
+            marks[shard * store.shard_tiles + slot] = (
+                record.digest_of(at),
+                int(record.crc[at]),
+                int(scales[at]),
+            )
     return marks

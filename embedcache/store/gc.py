@@ -19,6 +19,7 @@ from embedcache.errors import InputError, StorageError
 from embedcache.files import PARTIAL_SUFFIX, mutex, range_lock, remove_file, remove_tree
 from embedcache.files.locks import CLAIMS
 from embedcache.store import layout
+from embedcache.store.snapshot import is_snapshot
 from embedcache.store.store import EmbeddingStore
 
 LITTER_NAME = re.compile(rf".+\.\d+{re.escape(PARTIAL_SUFFIX)}")
@@ -33,8 +34,6 @@ OURS = {
     layout.DECODER,
 }
 """What a store's folder holds; with other things in it, the whole folder is never removed."""
-
-_SNAPSHOT = re.compile(r"snapshot-\d+\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,9 @@ def references(runs: Path) -> References:
         values = layout.read_json(config)
         stores, prints = values.get("stores"), values.get("fingerprints", [])
         if not isinstance(stores, list) or not isinstance(prints, list):
-            raise InputError(f"{config} does not say which stores its run was trained on. Nothing was removed.")
+            raise InputError(
+                f"{config} does not say which stores its run was trained on. Nothing was removed."
+            )
         paths |= {str(Path(str(store)).absolute()) for store in stores}
         fingerprints |= {str(text) for text in prints}
     return References(len(configs), frozenset(paths), frozenset(fingerprints))
@@ -122,7 +123,7 @@ def find_garbage(root: Path, used: References | None = None) -> list[Garbage]:
         _refuse_foreign(root)
         why = f"none of the {used.runs} runs was trained on it"
         return [Garbage(root, tree_bytes(root), "unused store", why)]
-    return [*partial_files(root), *_dead_locks(root), *_older_snapshots(root), *unrecorded_shards(store)]
+    return [*partial_files(root), *_dead_locks(root), *_older_snapshots(store), *unrecorded_shards(store)]
 
 
 def remove_garbage(root: Path, used: References | None = None) -> list[Garbage]:
@@ -159,7 +160,10 @@ def partial_files(root: Path) -> Iterator[Garbage]:
 
 def unrecorded_shards(store: EmbeddingStore) -> Iterator[Garbage]:
     """Shard and scale files of which the journal, as it is now on disk, does not speak."""
-    found = [*_numbered(store.path, layout.EMBEDDINGS, ("0", "0", "0")), *_numbered(store.path, layout.SCALES, ("0",))]
+    found = [
+        *_numbered(store.path, layout.EMBEDDINGS, ("0", "0", "0")),
+        *_numbered(store.path, layout.SCALES, ("0",)),
+    ]
     if not found:
         return
     state = store.read_state()  # later than the list: a shard that was published meanwhile is recorded by now
@@ -183,7 +187,9 @@ def _half_made(root: Path) -> Garbage:
             hint=f"embedcache repair {root}",
         )
     _refuse_foreign(root)
-    return Garbage(root, tree_bytes(root), "half-made store", "its making was interrupted; it holds no embedding")
+    return Garbage(
+        root, tree_bytes(root), "half-made store", "its making was interrupted; it holds no embedding"
+    )
 
 
 def _refuse_foreign(root: Path) -> None:
@@ -222,12 +228,12 @@ def _is_free(path: Path) -> bool:
     return True
 
 
-def _older_snapshots(root: Path) -> Iterator[Garbage]:
-    folder = root / layout.JOURNAL
-    named = current_snapshot(root)
-    for path in sorted(folder.iterdir()):
-        if _SNAPSHOT.fullmatch(path.name) and path.name != named and not path.is_symlink():
-            yield _garbage(path, "older snapshot", "the journal names a newer one")
+def _older_snapshots(store: EmbeddingStore) -> Iterator[Garbage]:
+    snapshot = store.state.snapshot
+    named = "" if snapshot is None else snapshot.path.name
+    for path in sorted((store.path / layout.JOURNAL).iterdir()):
+        if is_snapshot(path.name) and path.name != named and not path.is_symlink():
+            yield _garbage(path, "older snapshot", "the journal does not name it")
 
 
 def _numbered(root: Path, array: str, rest: Sequence[str]) -> Iterator[tuple[int, Path]]:

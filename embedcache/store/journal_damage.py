@@ -55,7 +55,9 @@ def damaged_lines(data: bytes) -> list[DamagedLine]:
         offset += sum(len(part) + 1 for part in lines[number : number + taken])
         number += taken
     if torn and _one_bit(torn[-1] ^ _BREAK) and decode_line(torn[:-1]) is not None:
-        found.append(DamagedLine(number + 1, offset, len(torn), torn[:-1] + b"\n"))  # its line break is flipped
+        found.append(
+            DamagedLine(number + 1, offset, len(torn), torn[:-1] + b"\n")
+        )  # its line break is flipped
     return found
 
 

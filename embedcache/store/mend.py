@@ -1,8 +1,9 @@
 """Turns a store's damaged small files, and damaged shard files, back into what they were, from what is left of it.
 
-Everything here rebuilds bytes that follow from other, checked bytes: a journal line from its checksum, metadata from the
-journal, the table of tiles from the grid, a shard file from its record and its chunks. What is right is not written.
-The caller holds the whole store's lock; each file is replaced in one step, so it can be stopped anywhere.
+Everything here rebuilds bytes that follow from other, checked bytes: a journal line from its checksum, metadata
+from the journal, the table of tiles from the grid, a shard file from its record and its chunks. What is right is
+not written. The caller holds the whole store's lock; each file is replaced in one step, so it can be stopped
+anywhere.
 """
 
 from __future__ import annotations
@@ -116,8 +117,8 @@ def _mend_journal(root: Path, path: Path, mended: Mended) -> None:
             mended.done.append(f"{path}, line {line.number}: one flipped bit (the file as it was: {kept})")
         else:
             mended.left.append(
-                f"{path}, line {line.number}: more than one bit is wrong, which its checksum cannot undo. Restore the "
-                f"file from a copy of the store (it is kept as {kept}), or encode again into another --store"
+                f"{path}, line {line.number}: more than one bit is wrong, which its checksum cannot undo. "
+                f"Restore the file from a copy of the store (it is kept as {kept}), or encode into another --store"
             )
 
 
@@ -136,17 +137,17 @@ def _keep(path: Path, data: bytes) -> Path:
 
 
 def _recorded_attributes(root: Path) -> dict[str, Any]:
-    """The attributes that the journal's first line says, or those of the group where it says none (older stores)."""
-    path = root / layout.JOURNAL / CREATED
-    with suppress(FileNotFoundError, NotADirectoryError):
-        first = decode_line(read_inside(root, path, JOURNAL_LIMIT).partition(b"\n")[0])
-        if first is not None and first.get("kind") == "store":
-            attributes = first["attributes"]
-            check_attributes(root, attributes)
-            return dict(attributes)
+    """The attributes that the journal says, or those of the group where it says none (older stores)."""
+    folder = root / layout.JOURNAL
+    for path in [folder / CREATED, *journal_files(folder)]:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            for line in read_inside(root, path, JOURNAL_LIMIT).split(b"\n"):
+                record = decode_line(line) if b'"kind":"store"' in line else None
+                if record is not None:
+                    check_attributes(root, record["attributes"])
+                    return dict(record["attributes"])
     try:
-        group = layout.read_json(root / layout.GROUP_FILE)
-        attributes = group["attributes"][layout.ATTRIBUTE]
+        attributes = layout.read_json(root / layout.GROUP_FILE)["attributes"][layout.ATTRIBUTE]
         check_attributes(root, attributes)
     except (OSError, KeyError, TypeError, InputError) as error:
         raise CorruptionError(
@@ -251,7 +252,9 @@ def rebuild_shard(store: EmbeddingStore, record: ShardRecord, new: Mapping[int, 
     if table is not None:
         write_file(scales, table)
     if final.is_symlink() or final.is_dir():
-        raise CorruptionError(f"{final} is no regular file.", hint="Move it elsewhere, then run repair again.")
+        raise CorruptionError(
+            f"{final} is no regular file.", hint="Move it elsewhere, then run repair again."
+        )
     publish_file(partial, final)
     return True
 

@@ -1,4 +1,4 @@
-"""Turns "the journal differs from my snapshot by now" into the newest state, read only when there is something new."""
+"""Turns a journal that somebody may be writing into its newest state, read only when there is something new."""
 
 from __future__ import annotations
 

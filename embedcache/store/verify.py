@@ -1,9 +1,9 @@
-"""Turns a store into an account of itself: which recorded embeddings are there, and what else is not as it was written.
+"""Turns a store into an account of itself: which recorded embeddings are there, and what is not as it was written.
 
 Read-only: no lock is taken and nothing is written, so a store that is being encoded, or that cannot be written, is
 verified as well. The journal is read once; before a shard is accused, the journal is read again, as its writer may
-have replaced it meanwhile. What a killed writer left (a torn last line, a file under a temporary name, a shard file
-without a record) is litter and no corruption.
+have replaced it meanwhile. What a killed writer left (a torn last line, a file under a temporary name, a shard
+file without a record) is litter and no corruption.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from embedcache.store.compose import empty
 from embedcache.store.gc import partial_files, unrecorded_shards
 from embedcache.store.newest import NewestState
 from embedcache.store.record import ShardRecord
+from embedcache.store.state import StoreState
 from embedcache.store.store import EmbeddingStore
 from embedcache.store.verify_files import Problem, check_files, check_journal
 from embedcache.store.verify_shard import ShardVerdict, check_shard
@@ -66,7 +68,9 @@ class Scope:
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
-            raise InputError(f"A share of {self.share:g} of a store cannot be verified; more than 0 % to 100 %.")
+            raise InputError(
+                f"A share of {self.share:g} of a store cannot be verified; more than 0 % to 100 %."
+            )
         if self.seconds is not None and self.seconds <= 0:
             raise InputError(f"A duration of {self.seconds:g} s; expected more than 0.")
 
@@ -180,16 +184,26 @@ def verify(path: Path | str, scope: Scope | None = None, progress: Progress | No
     problems = check_journal(root)
     store, why = _open(root)
     if store is None:
-        problems += [] if any(problem.reason in why for problem in problems) else [Problem("store", str(root), (), why)]
+        problems += (
+            []
+            if any(problem.reason in why for problem in problems)
+            else [Problem("store", str(root), (), why)]
+        )
         return Verification(
-            root, seconds=time.perf_counter() - begin, seed=seed, problems=tuple(problems), litter=_litter(root)
+            root,
+            seconds=time.perf_counter() - begin,
+            seed=seed,
+            problems=tuple(problems),
+            litter=_litter(root),
         )
     newest = NewestState(store)
     found, unfinished = check_files(store, newest)
     problems += found
     shards = np.unique(np.flatnonzero(store.committed) // store.shard_tiles)
     deadline = None if scope.seconds is None else begin + scope.seconds
-    verdicts = list(_verdicts(store, newest, _chosen(shards, scope, seed), deadline, scope, progress or Silent()))
+    verdicts = list(
+        _verdicts(store, newest, _chosen(shards, scope, seed), deadline, scope, progress or Silent())
+    )
     return _account(store, verdicts, problems, unfinished, len(shards), seed, begin)
 
 
@@ -202,7 +216,8 @@ def _open(root: Path) -> tuple[EmbeddingStore | None, str]:
     except InputError as error:
         if not (root / layout.EMBEDDINGS / "c").is_dir():
             raise  # no store, or one that holds nothing yet
-        return None, error.message
+        group = root / layout.GROUP_FILE
+        return None, error.message if group.exists() else f"{group} is missing."
 
 
 def _chosen(shards: npt.NDArray[np.int64], scope: Scope, seed: int) -> npt.NDArray[np.int64]:
@@ -247,19 +262,28 @@ def judge_shard(
     if record is None:
         return ShardVerdict(empty(shard))  # its tiles were taken back meanwhile
     verdict = check_shard(store.path, record, store.form, store.shard_tiles, digests=digests)
-    tried = {record.digest}
-    # scales are replaced before their shard's replacement is announced
-    for state in newest.looks(lambda state: shard in state.intents or bool(verdict.scales)):
+    tried = {_key(record)}
+
+    def undecided(state: StoreState) -> bool:
+        # scales are replaced before their shard, so that for a moment they are those of neither record
+        return shard in state.intents or bool(verdict.scales)
+
+    for state in newest.looks(undecided):
         if verdict.intact:
             break
         for other in (state.intents.get(shard), state.shard_record(shard)):
-            if other is None or (other.digest in tried and shard not in state.intents):
+            if other is None or (_key(other) in tried and not undecided(state)):
                 continue
-            tried.add(other.digest)
+            tried.add(_key(other))
             again = check_shard(store.path, other, store.form, store.shard_tiles, digests=digests)
             if again.intact or len(again.broken) < len(verdict.broken):
                 verdict = again
     return verdict
+
+
+def _key(record: ShardRecord) -> tuple[str, bytes]:
+    """What tells two records of a shard apart: the file, and the tiles of it that count."""
+    return record.digest, record.slots.tobytes()
 
 
 def _record(store: EmbeddingStore, newest: NewestState, shard: int) -> ShardRecord | None:
@@ -333,8 +357,8 @@ def _by_reason(slots: Mapping[int, str], base: int) -> list[tuple[str, tuple[int
 def _litter(root: Path, store: EmbeddingStore | None = None) -> tuple[str, ...]:
     found = [*partial_files(root)]
     if store is not None:
-        try:
+        with suppress(
+            CorruptionError, MismatchError
+        ):  # of a journal damaged meanwhile; the next look says so
             found += unrecorded_shards(store)
-        except (CorruptionError, MismatchError):
-            pass  # the journal was damaged meanwhile; the next look says so
     return tuple(f"{item.path}: {item.what}; {item.why}" for item in found)

@@ -1,7 +1,7 @@
 """Turns a store's small files into problems: journal lines, Zarr metadata, the table of tiles, the decoder.
 
-What an interrupted writer leaves in them (lengths and numerics that are copied a moment after the journal has them) is
-told apart from damage: the next writer brings it up to date.
+What an interrupted writer leaves in them (lengths and numerics that are copied a moment after the journal has
+them) is told apart from damage: the next writer brings it up to date.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache.errors import CorruptionError, EmbedcacheError, InputError
-from embedcache.files import canonical_json, read_inside
+from embedcache.files import read_inside
 from embedcache.store import layout
 from embedcache.store.journal import CREATED, journal_files
 from embedcache.store.journal_damage import DamagedLine, damaged_lines
@@ -40,7 +40,8 @@ class Problem:
     Parameters
     ----------
     what : str
-        "embedding", "scales", "missing file", "shard file", "journal", "metadata", "tile table", "decoder" or "store".
+        "embedding", "scales", "missing file", "shard file", "journal", "metadata", "tile table", "decoder"
+        or "store".
     where : str
         The file, and the line of a journal.
     tiles : tuple of int
@@ -67,7 +68,9 @@ class Problem:
 def check_journal(root: Path) -> list[Problem]:
     """Every line of every journal file against its checksum; a torn last line is no problem."""
     folder = root / layout.JOURNAL
-    return [problem for path in [folder / CREATED, *journal_files(folder)] for problem in _check_lines(root, path)]
+    return [
+        problem for path in [folder / CREATED, *journal_files(folder)] for problem in _check_lines(root, path)
+    ]
 
 
 def _check_lines(root: Path, path: Path) -> Iterator[Problem]:
@@ -106,14 +109,15 @@ def journal_damage(root: Path, path: Path) -> list[DamagedLine]:
 
 
 def check_files(store: EmbeddingStore, newest: NewestState) -> tuple[list[Problem], list[str]]:
-    """The small files of a store that opens: what is damaged, and what an interrupted writer has to bring up to date."""
+    """The small files of a store that opens: what is damaged, and what is only behind the journal."""
     state = newest.state()
     problems: list[Problem] = []
     unfinished: list[str] = []
     for path, expected in metadata_files(store, state):
-        found, note = _compare(store, path, expected)
+        found, note = _compare(store, state, path, expected)
         if found and newest.state() is not state:  # a writer has changed it meanwhile
-            found, note = _compare(store, path, dict(metadata_files(store, newest.state()))[path])
+            again = newest.state()
+            found, note = _compare(store, again, path, dict(metadata_files(store, again))[path])
         problems += [Problem("metadata", str(path), (), found)] if found else []
         unfinished += [f"{path}: {note}"] if note else []
     problems += [*_check_table(store)]
@@ -135,7 +139,9 @@ def metadata_files(store: EmbeddingStore, state: StoreState) -> list[tuple[Path,
     ]
 
 
-def _compare(store: EmbeddingStore, path: Path, expected: dict[str, Any]) -> tuple[str, str]:
+def _compare(
+    store: EmbeddingStore, state: StoreState, path: Path, expected: dict[str, Any]
+) -> tuple[str, str]:
     """What is wrong with a metadata file, and what is only behind the journal."""
     try:
         found = layout.read_json(path)
@@ -145,26 +151,27 @@ def _compare(store: EmbeddingStore, path: Path, expected: dict[str, Any]) -> tup
         return error.message, ""
     if found == expected:
         return "", ""
-    if not store.uniform or found.get("node_type") == "group":
-        if canonical_json(_timeless(found)) == canonical_json(_timeless(expected)):
-            return "", "lengths or numerics are not yet the journal's; the next writer brings them up to date"
+    behind = [expected]
+    if path == store.path / layout.GROUP_FILE and state.superseded is not None:
+        behind.append(layout.root_metadata(state.superseded, state.n_tiles))
+    lengths = not store.uniform  # an array's never change
+    if any(_timeless(found, lengths) == _timeless(metadata, lengths) for metadata in behind):
+        return "", "it is behind the journal; the next writer brings it up to date"
     return f"{path} is not what it has to be", ""
 
 
-def _timeless(metadata: Any) -> Any:
+def _timeless(metadata: Any, lengths: bool) -> Any:
     """Metadata without what a writer copies into it a moment after the journal has it."""
-    if isinstance(metadata, list):
-        return [_timeless(value) for value in metadata]
     if not isinstance(metadata, dict):
         return metadata
-    kept = {name: _timeless(value) for name, value in metadata.items() if name != "numerics"}
-    if isinstance(kept.get("shape"), list) and metadata.get("node_type") == "array":
+    kept = {name: _timeless(value, lengths) for name, value in metadata.items() if name != "numerics"}
+    if lengths and isinstance(kept.get("shape"), list) and metadata.get("node_type") == "array":
         kept["shape"] = kept["shape"][1:]
     return kept
 
 
 def _check_table(store: EmbeddingStore) -> Iterator[Problem]:
-    """The table of tiles, against the grid that it follows from; a chunk in the wrong place has a right checksum."""
+    """The table of tiles, against the grid it follows from; a chunk in the wrong place has a right checksum."""
     try:
         found = layout.read_tiles(store.path, len(store))
     except CorruptionError as error:
@@ -195,7 +202,7 @@ def expected_table(
 
 
 def group_attributes(root: Path, state: StoreState) -> dict[str, Any]:
-    """What the group's attributes have to be: as the journal says, and where it does not (older stores) as they are.
+    """What the group's attributes have to be: as the journal says; in older stores, where it does not, as is.
 
     Raises
     ------
@@ -207,5 +214,7 @@ def group_attributes(root: Path, state: StoreState) -> dict[str, Any]:
         try:
             attributes = layout.read_json(root / layout.GROUP_FILE)["attributes"][layout.ATTRIBUTE]
         except (OSError, KeyError, TypeError, InputError) as error:
-            raise CorruptionError(f"{root / layout.GROUP_FILE} is damaged, and nothing says what stood in it.") from error
+            raise CorruptionError(
+                f"{root / layout.GROUP_FILE} is damaged; nothing says what stood in it."
+            ) from error
     return {**attributes, "numerics": state.numerics}

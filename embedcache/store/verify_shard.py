@@ -130,7 +130,9 @@ def _with_scales(root: Path, verdict: ShardVerdict, shard_tiles: int) -> ShardVe
         if scales.crc(slot) != crc
     }
     if not scales.intact and not wrong:
-        return replace(verdict, faults=(*verdict.faults, "the file of its scales differs from its own checksum"))
+        return replace(
+            verdict, faults=(*verdict.faults, "the file of its scales differs from its own checksum")
+        )
     return replace(verdict, scales=wrong)
 
 
