@@ -189,6 +189,10 @@ class Watch:
     def acknowledged(self) -> set[int]:
         return set(np.flatnonzero(self._numbers[16:512]).tolist())
 
+    def forget_calls(self) -> None:
+        """Count calls from 0 again."""
+        self._numbers[0] = 0
+
     def step(self) -> int:
         """Count one step; returns its number, from 1."""
         self._numbers[1] += 1
@@ -241,9 +245,9 @@ def content(store: Path) -> dict[str, str]:
     }
 
 
-def litter(store: Path) -> list[str]:
-    """Files that a finished command leaves behind and should not."""
-    found = [*store.rglob("*.partial"), *store.glob("journal/locks/*")]
+def litter(store: Path, *, locks: bool = True) -> list[str]:
+    """Files that a finished command leaves behind and should not; a dead writer's lock only stays until one writes."""
+    found = [*store.rglob("*.partial"), *(store.glob("journal/locks/*") if locks else ())]
     return [str(path.relative_to(store)) for path in found]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from embedcache.files import disk as disk_module
 
 from .outcome import Outcome, Row, detected, survived
-from .scenarios import CREATE, WIDEN, Scenario, check_afterwards, count_steps
+from .scenarios import COMPACT, CREATE, INT8, REENCODE, REPAIR, WIDEN, Scenario, check_afterwards, prepare
 from .stage import CountingDisk, Stage, Watch
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES)
@@ -24,7 +24,7 @@ def exit_row(scenario: Scenario, name: str, weight: float) -> Row:
     """The process ends, as by SIGKILL, right before step N: for every N."""
 
     def cases(stage: Stage) -> Sequence[int]:
-        return range(1, len(count_steps(stage, scenario)) + 1)
+        return range(1, len(prepare(stage, scenario)) + 1)
 
     def trial(stage: Stage, step: int, _: Random) -> Outcome:
         watch = Watch()
@@ -38,7 +38,7 @@ def exit_row(scenario: Scenario, name: str, weight: float) -> Row:
             disk_module.set_disk(CountingDisk(on_step))
 
         store = scenario.begin(stage)
-        child = stage.run(*scenario.words(stage, store), before=before)
+        child = scenario.run(stage, store, before)
         assert child.code == 137, f"ended with {child.code} before step {step}: {child.said[-500:]}"
         check_afterwards(stage, scenario, store, watch, f"exit at step {step}")
         return survived(steps=step)
@@ -53,12 +53,21 @@ def exit_row(scenario: Scenario, name: str, weight: float) -> Row:
     )
 
 
-def error_row(scenario: Scenario, name: str, weight: float) -> Row:
-    """Step N is refused, once or from there on: for every N and three kinds of refusal."""
+def error_row(scenario: Scenario, name: str, weight: float, *, every: int = 1) -> Row:
+    """Step N is refused, once or from there on: for every N and three kinds of refusal.
+
+    ``every`` 3: the kinds take turns, so that every step is refused twice and not six times.
+    """
 
     def cases(stage: Stage) -> Sequence[tuple[int, int, str]]:
-        steps = len(count_steps(stage, scenario))
-        return [(n, code, mode) for n in range(1, steps + 1) for code in ERRORS for mode in ("once", "from then on")]
+        steps = len(prepare(stage, scenario))
+        modes = ("once", "from then on")
+        return [
+            (n, code, mode)
+            for n in range(1, steps + 1)
+            for at, mode in enumerate(modes)
+            for code in (ERRORS if every == 1 else (ERRORS[(n + at) % len(ERRORS)],))
+        ]
 
     def trial(stage: Stage, case: tuple[int, int, str], _: Random) -> Outcome:
         step, code, mode = case
@@ -69,13 +78,14 @@ def error_row(scenario: Scenario, name: str, weight: float) -> Row:
             disk_module.set_disk(CountingDisk(refusal(watch, step, code, always=mode == "from then on")))
 
         store = scenario.begin(stage)
-        child = stage.run(*scenario.words(stage, store), before=before)
+        child = scenario.run(stage, store, before)
         words = f"{errno.errorcode[code]} {mode} at step {step}"
-        assert child.code in (0, 6), f"{words}: exit code {child.code}: {child.said[-1200:]}"
-        if child.code == 6:
+        refused = {6, 4} if scenario is REPAIR else {6}  # 4: not all could be mended, with the reason
+        assert child.code in {0, *refused}, f"{words}: exit code {child.code}: {child.said[-1200:]}"
+        if child.code:
             assert str(stage.here) in child.said, f"{words}: no path is named: {child.said[-500:]}"
         check_afterwards(stage, scenario, store, watch, words)
-        return detected(steps=step) if child.code == 6 else survived(steps=step)
+        return detected(steps=step) if child.code else survived(steps=step)
 
     return Row(
         name,
@@ -104,4 +114,10 @@ ROWS: tuple[Any, ...] = (
     exit_row(WIDEN, "exit-widen", 20),
     error_row(CREATE, "error-encode", 150),
     error_row(WIDEN, "error-widen", 80),
+    exit_row(COMPACT, "exit-compact", 30),
+    error_row(COMPACT, "error-compact", 60, every=3),
+    exit_row(REENCODE, "exit-reencode", 30),
+    exit_row(REPAIR, "exit-repair", 30),
+    error_row(REPAIR, "error-repair", 60, every=3),
+    exit_row(INT8, "exit-int8", 20),
 )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from . import flips, identity, kills, steps
+from . import flips, identity, ill, kills, power, signals, steps, writers
 from .outcome import Row
 
-ROWS: tuple[Row, ...] = (*kills.ROWS, *steps.ROWS, *flips.ROWS, *identity.ROWS)
+ROWS: tuple[Row, ...] = (*kills.ROWS, *steps.ROWS, *power.ROWS, *flips.ROWS, *identity.ROWS, *writers.ROWS, *ill.ROWS, *signals.ROWS)
 
 
 def named(names: list[str]) -> tuple[Row, ...]:

@@ -110,8 +110,8 @@ def verdict(stage: Stage, store: Path, expected: Reading, words: str, *, verify:
         return detected()
     if _fewer(found, expected):
         return detected(n_found_as_missing=1)  # whoever asks for the tile is told that it is not there
-    if verify and (said := _verified(stage, store, words)) is not None:
-        return detected(n_found_by_verify=1, n_of_these_repairable=int("repair" in said))
+    if verify and _verified(stage, store, words) is not None:
+        return detected(n_found_by_verify=1)
     return survived()
 
 
