@@ -82,9 +82,7 @@ class OpenShard:
 
 def why_not_stored(embedding: Embedding) -> str | None:
     """The reason why an embedding cannot be stored; None when it can."""
-    if isinstance(embedding, Quantised):
-        # one value that is not finite makes its channel's scale so
-        return None if np.isfinite(embedding.scales).all() else "the embedding holds NaN or infinite values"
+    # int8 too: a value that is not finite makes its channel's scale so, and what exceeds float16 has no record
     if np.isfinite(extremes(embedding)).all():  # of all values, at a twentieth of the time
         return None
     return "the embedding holds NaN or exceeds float16"
