@@ -73,13 +73,15 @@ def test_more_parts_than_shards_leave_some_with_nothing_to_do(volume, tmp_path):
     assert EmbeddingStore.open(tmp_path / "s.zarr").status().complete
 
 
-def test_an_interrupted_part_leaves_the_others_and_is_finished_later(volume, tmp_path):
-    quick(volume, store=tmp_path / "whole.zarr")
-    asked = iter([None, None, 15])
+@pytest.mark.parametrize("store_dtype", ["float16", "int8"])
+def test_an_interrupted_part_leaves_the_others_and_is_finished_later(volume, tmp_path, store_dtype):
+    wishes = {"store": tmp_path / "s.zarr", "store_dtype": store_dtype}
+    quick(volume, **wishes | {"store": tmp_path / "whole.zarr"})
+    asked = iter([15])
     with pytest.raises(Interrupted):
-        quick(volume, stop=lambda: next(asked, 15), store=tmp_path / "s.zarr", num_parts=2, part_id=1)
-    quick(volume, store=tmp_path / "s.zarr", num_parts=2, part_id=0)
-    quick(volume, store=tmp_path / "s.zarr", num_parts=2, part_id=1)
+        quick(volume, stop=lambda: next(asked), num_parts=2, part_id=1, **wishes)
+    for part in (0, 1):
+        quick(volume, num_parts=2, part_id=part, **wishes)
     assert shard_digests(tmp_path / "s.zarr") == shard_digests(tmp_path / "whole.zarr")
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from embedcache.cli.app import run as command
 from embedcache.encode.options import options_from
 from embedcache.encode.refusals import command_line
-from embedcache.errors import CorruptionError, MismatchError
+from embedcache.errors import ConfigError, CorruptionError, MismatchError
 from embedcache.sam import random_weights
 
 
@@ -83,6 +83,27 @@ def test_both_commands_of_the_refusal_do_what_they_say(volume, cache, capsys):
     assert command([*reencode[1:], "--json"]) == 0
     assert '"tiles_changed": 1' in capsys.readouterr().out
     assert len(stores(cache)) == 2
+
+
+def test_a_part_is_told_to_re_encode_as_a_whole(volume, cache):
+    quick(volume, cache_dir=cache)
+    change(volume, plane=2)
+    with pytest.raises(MismatchError) as refusal:
+        quick(volume, cache_dir=cache, num_parts=2, part_id=1)
+    reencode, other = [line for line in refusal.value.hint.splitlines() if line.startswith("  ")]
+    assert "--num-parts" not in reencode
+    assert "--num-parts 2 --part-id 1" in other
+
+
+def test_of_several_earlier_states_of_a_volume_none_is_re_encoded_by_chance(volume, cache):
+    first = quick(volume, cache_dir=cache).store.path
+    change(volume, plane=2)
+    quick(volume, store=cache / "second.zarr")
+    assert quick(volume, cache_dir=cache).store.path == cache / "second.zarr"
+    change(volume, plane=3)
+    with pytest.raises(ConfigError, match=r"second\.zarr"):
+        quick(volume, cache_dir=cache, changed="reencode")
+    assert quick(volume, store=first, changed="reencode").changed == 2
 
 
 def test_weights_that_changed_by_one_ulp_under_the_same_name_stop(volume, cache, tmp_path):
@@ -220,3 +241,7 @@ def test_a_command_to_copy_says_what_was_asked_and_leaves_defaults_out():
         "--tile full --skip-empty --precision fp32 --device cpu --shard-tiles 2 --check-pixels all"
     )
     assert "--model" not in command_line(options, like="S")
+    assert (
+        command_line(options_from("v", {"skip_empty": False}))
+        == "embedcache encode --volume v --no-skip-empty"
+    )

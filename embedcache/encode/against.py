@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache.encode.origin import TilePixels, read_again, source_of
+from embedcache.encode.words import SAMPLED_WINDOW
 from embedcache.progress import Progress
 from embedcache.store import EmbeddingStore
 from embedcache.volume import Volume, volume_identity
@@ -135,6 +136,6 @@ def _header(store: EmbeddingStore, volume: Volume) -> dict[str, tuple[object, ob
     now = volume_identity(volume, store.spec.grid, store.spec.preprocess)
     return {
         name: (recorded.get(name), now.get(name))
-        for name in sorted(set(recorded) | set(now))
+        for name in sorted((set(recorded) | set(now)) - {SAMPLED_WINDOW})
         if recorded.get(name) != now.get(name)
     }

@@ -54,7 +54,8 @@ def readable_now(
     if not isinstance(volume, ImageVolume):
         return numbers
     here = np.array([volume.has(plane) for plane in range(volume.n_planes)], dtype=bool)
-    return numbers[here[store.table[numbers, 0]]]
+    chosen: npt.NDArray[np.int64] = numbers[here[store.table[numbers, 0]]]
+    return chosen
 
 
 def compare(

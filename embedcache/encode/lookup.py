@@ -100,7 +100,8 @@ def _read(folder: Path) -> Listed | None:
     try:
         metadata = read_json(folder / GROUP_FILE)
     except (FileNotFoundError, NotADirectoryError):
-        if (folder / JOURNAL / CREATED).exists() and (folder / JOURNAL / "main.jsonl").exists():
+        journal = {path.name for path in (folder / JOURNAL).glob("*.jsonl")}
+        if CREATED in journal and len(journal) > 1:  # alone it is a store whose making was interrupted
             raise EmbedcacheError(f"{folder} has a journal, but no {GROUP_FILE}.") from None
         return None
     group = metadata.get("attributes")

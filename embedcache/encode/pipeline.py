@@ -21,13 +21,10 @@ from embedcache.encode.plan import EncodePlan
 from embedcache.encode.prepare import EncodeJob, prepare
 from embedcache.encode.result import EncodeResult, Stages
 from embedcache.encode.run import EncodeRun, Stop
-from embedcache.errors import LockedError, VolumeError
+from embedcache.errors import VolumeError
 from embedcache.files import free_bytes
 from embedcache.progress import Progress, Silent
 from embedcache.store import EmbeddingStore, StoreWriter
-
-CREATION_SECONDS = 60.0
-"""How long a part waits for another one that is making the store."""
 
 
 def encode(
@@ -93,7 +90,7 @@ def _encode(
     run.compared = check_pixels(job, plan, progress)
     if job.store is not None and _nothing_new(job.store, job, whole, plan):
         return job.store, plan
-    store = job.store or _create(job, part)
+    store = job.store or _create(job)
     shards = None if part is None else part.shards(whole.selected, store.shard_tiles)
     if part is not None and not shards:
         progress.say(f"There are fewer shards than parts; {part} has nothing to do.")
@@ -129,24 +126,17 @@ def _nothing_new(store: EmbeddingStore, job: EncodeJob, whole: EncodePlan, plan:
     return all_known and not plan.missing.any() and bool(np.all(store.wanted[whole.selected]))
 
 
-def _create(job: EncodeJob, part: Part | None) -> EmbeddingStore:
-    """Make the store; a part waits for another one that is just making it."""
-    end = time.monotonic() + CREATION_SECONDS
-    while True:
-        try:
-            return EmbeddingStore.create(
-                job.store_path,
-                spec=job.spec,
-                table=job.table,
-                decoder_state=job.weights.decoder_state(),
-                provenance=job.provenance(),
-                images=job.images,
-                shard_tiles=job.options.shard_tiles,
-            )
-        except LockedError:
-            if part is None or time.monotonic() > end:
-                raise
-            time.sleep(0.1)
+def _create(job: EncodeJob) -> EmbeddingStore:
+    """Make the store, or open the one that another part has just made."""
+    return EmbeddingStore.create(
+        job.store_path,
+        spec=job.spec,
+        table=job.table,
+        decoder_state=job.weights.decoder_state(),
+        provenance=job.provenance(),
+        images=job.images,
+        shard_tiles=job.options.shard_tiles,
+    )
 
 
 def _add_images(job: EncodeJob, store: EmbeddingStore, writer: StoreWriter) -> None:

@@ -13,7 +13,7 @@ from embedcache.encode.lookup import Listed, look_up
 from embedcache.encode.options import REENCODE, EncodeOptions
 from embedcache.encode.refusals import Differences, only_the_volume, other_identity, ways_out
 from embedcache.encode.words import Request
-from embedcache.errors import MismatchError, VolumeError
+from embedcache.errors import ConfigError, MismatchError, VolumeError
 from embedcache.files import digest_json, storage_error
 from embedcache.progress import Progress, Silent
 from embedcache.store import EmbeddingStore, EncodeSpec
@@ -58,6 +58,8 @@ def locate(
     else:
         path = default_path(options, request)
         found = look_up(path.parent, request, progress)
+        if options.changed == REENCODE and not found.same and len(found.alike) > 1:
+            raise _ambiguous(found.alike, request)
         listed = _choose(found.same or found.alike, path, progress)
         if listed is not None:
             looked_up, path = not found.same, listed.path
@@ -101,6 +103,14 @@ def _choose(stores: tuple[Listed, ...], usual: Path, progress: Progress) -> List
             f"{chosen.path.name} is taken. --store names another one."
         )
     return chosen
+
+
+def _ambiguous(stores: tuple[Listed, ...], request: Request) -> ConfigError:
+    names = ", ".join(str(listed.path) for listed in stores)
+    return ConfigError(
+        f"{len(stores)} stores were made of {request.volume.source} in this way, at different times: {names}.",
+        hint="Name the one to bring up to date with --store.",
+    )
 
 
 def _store_at(path: Path) -> EmbeddingStore | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from embedcache.encode.options import REENCODE, EncodeOptions
@@ -49,9 +49,11 @@ def other_identity(
 
 def ways_out(store: Path, differences: Differences, options: EncodeOptions) -> str:
     """Both commands to copy: go on in the store where that is possible, or begin another one."""
-    if only_the_volume(differences) and not options.num_parts:
+    if only_the_volume(differences):
         go_on = "To encode exactly the tiles whose pixels changed anew, in this store:"
-        command = command_line(options, store=str(store), changed=REENCODE)
+        command = command_line(
+            replace(options, num_parts=None, part_id=None), store=str(store), changed=REENCODE
+        )
     else:
         go_on = "To go on in this store, use the volume, weights and options that it was made with:"
         command = command_line(options, like=str(store), store=str(store))
@@ -93,7 +95,7 @@ def command_line(options: EncodeOptions, *, like: str | None = None, **changes: 
         value = changes.get(name, getattr(options, name))
         given = name in changes or value != getattr(ONLY_DEFAULTS, name)
         skipped = name in ("volume", "cache_dir") or (like is not None and name in recipe)
-        if given and not skipped and value is not False:
+        if given and not skipped:
             words += _option(name, value)
     return shlex.join(words)
 
@@ -101,9 +103,9 @@ def command_line(options: EncodeOptions, *, like: str | None = None, **changes: 
 def _option(name: str, value: object) -> list[str]:
     flag = "--" + name.replace("_", "-")
     if name == "skip_empty":
-        return [flag]
-    if value is True:
-        return [flag]
+        return [flag if value else "--no-skip-empty"]
+    if isinstance(value, bool):
+        return [flag] if value else []
     if value is None:  # of a tile the whole plane, of a number of tiles all of them
         return [flag, "full" if name == "tile" else "all"]
     return [flag, str(value)]
