@@ -15,10 +15,10 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from other_disks import full_disk, refusing_lines_with, refusing_rename_to, watched
-from store_samples import DIGEST, commit, embedding, file_bytes, make_store, quantised, spec, stored
+from store_samples import DIGEST, commit, embedding, file_bytes, make_store, quantised, spec, stored, table
 
 from embedcache.errors import CorruptionError, EmbedcacheError, StorageError
-from embedcache.files import crc32c
+from embedcache.files import crc32c, sha256_file
 from embedcache.store import EmbeddingStore, layout
 from embedcache.store.quantise import Quantised
 from embedcache.store.record import ShardRecord
@@ -298,6 +298,34 @@ def test_what_the_store_does_not_keep_is_refused(tmp_path: Path, form: Form, wro
     store = new_store(tmp_path, form)
     with store.writer() as writer, pytest.raises(EmbedcacheError, match=rf"tile 1.*{form.dtype}"):
         writer.commit_shard(0, embeddings={1: wrong}, input_digests={1: DIGEST})
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"embeddings": {1: embedding(1)}, "failed": {1: "odd"}}, "given as two"),
+        ({"failed": {N: "odd"}}, "does not belong to shard 0"),
+        ({"failed": {-1: "odd"}}, "does not belong to shard 0"),
+        ({"skipped": {3: "empty"}}, "number 3 .* has no tile"),
+        ({"embeddings": {1: embedding(1)}, "input_digests": {1: "ab"}}, "no SHA-256"),
+    ],
+)
+def test_tiles_that_make_no_sense_are_refused(tmp_path: Path, given: dict[str, Any], why: str) -> None:
+    rows = table(N)
+    rows[3] = -1
+    store = make_store(tmp_path, table=rows, shard_tiles=N)
+    whole = {"embeddings": {}, "input_digests": {}} | given
+    with store.writer() as writer, pytest.raises(EmbedcacheError, match=why):
+        writer.commit_shard(0, **whole)
+
+
+def test_a_shard_of_many_tiles_has_the_digest_of_its_file(tmp_path: Path) -> None:
+    store = new_store(tmp_path, INT8, n=24, shard_tiles=24)
+    put(store, {tile: tile for tile in range(24)})
+    record = store.shard_record(0)
+    assert record is not None
+    assert record.digest == f"sha256:{sha256_file(layout.shard_path(tmp_path, 0))}"
+    assert all(is_seed(store, tile, tile) for tile in range(24))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import threading
 import time
@@ -302,6 +303,17 @@ def test_a_tile_that_was_taken_back_is_missing_not_broken(tmp_path: Path) -> Non
     with pytest.raises(MissingTilesError, match="tile 0"):
         reading[0]
     assert np.array_equal(reading[1].half().numpy(), embedding(61))
+
+
+def test_halves_are_read_only_into_memory_that_lies_in_one_piece(store: EmbeddingStore) -> None:
+    strided = torch.empty((256, 64, 64, 2), dtype=torch.float16).permute(3, 0, 1, 2)
+    with pytest.raises(InputError, match="contiguous"):
+        store.reader().read_half([0, 1], strided)
+
+
+def test_a_reader_goes_to_another_process_as_its_stores_path(store: EmbeddingStore) -> None:
+    again = pickle.loads(pickle.dumps(store.reader()))
+    assert torch.equal(again.read([2]), store.reader().read([2]))
 
 
 def test_few_files_are_kept_open(store: EmbeddingStore) -> None:

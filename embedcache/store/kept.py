@@ -16,7 +16,7 @@ from embedcache.errors import CorruptionError
 from embedcache.store.compose import TileRow
 from embedcache.store.record import ShardRecord
 from embedcache.store.scales import ShardScales, read_scales
-from embedcache.store.shard import NOT_STORED, Form, ShardFile
+from embedcache.store.shard import Form, ShardFile
 
 
 class KeptTiles:
@@ -61,11 +61,8 @@ class KeptTiles:
         out = bytearray(self._form.payload_bytes)
         reason = f"slot {slot} of {self._file.path} differs from its record"
         for index in self._indexes:
-            offset = int(index[slot, 0])
-            if offset == NOT_STORED:
-                continue
             try:
-                if self._file.read_at(offset, memoryview(out)) == row.crc:
+                if self._file.read_at(int(index[slot, 0]), memoryview(out)) == row.crc:
                     return memoryview(out)
             except CorruptionError as error:
                 reason = error.message
