@@ -15,8 +15,10 @@ from embedcache.store.quantise import Quantised, quantise
 from embedcache.store.shard import INT8
 from embedcache.volume.preprocess import Preprocess
 from embedcache.volume.tiles import TileGrid
+from embedcache.volume.volume import ImageRecord
 
 DIGEST = "ab" * 32
+IMAGES = [ImageRecord(f"{name}.jpg", 32, 40, name * 64) for name in "abcd"]
 DECODER = {"prompt_encoder.a": torch.arange(4.0), "mask_decoder.b": torch.ones(2, 2)}
 
 

@@ -8,18 +8,18 @@ import pickle
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import tensorstore
 import torch
 import zarr
+from disk_faults import InterruptedDisk, refuse
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from store_samples import DECODER, DIGEST, commit, embedding, file_bytes, make_store, spec, table
+from store_samples import DECODER, DIGEST, IMAGES, commit, embedding, file_bytes, make_store, spec, table
 
 from embedcache.errors import (
     CorruptionError,
@@ -31,16 +31,12 @@ from embedcache.errors import (
     StorageError,
 )
 from embedcache.files import append_line
-from embedcache.files.disk import Disk, set_disk
+from embedcache.files.disk import set_disk
 from embedcache.store import EmbeddingStore
 from embedcache.store.creation import refuse_foreign
 from embedcache.store.journal import encode_line
 from embedcache.store.layout import shard_path
 from embedcache.volume.preprocess import Preprocess
-from embedcache.volume.volume import ImageRecord
-
-IMAGES = [ImageRecord(f"{name}.jpg", 32, 40, name * 64) for name in "abcd"]
-
 
 # ---- making and opening
 
@@ -492,47 +488,6 @@ SCENARIO: list[Callable[[EmbeddingStore], None]] = [
 ]
 
 
-class InterruptedDisk(Disk):
-    """Does ``act`` in place of the ``at``-th step that changes the disk; half of it if it is a write."""
-
-    def __init__(self, at: int, act: Callable[[], None]) -> None:
-        self._left, self._act = at, act
-
-    def _step(self) -> None:
-        self._left -= 1
-        if self._left == 0:
-            self._act()
-
-    def write(self, descriptor: int, pieces: Sequence[memoryview], offset: int) -> int:
-        if self._left == 1:
-            whole = b"".join(pieces)
-            super().write(descriptor, [memoryview(whole[: len(whole) // 2])], offset)
-        self._step()
-        return super().write(descriptor, pieces, offset)
-
-
-def _counted(name: str) -> Callable:
-    def step(disk: InterruptedDisk, *arguments: Any) -> Any:
-        disk._step()
-        return getattr(Disk, name)(disk, *arguments)
-
-    return step
-
-
-for _name in (
-    "open_new",
-    "open_kept",
-    "fsync",
-    "fsync_folder",
-    "truncate",
-    "replace",
-    "link",
-    "mkdir",
-    "unlink",
-):
-    setattr(InterruptedDisk, _name, _counted(_name))
-
-
 def run_interrupted(path: Path, at: int, act: Callable[[], None]) -> tuple[int, int, bool]:
     """Run the scenario in a child; returns its exit code, how many steps it finished, whether it got so far."""
     done, report = os.pipe()
@@ -560,10 +515,6 @@ def run_interrupted(path: Path, at: int, act: Callable[[], None]) -> tuple[int, 
     said = os.read(done, 100)
     os.close(done)
     return os.waitstatus_to_exitcode(status), said.count(b"."), b"!" in said
-
-
-def refuse() -> None:
-    raise OSError(28, "No space left on device")
 
 
 def allowed_after(steps: int) -> dict[int, list[np.ndarray]]:

@@ -33,6 +33,9 @@ from embedcache.store.state import StoreState
 COMPACT_BYTES = 4 << 20
 """Bytes of journal lines up to which nothing is compacted."""
 
+SNAPSHOT_SHARE = 0.5
+"""Share of the snapshot's bytes that the lines after it may have: so that writing it costs little per line."""
+
 
 def is_due(state: StoreState) -> bool:
     """Whether the journal has grown so long that a snapshot makes it shorter.
@@ -41,7 +44,7 @@ def is_due(state: StoreState) -> bool:
     """
     lines = sum(file.size for name, file in state.files.items() if name != CREATED or state.snapshot is None)
     kept = 0 if state.snapshot is None else state.snapshot.size
-    return lines > max(COMPACT_BYTES, kept // 2) and not state.intents
+    return lines > max(COMPACT_BYTES, SNAPSHOT_SHARE * kept) and not state.intents
 
 
 def compact(state: StoreState, attributes: Mapping[str, Any]) -> bool:
