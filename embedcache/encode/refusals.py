@@ -6,7 +6,7 @@ import shlex
 from dataclasses import fields, replace
 from pathlib import Path
 
-from embedcache.encode.options import REENCODE, EncodeOptions
+from embedcache.encode.options import RECIPE_FIELDS, REENCODE, EncodeOptions
 from embedcache.errors import MismatchError
 
 Differences = dict[str, tuple[object, object]]
@@ -79,22 +79,11 @@ def command_line(options: EncodeOptions, *, like: str | None = None, **changes: 
     words = ["embedcache", "encode", "--volume", options.volume]
     if like is not None:
         words += ["--like", like]
-    recipe = {
-        "model",
-        "checkpoint",
-        "tile",
-        "overlap",
-        "level",
-        "channels",
-        "window",
-        "precision",
-        "store_dtype",
-    }
     for option in fields(EncodeOptions):
         name = option.name
         value = changes.get(name, getattr(options, name))
         given = name in changes or value != getattr(ONLY_DEFAULTS, name)
-        skipped = name in ("volume", "cache_dir") or (like is not None and name in recipe)
+        skipped = name in ("volume", "cache_dir") or (like is not None and name in RECIPE_FIELDS)
         if given and not skipped:
             words += _option(name, value)
     return shlex.join(words)
