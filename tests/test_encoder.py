@@ -186,3 +186,13 @@ def test_vit_b_is_that_of_segment_anything(images, precision):
         else 1.2 * _distance(_encoder(big, "bf16", attention="stock")(images[:1]), want)
     )
     assert _distance(have, want) <= limit
+
+
+def test_embeddings_may_stay_on_the_device(weights, images):
+    encoder = _encoder(weights, batch=2)
+    embeddings = encoder.on_device(images)
+    assert (embeddings.device, embeddings.dtype) == (encoder.device, torch.float32)
+    assert not embeddings.is_inference()
+    assert torch.equal(embeddings, encoder(images))
+    assert encoder.on_device(images[:0]).shape == (0, 256, 64, 64)
+    assert encoder.calls == 2 * len(images)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from store_samples import commit, embedding, make_store
+from store_samples import commit, embedding, make_store, spec
 from torch.nn.functional import interpolate
 
 from embedcache.errors import InputError
@@ -73,6 +73,16 @@ def test_it_gives_what_sam_gives(store: EmbeddingStore, tile: int, multimask: bo
     masks, _, _ = predictor.predict(**prompts, multimask_output=multimask)
     assert masks.dtype == np.bool_
     assert np.array_equal(masks, found[0] > 0)
+
+
+def test_a_quantised_tile_gives_nearly_the_same(tmp_path: Path, store: EmbeddingStore) -> None:
+    state = Decoder.random(0).state_dict()
+    quantised = make_store(tmp_path, table=ROWS, decoder_state=state, spec=spec(store_dtype="int8"))
+    commit(quantised, 0)
+    prompts = {"point_coords": [[20.0, 10.0]], "point_labels": [1]}
+    exact, rounded = (made.predictor(0).predict(**prompts)[2] for made in (store, quantised))
+    assert not np.array_equal(rounded, exact)
+    assert np.sqrt(np.mean((rounded - exact) ** 2)) < 0.05 * exact.std()
 
 
 def test_another_decoder_may_be_used(store: EmbeddingStore) -> None:
