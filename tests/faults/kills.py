@@ -10,17 +10,20 @@ from random import Random
 
 from embedcache.files import disk as disk_module
 
-from .child import Child, pause
+from .child import Before, Child, pause
 from .outcome import LostError, Outcome, Row, survived
 from .stage import SHARD_TILES, TILES, CountingDisk, Stage, Watch, content, known, litter, require_same
 
 
-def start_until_first_write(stage: Stage, words: list[str | Path], watch: Watch) -> Child:
+def start_until_first_write(
+    stage: Stage, words: list[str | Path], watch: Watch, tweak: Before = lambda: None
+) -> Child:
     """Start a command and come back when it is about to change the disk for the first time."""
     ready, tell = os.pipe()
 
     def before() -> None:
         os.close(ready)
+        tweak()
         watch.install()
 
         def on_step(_: str) -> None:

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from . import flips, identity, ill, kills, power, signals, steps, writers
+from . import flips, identity, ill, kills, mends, power, signals, space, steps, writers
 from .outcome import Row
 
-ROWS: tuple[Row, ...] = (*kills.ROWS, *steps.ROWS, *power.ROWS, *flips.ROWS, *identity.ROWS, *writers.ROWS, *ill.ROWS, *signals.ROWS)
+ROWS: tuple[Row, ...] = (
+    *kills.ROWS,
+    *steps.ROWS,
+    *power.ROWS,
+    *space.ROWS,
+    *signals.ROWS,
+    *writers.ROWS,
+    *flips.ROWS,
+    *mends.ROWS,
+    *identity.ROWS,
+    *ill.ROWS,
+)
 
 
 def named(names: list[str]) -> tuple[Row, ...]:

@@ -1,0 +1,130 @@
+"""Damage, then ``repair``: the bytes of an undisturbed run, encoding only what is broken; and kills in between."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+from random import Random
+
+from .child import pause
+from .flips import DAMAGES, flipped, other_files, shard_files
+from .kills import start_until_first_write
+from .outcome import LostError, Outcome, Row, detected, survived
+from .scenarios import COMPACT, REENCODE, REPAIR, Scenario
+from .scenarios import prepare as prepare_scenario
+from .stage import TILES, Stage, Watch, content, known, litter, require_same, stored
+from .truth import has_command
+
+
+def missing_repair() -> str | None:
+    """Why the rows cannot run."""
+    return None if has_command("repair") else "this version has no repair"
+
+
+def _prepare(stage: Stage) -> None:
+    stage.data["expected"] = content(stage.whole)
+    stage.data["known"] = known(stage.whole)
+
+
+def repair_words(stage: Stage, store: Path) -> list[str | Path]:
+    """The command that mends a store of the stage's volume."""
+    words = ["repair", store, "--json", "--volume", stage.volume, "--checkpoint", stage.base / "patches.pth"]
+    return [*words, "--device", "cpu"]
+
+
+def _repair(stage: Stage, kind: str, rng: Random) -> Outcome:
+    store = stage.copy(stage.whole)
+    most = _break(store, kind, rng)
+    watch = Watch()
+    child = stage.run(*repair_words(stage, store), before=watch.install)
+    journal = kind == "journal"
+    if journal and child.code in (2, 3, 4):
+        return detected(n_named_as_not_mendable=1)  # what the journal alone knew cannot be rebuilt
+    assert child.code == 0, f"repair ended with {child.code}: {child.said[-800:]}"
+    require_same(store, stage.data["expected"], f"after repair of {kind}")
+    assert known(store) == stage.data["known"], "the journal says something else"
+    assert watch.calls <= most, f"{watch.calls} tiles were encoded, at most {most} were broken"
+    verified = stage.run("verify", store, "--json")
+    assert verified.code == 0, f"verify after repair: {verified.said[-500:]}"
+    return survived(n_tiles_encoded=watch.calls)
+
+
+def _break(store: Path, kind: str, rng: Random) -> int:
+    """Damage a store; the number of tiles that can be broken by it."""
+    if kind == "flips":
+        broken = rng.sample(shard_files(store), rng.randrange(1, 3))
+        for path in broken:
+            data = bytearray(path.read_bytes())
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+            path.write_bytes(data)
+        return len(broken)
+    if kind == "shards":
+        path = rng.choice(shard_files(store))
+        DAMAGES[rng.choice(sorted(DAMAGES))](path, rng)
+        return 2
+    if kind == "swapped":
+        first, second = rng.sample(shard_files(store), 2)
+        shutil.move(first, store / "aside")
+        shutil.move(second, first)
+        shutil.move(store / "aside", second)
+        return 4
+    files = [path for path in other_files(store) if (path.suffix == ".jsonl") == (kind == "journal")]
+    path = rng.choice(files)
+    if kind == "journal":
+        context = flipped(path, rng.randrange(path.stat().st_size), rng.randrange(8))
+        context.__enter__()  # and never mended
+    else:
+        DAMAGES[rng.choice(sorted(DAMAGES))](path, rng)
+    return TILES if kind == "journal" else 0
+
+
+def kill_row(scenario: Scenario, name: str, longest: float, trials: int, weight: float) -> Row:
+    """SIGKILL at a random moment of a scenario's command."""
+
+    def trial(stage: Stage, _: int, rng: Random) -> Outcome:
+        store = scenario.begin(stage)
+        watch = Watch()
+        child = start_until_first_write(stage, scenario.words(stage, store), watch, scenario.tweak)
+        pause(rng.uniform(0.0, longest))
+        child.send(signal.SIGKILL)
+        assert child.wait() in (0, -9), f"exit code {child.code}: {child.said[-500:]}"
+        if scenario is not REPAIR:
+            missing = (scenario.kept | watch.acknowledged) - set(known(store))
+            if missing:
+                raise LostError(f"tiles {sorted(missing)} are gone")
+            stored(store)
+        again = scenario.run(stage, store)
+        assert again.code == 0, f"the next run ended with {again.code}: {again.said[-800:]}"
+        require_same(store, stage.data["content"], "after the next run")
+        assert known(store) == stage.data["known"], "the journal says something else"
+        assert not litter(store, locks=again.result.get("tiles_encoded", 0) > 0), litter(store)
+        return survived(n_killed_at_work=int(child.code != 0))
+
+    return Row(
+        name,
+        f"SIGKILL at a random moment: {scenario.name}",
+        "acknowledged tiles stay; the same command ends with the bytes of an undisturbed run",
+        trial,
+        trials=trials,
+        prepare=lambda stage: prepare_scenario(stage, scenario) and None,
+        needs=missing_repair if scenario is REPAIR else None,
+        weight=weight,
+    )
+
+
+ROWS = (
+    kill_row(COMPACT, "kill-compact", 0.2, 30, 25),
+    kill_row(REENCODE, "kill-reencode", 0.2, 30, 25),
+    kill_row(REPAIR, "kill-repair", 0.3, 30, 25),
+    Row(
+        "repair",
+        "bits flipped, files damaged, removed or swapped; then `repair`",
+        "the bytes of an undisturbed run, encoding only what was broken; or named as what cannot be mended",
+        _repair,
+        cases=lambda _: ["flips", "shards", "swapped", "metadata", "journal"] * 8,
+        prepare=_prepare,
+        needs=missing_repair,
+        weight=30,
+    ),
+)
