@@ -193,7 +193,7 @@ def test_a_shard_that_may_not_be_opened_is_a_problem_of_that_shard(
 
     monkeypatch.setattr(os, "open", denied)
     verdict = judge_shard(store, NewestState(store), 0)
-    assert "Permission denied" in verdict.faults[0]
+    assert "Permission denied" in verdict.wrong[0]
 
 
 def test_a_disk_that_fails_while_reading_is_a_problem_of_that_shard(
@@ -206,7 +206,7 @@ def test_a_disk_that_fails_while_reading_is_a_problem_of_that_shard(
 
     monkeypatch.setattr(os, "preadv", fails)
     verdict = judge_shard(store, NewestState(store), 0)
-    assert "Input/output error" in verdict.faults[0]
+    assert "Input/output error" in verdict.wrong[0]
 
 
 def test_a_file_changed_with_its_checksums_kept_is_found_by_its_digest(tmp_path: Path) -> None:

@@ -201,19 +201,19 @@ class _Repair:
 
     def _mend_shard(self, verdict: ShardVerdict) -> None:
         record, base = verdict.record, verdict.record.shard * self._store.shard_tiles
-        broken = dict.fromkeys(record.slots.tolist()) if not verdict.there else verdict.scales | verdict.wrong
-        before = len(verdict.broken)
-        if not broken and rebuild_shard(self._store, record, {}):
-            self._mended(record.shard, before)
-            return
-        digests = recorded_digests(self._store, np.array([base + slot for slot in broken], dtype=np.int64))
-        new = self._encode(digests, record.numerics)
-        if new is None:
-            return
-        slots = {number - base: stored for number, stored in new.items()}
-        if not rebuild_shard(self._store, record, slots):
-            self._commit_other_bits(record.shard, new, digests, record.numerics)
-        self._mended(record.shard, before)
+        broken = verdict.scales | verdict.wrong if verdict.there else verdict.broken
+        if broken or not rebuild_shard(self._store, record, {}):
+            numbers = np.array([base + slot for slot in broken or record.slots.tolist()], dtype=np.int64)
+            digests = recorded_digests(self._store, numbers)
+            new = self._encode(digests, record.numerics)
+            if new is None:
+                return
+            if not rebuild_shard(self._store, record, {tile - base: stored for tile, stored in new.items()}):
+                self._commit_other_bits(record.shard, new, digests, record.numerics)
+        after = judge_shard(self._store, NewestState(self._store), record.shard)
+        self._result.repaired += len(verdict.broken) - len(after.broken)
+        path = str(layout.shard_path(self._store.path, record.shard))
+        (self._result.mended if after.intact else self._result.unmended).append(path)
 
     def _commit_other_bits(
         self, shard: int, new: Mapping[int, Stored], digests: Mapping[int, str], numerics: int | None
@@ -222,10 +222,6 @@ class _Repair:
         self._writer.decide_numerics(self._encoders[numerics or 0].numerics, allow=True)
         self._progress.say(f"shard {shard}: encoded to other bits than before; the journal records these.")
         self._writer.commit_shard(shard, embeddings=new, input_digests=digests)
-
-    def _mended(self, shard: int, tiles: int) -> None:
-        self._result.repaired += tiles
-        self._result.mended.append(str(layout.shard_path(self._store.path, shard)))
 
     def _encode(self, digests: Mapping[int, str], numerics: int | None) -> dict[int, Stored] | None:
         """Encode broken tiles again; None where that cannot be, which is then named in the result."""

@@ -233,7 +233,9 @@ def rebuild_shard(store: EmbeddingStore, record: ShardRecord, new: Mapping[int, 
     held = record.stored
     final, scales = layout.shard_path(store.path, record.shard), layout.scales_path(store.path, record.shard)
     for path in (final, scales):
-        require_no_links(store.path, path.parent)
+        require_no_links(store.path, path.parent)  # a link at the very end is replaced, not followed
+        if path.is_dir() and not path.is_symlink():
+            raise CorruptionError(f"{path} is a folder; move it elsewhere, then run repair again.")
     source = KeptTiles(store.path, store.form, store.shard_tiles, [record])
     partial = partial_name(store.path / layout.EMBEDDINGS / str(record.shard))
     rows = rows_of(held)
@@ -251,10 +253,6 @@ def rebuild_shard(store: EmbeddingStore, record: ShardRecord, new: Mapping[int, 
         return False
     if table is not None:
         write_file(scales, table)
-    if final.is_symlink() or final.is_dir():
-        raise CorruptionError(
-            f"{final} is no regular file.", hint="Move it elsewhere, then run repair again."
-        )
     publish_file(partial, final)
     return True
 

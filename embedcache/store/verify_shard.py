@@ -103,16 +103,20 @@ def check_shard(
     except (FileNotFoundError, NotADirectoryError):
         return ShardVerdict(record, there=False)
     except CorruptionError as error:
-        return ShardVerdict(record, faults=(error.message,))
+        return _unreadable(record, error.message)
     except OSError as error:
-        return ShardVerdict(record, faults=(f"{path} cannot be opened ({error.strerror})",))
+        return _unreadable(record, f"{path} cannot be opened ({error.strerror})")
     try:
         verdict = _check_open(descriptor, record, form, shard_tiles, digests)
         return _with_scales(root, verdict, shard_tiles)
     except OSError as error:
-        return ShardVerdict(record, faults=(f"{path} cannot be read ({error.strerror})",))
+        return _unreadable(record, f"{path} cannot be read ({error.strerror})")
     finally:
         os.close(descriptor)
+
+
+def _unreadable(record: ShardRecord, reason: str) -> ShardVerdict:
+    return ShardVerdict(record, wrong=dict.fromkeys(record.slots.tolist(), reason))
 
 
 def _with_scales(root: Path, verdict: ShardVerdict, shard_tiles: int) -> ShardVerdict:
