@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,12 @@ from PIL import Image
 from embedcache.cli.app import run as command
 from embedcache.encode.options import options_from
 from embedcache.encode.refusals import command_line
+from embedcache.encode.survey import survey
+from embedcache.encode.words import Request, asked_words
 from embedcache.errors import ConfigError, CorruptionError, MismatchError
+from embedcache.progress import Silent
 from embedcache.sam import random_weights
+from embedcache.volume import volume_identity
 
 
 @pytest.fixture
@@ -194,6 +199,23 @@ def test_like_finds_the_store_of_the_same_volume(tmp_path, cache):
     assert options_from(volume, wishes, store).window != "p1:p99"
     again = quick(volume, cache_dir=cache, window=store.provenance["recipe"]["window"])
     assert (again.store.path, again.encoded) == (store.path, 0)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_a_store_that_does_not_say_how_it_was_asked_for_is_known_by_its_recipe(tmp_path, dtype):
+    volume = scan(tmp_path / "scan.npy", dtype=dtype, high=250)
+    store = quick(volume, store=tmp_path / "s.zarr").store
+    older = {name: value for name, value in store.provenance.items() if name != "asked"}
+    change(volume, plane=1, row=0)
+    options = options_from(volume, QUICK)
+    seen = survey(options, Silent())
+    words = asked_words(options, seen.volume, seen.preprocess)
+    now = replace(store.spec, volume=volume_identity(seen.volume, seen.grid, seen.preprocess))
+    request = Request(now, words, seen.volume, "random:0")
+    assert request.is_alike(store.spec, older)
+    assert request.expected(store.spec, older) == now != store.spec
+    for other in ({"source": "/elsewhere"}, {"recipe": older["recipe"] | {"level": 1}}, {"recipe": None}):
+        assert not request.is_alike(store.spec, older | other)
 
 
 FIELDS = {
