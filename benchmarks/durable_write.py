@@ -1,10 +1,11 @@
-"""What a durable commit costs beside the plain disk: MB/s of ``commit_shard`` and of raw write + fsync, interleaved.
+"""What a durable commit costs beside the plain disk: MB/s of ``commit_shard`` and of raw write + fsync.
 
     python benchmarks/durable_write.py --folder /path/on/the/disk --rounds 7
 
 A commit takes 64 float16 embeddings through CRC-32C, extremes, SHA-256 of the file, write, fsync, rename, fsync of
 the folder, and the journal's record. Raw writes the same bytes into a new file, in pieces of 32 MiB with an fsync
-after each. Prints JSON: medians in MB/s (10⁶ bytes), and their ratio.
+after each. Both run in turn, on memory that the system has just got back. Prints JSON: medians in MB/s (10⁶
+bytes), and their ratio.
 """
 
 from __future__ import annotations
