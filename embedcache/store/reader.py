@@ -248,11 +248,13 @@ def _put(row: Tensor, stored: Tensor, scales: npt.NDArray[np.float32] | None) ->
     times as much when the processor has other work.
     """
     parts = CHANNELS if row.device.type != "cpu" else _CHANNELS_AT_ONCE
-    factors = None if scales is None else torch.from_numpy(scales).to(row.device)[:, None, None].split(parts)
-    for at, (floats, values) in enumerate(zip(row.split(parts), stored.split(parts), strict=True)):
+    factors = None if scales is None else torch.from_numpy(scales).to(row.device)[:, None, None]
+    for at, (floats, values) in enumerate(
+        zip(torch.split(row, parts), torch.split(stored, parts), strict=True)
+    ):
         floats.copy_(values)
         if factors is not None:
-            floats.mul_(factors[at])
+            floats.mul_(factors[at * parts : (at + 1) * parts])
 
 
 def _bytes(embeddings: Tensor) -> list[memoryview]:
