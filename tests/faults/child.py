@@ -31,11 +31,12 @@ class HangingError(AssertionError):
 
 @dataclass
 class Child:
-    """A running command."""
+    """A running command; ``most_memory`` is known when it has ended, in bytes."""
 
     pid: int
     log: Path
     code: int | None = None
+    most_memory: int = 0
 
     def wait(self, timeout: float = PATIENCE) -> int:
         """Exit code; minus the signal's number when one killed it."""
@@ -48,7 +49,8 @@ class Child:
             os.close(descriptor)
         if not ready:
             os.kill(self.pid, signal.SIGKILL)
-        _, status = os.waitpid(self.pid, 0)
+        _, status, usage = os.wait4(self.pid, 0)
+        self.most_memory = usage.ru_maxrss * 1024
         self.code = os.waitstatus_to_exitcode(status)
         if not ready:
             raise HangingError(f"no end after {timeout} s: {self.said[-500:]}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import flips, identity, ill, kills, mends, power, signals, space, steps, writers
+from . import elsewhere, flips, hostile, identity, ill, kills, mends, power, signals, space, steps, writers
 from .outcome import Row
 
 ROWS: tuple[Row, ...] = (
@@ -16,6 +16,8 @@ ROWS: tuple[Row, ...] = (
     *mends.ROWS,
     *identity.ROWS,
     *ill.ROWS,
+    *hostile.ROWS,
+    *elsewhere.ROWS,
 )
 
 
