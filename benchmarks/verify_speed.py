@@ -2,10 +2,10 @@
 
 Run:  python benchmarks/verify_speed.py [--embeddings 512] [--rounds 5] [--folder DIR] [--dtype float16|int8]
 
-Both read every shard file from its first to its last byte, in turns in one process: the plain read on one thread in
-pieces of 1 MiB into one buffer, ``verify`` as the command does it. The embeddings are noise, which no checksum
-notices. Prints JSON: bytes per second and their ratio, warm (files in memory) and, where the system lets go of
-them, cold.
+Both read every shard file from its first to its last byte, in turns in one process: the plain read on one
+thread, in pieces of 1 MiB into one buffer; ``verify`` as the command does it. The embeddings are noise, which no
+checksum notices. Prints JSON: bytes per second and their ratio, warm (files in memory) and, where the system lets
+go of them, cold.
 """
 
 from __future__ import annotations
