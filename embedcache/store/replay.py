@@ -83,7 +83,7 @@ def catch_up(state: StoreState) -> None:
     CorruptionError, MismatchError, StorageError
         As of :func:`read_state`.
     """
-    compacted = 0 if state.snapshot is None else state.snapshot.sequence
+    compacted = -1 if state.snapshot is None else state.snapshot.sequence
     # MAIN last: what stands in a part's file may refer to tiles and numerics that were journalled there before
     paths = sorted(journal_files(state.root / layout.JOURNAL), key=lambda path: path.name == MAIN)
     for path in paths:
@@ -124,7 +124,7 @@ def append(state: StoreState, name: str, record: Mapping[str, Any]) -> None:
 
 
 def _numbered(file: JournalFile, bound: int) -> Iterator[Numbered]:
-    before = -1
+    before = 0
     for place, record in file.records(bound):
         sequence = record.get("seq")
         if not isinstance(sequence, int) or sequence < before:

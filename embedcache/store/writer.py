@@ -50,6 +50,7 @@ class StoreWriter:
         self._name = f"process {os.getpid()} on {socket.gethostname()}"
         self._threads = threading.RLock()
         self._has_mutex = False
+        self._unsure = False
 
     def decide_numerics(self, numerics: Mapping[str, Any], *, allow: bool = False) -> dict[str, Any]:
         """Fix the numerics under which the following commits are made.
@@ -228,6 +229,9 @@ class StoreWriter:
         """
         if not self._covers(shard):
             raise EmbedcacheError(f"shard {shard} of {self._store.path} is not held by this writer")
+        if self._unsure:  # the line of an append that failed may be there all the same
+            with self.store_wide():
+                self._unsure = False
         if shard in self._store.state.intents:
             self.settle()  # an earlier call of this writer failed between announcing and recording
         given = GivenTiles(embeddings, input_digests, skipped or {}, failed or {})
@@ -276,9 +280,11 @@ class StoreWriter:
 
     def _record(self, record: Mapping[str, Any]) -> None:
         """Journal what is now so of a shard."""
-        if self.shards is None:
-            with self.store_wide():
-                append(self._store.state, MAIN, record)
-        else:
-            with self._threads:
+        with self._threads:
+            self._unsure = True
+            if self.shards is None:
+                with self.store_wide():
+                    append(self._store.state, MAIN, record)
+            else:
                 append(self._store.state, shards_file(self.shards), record)
+            self._unsure = False

@@ -1,0 +1,390 @@
+"""Writers side by side: parts coexist, numbers never clash, a killed one blocks nobody, links are refused."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from disk_faults import InterruptedDisk
+from store_samples import DIGEST, IMAGES, commit, embedding, file_bytes, make_store, spec, table
+
+from embedcache.errors import CorruptionError, EmbedcacheError, LockedError, MismatchError, StorageError
+from embedcache.files import append_line
+from embedcache.files.disk import set_disk
+from embedcache.store import EmbeddingStore
+from embedcache.store.journal import encode_line, shards_file
+from embedcache.store.writer import StoreWriter
+
+
+def commit_tiles(writer: StoreWriter, store: EmbeddingStore, *tiles: int) -> None:
+    for tile in tiles:
+        writer.commit_shard(
+            tile // store.shard_tiles, embeddings={tile: embedding(tile)}, input_digests={tile: DIGEST}
+        )
+
+
+def test_parts_write_side_by_side_and_end_with_the_bytes_of_one_writer(tmp_path: Path) -> None:
+    whole = make_store(tmp_path / "whole", n=8)
+    with whole.writer() as writer:
+        writer.decide_numerics({"threads": 1})
+        commit_tiles(writer, whole, *range(8))
+    stores = [make_store(tmp_path / "parts", n=8) for _ in range(2)]
+    ranges = [stores[0].shard_range(part, 2) for part in range(2)]
+    assert [*ranges[0], *ranges[1]] == [0, 1, 2, 3]
+    with stores[0].writer(ranges[0]) as first, stores[1].writer(ranges[1]) as second:
+        for part, writer in enumerate((first, second)):
+            writer.decide_numerics({"threads": 1})
+            writer.add_selection({"part": part}, np.arange(8) // 4 == part)
+        for tile in range(4):
+            commit_tiles(first, stores[0], tile)
+            commit_tiles(second, stores[1], 4 + tile)
+    again = EmbeddingStore.open(tmp_path / "parts")
+    assert again.committed.all()
+    assert again.wanted.all()
+    assert again.state.numerics == [{"threads": 1}]
+    assert all((again[tile].numpy() == embedding(tile)).all() for tile in range(8))
+    names = {path.name for path in (tmp_path / "parts" / "journal").glob("*.jsonl")}
+    assert names == {"created.jsonl", "main.jsonl", *map(shards_file, ranges)}
+    assert comparable(tmp_path / "parts") == comparable(tmp_path / "whole")
+
+
+def comparable(path: Path) -> dict[str, bytes]:
+    return {name: data for name, data in file_bytes(path).items() if not name.startswith("journal/")}
+
+
+def test_a_part_sees_what_others_decided_for_the_whole_store(tmp_path: Path) -> None:
+    stores = [make_store(tmp_path, n=4, images=IMAGES[:2]) for _ in range(2)]
+    with stores[0].writer(range(1)) as first, stores[1].writer(range(1, 2)) as second:
+        first.decide_numerics({"threads": 1})
+        with pytest.raises(MismatchError) as caught:
+            second.decide_numerics({"threads": 2})
+        assert caught.value.differences == {"threads": (1, 2)}
+        for writer in (first, second):
+            writer.add_images(IMAGES[2:], table(6))
+            writer.add_selection({"all": True}, np.ones(6, np.bool_))
+            writer.decide_numerics({"threads": 2}, allow=True)
+        commit_tiles(second, stores[1], 3)
+    again = EmbeddingStore.open(tmp_path)
+    assert again.images == tuple(IMAGES)
+    assert again.state.numerics == [{"threads": 1}, {"threads": 2}]
+    assert len(again.state.selections) == 1
+    record = again.shard_record(1)
+    assert record is not None
+    assert record.numerics == 1
+
+
+def test_overlapping_writers_are_refused_and_told_who_writes_what(tmp_path: Path) -> None:
+    store, other = make_store(tmp_path, n=8), make_store(tmp_path, n=8)
+    with store.writer(range(1, 3)):
+        for shards in (None, range(2), range(2, 3), range(4)):
+            with pytest.raises(LockedError, match="shards 1 to 2"), other.writer(shards):
+                pass
+        with other.writer(range(1)), EmbeddingStore.open(tmp_path).writer(range(3, 4)):
+            pass
+    with other.writer():
+        pass
+
+
+def test_a_part_may_not_touch_other_shards_nor_change_the_source(tmp_path: Path) -> None:
+    store = make_store(tmp_path, n=8)
+    with store.writer(range(1)) as writer:
+        with pytest.raises(EmbedcacheError, match="shard 1"):
+            commit_tiles(writer, store, 2)
+        with pytest.raises(EmbedcacheError, match="whole store"):
+            writer.change_source(None, [], np.zeros(8, np.bool_))
+    assert not store.committed.any()
+
+
+def test_a_certificate_can_be_added_while_a_writer_is_at_work(tmp_path: Path) -> None:
+    store, other = make_store(tmp_path), make_store(tmp_path)
+    with store.writer() as writer:
+        commit_tiles(writer, store, 0)
+        for number in range(3):
+            other.add_certificate({"number": number})
+        commit_tiles(writer, store, 1, 2)
+    again = EmbeddingStore.open(tmp_path)
+    assert [values["number"] for values in again.certificates] == [0, 1, 2]
+    assert again.certificate == {"number": 2}
+    assert again.committed.tolist() == [True, True, True, False, False]
+    assert [values["number"] for values in store.certificates] == [0, 1, 2]
+
+
+def start_part(path: str, part: int, parts: int, gate: object) -> None:
+    gate.wait()  # type: ignore[attr-defined]
+    store = make_store(Path(path), n=12)
+    with store.writer(store.shard_range(part, parts)) as writer:
+        writer.decide_numerics({"threads": 1})
+        writer.add_selection({"part": part}, np.ones(12, np.bool_))
+        for shard in store.shard_range(part, parts):
+            commit_tiles(writer, store, 2 * shard, 2 * shard + 1)
+
+
+def test_parts_that_start_at_once_make_the_store_together(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    for round_ in range(3):
+        path, gate = tmp_path / str(round_), context.Barrier(3)
+        started = [context.Process(target=start_part, args=(str(path), part, 3, gate)) for part in range(3)]
+        for process in started:
+            process.start()
+        for process in started:
+            process.join()
+        assert [process.exitcode for process in started] == [0, 0, 0]
+        store = EmbeddingStore.open(path)
+        assert store.status().complete
+        assert store.state.numerics == [{"threads": 1}]
+        assert all((store[tile].numpy() == embedding(tile)).all() for tile in range(12))
+
+
+def test_a_killed_part_blocks_nobody_and_leaves_others_alone(tmp_path: Path) -> None:
+    make_store(tmp_path / "s", n=8)
+    for at in range(1, 60):
+        path = tmp_path / f"s{at}"
+        shutil.copytree(tmp_path / "s", path)
+        living = EmbeddingStore.open(path)
+        with living.writer(range(2, 4)) as writer:
+            (path / "image_embeddings" / "2.99.partial").write_bytes(b"of a living part")
+            finished = killed_part(path, at)
+            commit_tiles(writer, living, 4)
+            again = EmbeddingStore.open(path)
+            with again.writer(range(2)) as second:
+                commit_tiles(second, again, 0, 1, 2)
+            commit_tiles(writer, living, 5)
+            assert [p.name for p in path.rglob("*.partial")] == ["2.99.partial"], f"step {at}"
+        found = EmbeddingStore.open(path)
+        assert found.committed.tolist() == [True, True, True, False, True, True, False, False], f"step {at}"
+        assert all((found[tile].numpy() == embedding(tile)).all() for tile in (0, 1, 2, 4, 5))
+        if finished:
+            break
+    assert at > 20
+
+
+def killed_part(path: Path, at: int) -> bool:
+    """In a child, commit tiles 0 and 1, one after the other, until a step; whether it never came so far."""
+    child = os.fork()
+    if child == 0:
+        disk = InterruptedDisk(at, lambda: os._exit(9))
+        set_disk(disk)
+        try:
+            store = EmbeddingStore.open(path)
+            with store.writer(range(2)) as writer:
+                commit_tiles(writer, store, 0, 1)
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_torn_line_is_cut_by_who_may_and_ignored_by_who_may_not(tmp_path: Path) -> None:
+    store = make_store(tmp_path, n=8)
+    for shards in (range(2), range(2, 4)):
+        with store.writer(shards) as writer:
+            commit_tiles(writer, store, 2 * shards.start)
+    files = [tmp_path / "journal" / shards_file(shards) for shards in (range(2), range(2, 4))]
+    whole = [path.read_bytes() for path in files]
+    for path in files:
+        path.write_bytes(path.read_bytes() + b'{"kind":"sha')
+    assert EmbeddingStore.open(tmp_path).committed.sum() == 2
+    with store.writer(range(2)):
+        pass
+    assert [path.read_bytes() == data for path, data in zip(files, whole, strict=True)] == [True, False]
+    with store.writer():
+        pass
+    assert [path.read_bytes() for path in files] == whole
+
+
+def test_a_line_that_a_failed_append_left_all_the_same_is_taken_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store(tmp_path, n=4)
+    shards = range(2)
+    real_sync, real_cut = os.fsync, os.ftruncate
+    with store.writer(shards) as writer:
+        commit_tiles(writer, store, 0)
+
+        def refuse(descriptor: int, *_: object) -> None:
+            if Path(f"/proc/self/fd/{descriptor}").readlink().suffix == ".jsonl":
+                raise OSError(5, "Input/output error")
+            real_sync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", refuse)
+        monkeypatch.setattr(os, "ftruncate", refuse)
+        with pytest.raises(StorageError):
+            commit_tiles(writer, store, 2)
+        monkeypatch.setattr(os, "fsync", real_sync)
+        monkeypatch.setattr(os, "ftruncate", real_cut)
+        commit_tiles(writer, store, 3)
+    for seen in (store, EmbeddingStore.open(tmp_path)):
+        assert seen.committed.tolist() == [True, False, True, True]
+
+
+def test_a_file_that_somebody_else_writes_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make_store(tmp_path, n=4)
+    monkeypatch.setattr("embedcache.store.replay.catch_up", lambda state: None)
+    line = encode_line({"kind": "numerics", "numerics": {}, "seq": 99})
+
+    def write_while_another_does() -> None:
+        with store.writer(range(2)) as writer:
+            commit_tiles(writer, store, 0)
+            append_line(tmp_path / "journal" / shards_file(range(2)), line)
+            commit_tiles(writer, store, 2)
+
+    with pytest.raises(StorageError, match="somebody else"):
+        write_while_another_does()
+
+
+def test_threads_of_one_writer_take_turns(tmp_path: Path) -> None:
+    store = make_store(tmp_path, n=16)
+    with store.writer() as writer:
+        threads = [
+            threading.Thread(target=commit_tiles, args=(writer, store, tile)) for tile in range(0, 16, 2)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert EmbeddingStore.open(tmp_path).committed.sum() == 8
+
+
+# ---- a changed source
+
+
+def test_a_changed_source_takes_back_its_tiles_and_nothing_else(tmp_path: Path) -> None:
+    store, reader = make_store(tmp_path, n=6), make_store(tmp_path, n=6)
+    with store.writer() as writer:
+        writer.add_selection({}, np.ones(6, np.bool_))
+        writer.commit_shard(
+            0, embeddings={0: embedding(0), 1: embedding(1)}, input_digests={0: DIGEST, 1: "cd" * 32}
+        )
+        commit_tiles(writer, store, 2)
+        before = file_bytes(tmp_path / "image_embeddings")
+        writer.change_source({"kind": "npy", "shape": (6, 32, 32)}, [], np.arange(6) % 2 == 1)
+        assert store.spec.volume == {"kind": "npy", "shape": [6, 32, 32]}
+        assert store.fingerprint == spec(volume={"kind": "npy", "shape": [6, 32, 32]}).fingerprint
+        assert store.embedding_space == spec().embedding_space
+    reader.refresh()
+    for seen in (store, reader, EmbeddingStore.open(tmp_path)):
+        assert seen.fingerprint == store.fingerprint != spec().fingerprint
+        assert seen.committed.tolist() == [True, False, True, False, False, False]
+        assert seen.missing.tolist() == [False, True, False, True, True, True]
+        numbers, digests = seen.recorded_inputs()
+        assert numbers.tolist() == [0, 2]
+        assert digests.tobytes().hex() == DIGEST * 2
+        record = seen.shard_record(0)
+        assert record is not None
+        assert record.stale is not None
+        assert (record.slots.tolist(), record.stale.slots.tolist()) == ([0], [1])
+    assert file_bytes(tmp_path / "image_embeddings") == before
+    # what is said of a tile of that shard does not bring the other back, and a new embedding does
+    commit(store, failed={1: "cannot be read"})
+    assert store.committed.tolist() == [True, False, True, False, False, False]
+    assert store.failed == {1: "cannot be read"}
+    commit(store, 1, seed=9)
+    for seen in (store, EmbeddingStore.open(tmp_path)):
+        assert (seen[1].numpy() == embedding(10)).all()
+        assert (seen[0].numpy() == embedding(0)).all()
+        assert not seen.state.stale.any()
+
+
+def test_changed_images_are_others_in_the_table(tmp_path: Path) -> None:
+    store = make_store(tmp_path, n=4, images=IMAGES)
+    other = IMAGES[1].__class__("b.jpg", 32, 40, "f" * 64)
+    with store.writer() as writer:
+        writer.change_source(None, [(1, other)], np.zeros(4, np.bool_))
+    for seen in (store, EmbeddingStore.open(tmp_path)):
+        assert seen.images == (IMAGES[0], other, *IMAGES[2:])
+        assert seen.fingerprint == spec().fingerprint
+
+
+def test_a_change_stopped_at_any_step_is_either_not_there_or_whole(tmp_path: Path) -> None:
+    begin = make_store(tmp_path / "s", n=4)
+    commit(begin, 0, 1)
+    old, new = spec().fingerprint, spec(volume={"kind": "other"}).fingerprint
+    seen = set()
+    for at in range(1, 60):
+        path = tmp_path / f"s{at}"
+        shutil.copytree(tmp_path / "s", path)
+        finished = killed_change(path, at)
+        found = EmbeddingStore.open(path)
+        assert (found.fingerprint, found.committed[:2].tolist()) in (
+            (old, [True, True]),
+            (new, [True, False]),
+        )
+        seen.add(found.fingerprint)
+        with found.writer():
+            pass
+        attributes = json.loads((path / "zarr.json").read_text())["attributes"]["embedcache"]
+        assert attributes["fingerprint"] == found.fingerprint, f"step {at}"
+        if finished:
+            break
+    assert seen == {old, new}
+
+
+def killed_change(path: Path, at: int) -> bool:
+    child = os.fork()
+    if child == 0:
+        set_disk(InterruptedDisk(at, lambda: os._exit(9)))
+        try:
+            store = EmbeddingStore.open(path)
+            with store.writer() as writer:
+                writer.change_source({"kind": "other"}, [], np.arange(4) == 1)
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+# ---- links
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["journal", "journal/locks", "image_embeddings", "image_embeddings/c", "tiles", "tiles/c", "scales"],
+)
+def test_a_folder_that_is_a_link_is_never_written_through(tmp_path: Path, name: str) -> None:
+    store = make_store(tmp_path / "s")
+    commit(store, 0)
+    outside = tmp_path / "outside"
+    folder = tmp_path / "s" / name
+    if folder.exists():
+        shutil.move(folder, outside)
+    else:
+        outside.mkdir()
+    folder.symlink_to(outside)
+    before = file_bytes(outside)
+    with pytest.raises(CorruptionError, match="link"), store.writer() as writer:
+        commit_tiles(writer, store, 1)
+    if name == "journal":
+        with pytest.raises(CorruptionError, match="link"):
+            store.add_certificate({})
+        with pytest.raises(CorruptionError, match="link"):
+            make_store(tmp_path / "s")
+    assert file_bytes(outside) == before
+
+
+LINKS: dict[str, Callable[[EmbeddingStore], object]] = {
+    "zarr.json": lambda store: EmbeddingStore.open(store.path),
+    "journal/created.jsonl": lambda store: EmbeddingStore.open(store.path),
+    "journal/main.jsonl": lambda store: EmbeddingStore.open(store.path),
+    "tiles/c/0/0": lambda store: EmbeddingStore.open(store.path),
+    "decoder.safetensors": lambda store: store.decoder_state(),
+}
+
+
+@pytest.mark.parametrize("name", list(LINKS))
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_file_that_is_a_link_or_a_pipe_is_never_read(tmp_path: Path, name: str, kind: str) -> None:
+    store = make_store(tmp_path / "s")
+    commit(store, 0)
+    path = tmp_path / "s" / name
+    shutil.move(path, tmp_path / "outside")
+    if kind == "link":
+        path.symlink_to(tmp_path / "outside")
+    else:
+        os.mkfifo(path)
+    with pytest.raises(CorruptionError):
+        LINKS[name](store)
