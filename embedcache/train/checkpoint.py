@@ -83,7 +83,7 @@ class Checkpoint:
         facts = {name: getattr(self, name) for name in _FACTS}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state.items()}
         text = canonical_json({"format": FORMAT, **facts})
-        content = {"facts": text, "digest": _digest(tensors, text)}
+        content = {"facts": text, "digest": content_digest(tensors, text)}
         write_file(path, to_safetensors(tensors, metadata={METADATA_KEY: canonical_json(content)}))
         return path
 
@@ -167,8 +167,8 @@ def check_space(checkpoint: Checkpoint, store: EmbeddingStore) -> None:
     )
 
 
-def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
-    """SHA-256 over sorted names, dtypes, shapes and bytes of the tensors, and the facts."""
+def content_digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    """``sha256:…`` over sorted names, dtypes, shapes and bytes of the tensors, and a text that goes with them."""
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
@@ -193,7 +193,7 @@ def _facts(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str
         recorded = content["digest"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{path} is a damaged checkpoint: its description cannot be read.") from error
-    if recorded != _digest(tensors, text):
+    if recorded != content_digest(tensors, text):
         raise WeightsError(f"{path} is damaged or was changed: its digest is not the one recorded in it.")
     return {**found, "stores": tuple(found["stores"]), "labels": tuple(found["labels"])}
 

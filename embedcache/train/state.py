@@ -1,6 +1,7 @@
 """Turns decoder and optimiser into one safetensors file and back, so that a training can go on where it was.
 
-Tensors and scalars only: nothing is pickled, nothing is executed when it is read.
+Tensors and scalars only: nothing is pickled, nothing is executed when it is read. A digest over all of it finds
+flipped bits, which would otherwise train on as if nothing were wrong.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 from embedcache.errors import InputError
 from embedcache.files import write_file
 from embedcache.sam.decoder import Decoder
+from embedcache.train.checkpoint import content_digest
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,9 @@ def save_state(path: Path, decoder: Decoder, optimizer: torch.optim.Optimizer, s
         for slot, value in slots.items():
             tensors[f"optimizer.{index}.{slot}"] = torch.as_tensor(value)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_file(path, to_safetensors(plain, metadata={"standing": json.dumps(asdict(standing))}))
+    text = json.dumps(asdict(standing))
+    metadata = {"standing": text, "digest": content_digest(plain, text)}
+    write_file(path, to_safetensors(plain, metadata=metadata))
 
 
 def load_state(path: Path, decoder: Decoder, optimizer: torch.optim.Optimizer) -> Standing:
@@ -64,13 +68,29 @@ def load_state(path: Path, decoder: Decoder, optimizer: torch.optim.Optimizer) -
     """
     try:
         with safe_open(str(path), framework="pt") as stream:
-            standing = Standing(**json.loads(stream.metadata()["standing"]))
+            metadata = dict(stream.metadata() or {})
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        if metadata["digest"] != content_digest(tensors, metadata["standing"]):
+            raise ValueError("its digest is not the one recorded in it")
+        standing = Standing(**json.loads(metadata["standing"]))
+        _restore(tensors, decoder, optimizer)
+    except (
+        SafetensorError,
+        OSError,
+        LookupError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        RecursionError,
+    ) as error:
         raise InputError(
             f"{path} cannot be read, so the run cannot go on ({error}).",
-            hint="Start a new run in another folder.",
+            hint=f"Begin a new run where this one was best: --init {path.with_name('best.safetensors')}",
         ) from error
+    return standing
+
+
+def _restore(tensors: dict[str, Tensor], decoder: Decoder, optimizer: torch.optim.Optimizer) -> None:
     decoder.load_state_dict(
         {n.removeprefix("decoder."): t for n, t in tensors.items() if n.startswith("decoder.")}
     )
@@ -80,4 +100,3 @@ def load_state(path: Path, decoder: Decoder, optimizer: torch.optim.Optimizer) -
             _, index, slot = name.split(".", 2)
             slots.setdefault(int(index), {})[slot] = tensor
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
-    return standing

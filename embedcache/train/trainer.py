@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from embedcache.errors import ConfigError, Interrupted
-from embedcache.files import exclusive_lock
+from embedcache.files import exclusive_lock, remove_litter
 from embedcache.progress import Progress, Silent
 from embedcache.sam.decoder import Decoder
 from embedcache.train.feed import Feed
@@ -94,6 +94,7 @@ def train(
     try:
         with exclusive_lock(folder / LOCK, guarded=folder):
             wanted_folder(folder, resume=chosen.resume)  # again: another training may have come first
+            remove_litter(folder, deep=False)  # of a training that was killed
             return _train(setup, chosen, decoder, folder, device, teller)
     except (KeyboardInterrupt, Interrupted) as error:
         number = error.exit_code - 128 if isinstance(error, Interrupted) else 2
