@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import elsewhere, flips, hostile, identity, ill, kills, mends, power, signals, space, steps, writers
+from . import elsewhere, flips, hostile, identity, ill, kills, mends, power, signals, space, steps, training, writers
 from .outcome import Row
 
 ROWS: tuple[Row, ...] = (
@@ -18,6 +18,7 @@ ROWS: tuple[Row, ...] = (
     *ill.ROWS,
     *hostile.ROWS,
     *elsewhere.ROWS,
+    *training.ROWS,
 )
 
 
