@@ -494,7 +494,6 @@ def test_tiles_that_a_changed_source_took_back_stay_away(tmp_path: Path) -> None
     with store.writer() as writer:
         writer.change_source(None, (), np.array([True, False, False, False]))
     assert store.committed.tolist() == [False, True, False, False]
-    commit(store, failed={2: "a reason"})  # the file stays as it is
     assert is_seed(store, 1, 1)
     with (
         store.writer() as writer,
@@ -522,3 +521,21 @@ def test_scales_of_a_part_of_the_shard_leave_the_other_rows_alone(tmp_path: Path
     assert record.scale_crcs is not None
     assert [scales.crc(slot) for slot in record.slots.tolist()] == record.scale_crcs.tolist()
     assert np.isnan(scales.rows[[1, 3]]).all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_embeddings_that_a_changed_source_took_back_leave_the_file(tmp_path: Path, form: Form) -> None:
+    store = new_store(tmp_path / "s.zarr", form)
+    put(store, {0: 1, 1: 2})
+    for stale, left in ((0, {1: 2}), (1, {})):
+        with store.writer() as writer:
+            writer.change_source(None, (), np.arange(N) == stale)
+            writer.commit_shard(0, embeddings={}, input_digests={}, skipped={stale: "empty"})
+        array = zarr.open_group(store.path, mode="r")["image_embeddings"]
+        empty = np.isnan if form == FLOAT16 else lambda values: values == -128
+        assert empty(array[0]).all()
+        assert bool(empty(array[1]).all()) == (not left)
+        assert all(is_seed(store, tile, seed) for tile, seed in left.items())
+        assert store.skipped[stale]
+    assert not layout.shard_path(store.path, 0).exists()
+    assert EmbeddingStore.open(store.path).status().bytes == 0

@@ -69,10 +69,14 @@ def commit_shard(
     def finished(record: ShardRecord) -> ShardRecord:
         return with_reasons(record, old, base, given.skipped, given.failed)
 
-    if not new:
+    if not new and old.stale is None:
         append(finished(record).to_dict(store.shard_tiles))
         return 0
     kept = {slot: row for slot, row in rows_of(old).items() if slot not in new}
+    if not new and not kept:
+        append(finished(replace(with_rows(record, {}), digest="", size=0)).to_dict(store.shard_tiles))
+        _remove_files(store, shard)
+        return 0
     body = ShardBody(shard, store.form, store.shard_tiles, new, kept, _kept_tiles(store, old))
     with _staging(store, shard) as staged:
         size = _stage_body(store, staged.shard, body)
@@ -86,6 +90,16 @@ def commit_shard(
         publish_file(staged.shard, layout.shard_path(store.path, shard))
     append(record.to_dict(store.shard_tiles))
     return size
+
+
+def _remove_files(store: EmbeddingStore, shard: int) -> None:
+    """Remove the files of a shard whose last embeddings a changed source took back: no Zarr reader may see them.
+
+    After the record: a kill in between leaves a file that no record speaks of, which counts for nothing.
+    """
+    for path in (layout.shard_path(store.path, shard), layout.scales_path(store.path, shard)):
+        require_no_links(store.path, path.parent)
+        remove_file(path)
 
 
 def settle_shard(store: EmbeddingStore, shard: int, append: Append) -> bool:
