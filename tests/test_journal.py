@@ -17,6 +17,8 @@ from embedcache.store.journal import (
     append_record,
     decode_line,
     encode_line,
+    journal_files,
+    line_tail,
     read_record,
     read_records,
 )
@@ -59,6 +61,11 @@ def test_a_journal_cut_anywhere_gives_its_whole_lines_and_goes_on(
     assert [record for _, record in read_records(path)] == written[:kept]
     append_line(path, encode_line({"kind": "next"}))
     assert [record for _, record in read_records(path)] == [*written[:kept], {"kind": "next"}]
+
+
+@pytest.mark.parametrize("body", [b"[1", b'{"a":' + b"[" * 100_000, b'"a"', b"{a"])
+def test_a_line_of_a_right_checksum_that_is_no_object_is_none(body: bytes) -> None:
+    assert decode_line(body + line_tail(body)) is None
 
 
 def test_a_damaged_line_in_the_middle_is_corruption_and_named(tmp_path: Path) -> None:
@@ -147,3 +154,8 @@ def test_the_line_in_the_documentation_is_a_real_one() -> None:
     shard = ShardRecord.from_dict(record, 2)
     assert shard.slots.tolist() == [1]
     assert shard.failed == {0: "not finite"}
+
+
+def test_a_folder_that_is_not_there_holds_no_journal(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert journal_files(tmp_path / "nothing") == journal_files(tmp_path / "file") == []

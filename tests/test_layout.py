@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedcache.errors import CorruptionError, InputError
+from embedcache.errors import CorruptionError, InputError, StorageError
 from embedcache.files import write_file
 from embedcache.store import layout
 
@@ -70,3 +71,51 @@ def test_metadata_that_is_no_json_object_is_refused(tmp_path: Path, text: str) -
     write_file(tmp_path / "zarr.json", text.encode())
     with pytest.raises(InputError):
         layout.read_json(tmp_path / "zarr.json")
+
+
+def test_metadata_that_may_not_be_read_or_is_a_link_is_no_reason_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout.write_arrays(tmp_path, 7, 2, "int8")
+    real = os.open
+
+    def refuse(path: object, *rest: object, **options: object) -> int:
+        if path == "zarr.json":
+            raise PermissionError(13, "Permission denied")
+        return real(path, *rest, **options)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        for act in (
+            lambda: layout.write_arrays(tmp_path, 7, 2, "int8"),
+            lambda: layout.read_json(tmp_path / "scales" / "zarr.json"),
+        ):
+            with pytest.raises(StorageError, match="Cannot read"):
+                act()
+    assert zarr.open_array(tmp_path / "scales", mode="r").shape == (7, 256)
+
+
+def test_metadata_and_tables_of_other_sizes_are_refused(tmp_path: Path) -> None:
+    with (tmp_path / "zarr.json").open("wb") as stream:
+        stream.truncate(1 << 40)
+    with pytest.raises(CorruptionError, match="at most"):
+        layout.read_json(tmp_path / "zarr.json")
+    layout.write_tiles(tmp_path, numbered(3))
+    assert layout.has_rows(tmp_path, 4096)
+    assert not layout.has_rows(tmp_path, 4097)
+    with layout.tiles_path(tmp_path, 0).open("r+b") as stream:
+        stream.truncate(100)
+    assert not layout.has_rows(tmp_path, 1)
+    with pytest.raises(CorruptionError, match="tile table"):
+        layout.read_tiles(tmp_path, 3)
+
+
+def test_a_table_that_may_not_be_read_is_a_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout.write_tiles(tmp_path, numbered(3))
+
+    def refuse(*_: object) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(layout, "read_inside", refuse)
+    with pytest.raises(StorageError, match="Cannot read"):
+        layout.read_tiles(tmp_path, 3)

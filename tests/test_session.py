@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from disk_faults import InterruptedDisk
 from store_samples import DIGEST, IMAGES, commit, embedding, file_bytes, make_store, spec, table
 
@@ -20,6 +21,8 @@ from embedcache.files import append_line
 from embedcache.files.disk import set_disk
 from embedcache.store import EmbeddingStore
 from embedcache.store.journal import encode_line, shards_file
+from embedcache.store.layout import shard_path
+from embedcache.store.quantise import Quantised, quantise
 from embedcache.store.writer import StoreWriter
 
 
@@ -289,6 +292,37 @@ def test_a_changed_source_takes_back_its_tiles_and_nothing_else(tmp_path: Path) 
         assert (seen[1].numpy() == embedding(10)).all()
         assert (seen[0].numpy() == embedding(0)).all()
         assert not seen.state.stale.any()
+
+
+def test_a_shard_that_is_undecided_is_left_to_its_holder_and_keeps_the_source_from_changing(
+    tmp_path: Path,
+) -> None:
+    store = make_store(tmp_path, n=8)
+    commit(store, 0)
+    record = store.shard_record(0)
+    assert record is not None
+    intent = {**record.to_dict(2, "intent"), "digest": "sha256:" + "1" * 64, "seq": 99}
+    append_line(tmp_path / "journal" / "main.jsonl", encode_line(intent))
+    with store.writer(range(2, 4)) as writer:
+        commit_tiles(writer, store, 5)
+    assert list(store.state.intents) == [0]
+    damaged = shard_path(tmp_path, 0)
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with store.writer() as writer, pytest.raises(CorruptionError, match="shard 0"):
+        writer.change_source({"kind": "other"}, [], np.zeros(8, np.bool_))
+    assert EmbeddingStore.open(tmp_path).fingerprint == spec().fingerprint
+
+
+def test_a_store_of_int8_counts_its_scales(tmp_path: Path) -> None:
+    store = make_store(tmp_path, n=4, spec=spec(store_dtype="int8"))
+    commit(store, failed={2: "x"})
+    with store.writer(range(1)) as writer:
+        for tile in (0, 1):
+            stored, scales = quantise(torch.from_numpy(embedding(tile).copy())[None])
+            given = {tile: Quantised(stored[0].numpy(), scales[0].numpy())}
+            writer.commit_shard(0, embeddings=given, input_digests={tile: DIGEST})
+    files = [*(tmp_path / "image_embeddings" / "c").rglob("0"), *(tmp_path / "scales" / "c").rglob("0")]
+    assert store.status().bytes == sum(path.stat().st_size for path in files if path.is_file())
 
 
 def test_changed_images_are_others_in_the_table(tmp_path: Path) -> None:

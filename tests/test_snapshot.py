@@ -228,6 +228,25 @@ def compacts_until(path: Path, at: int, kind: str) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+def test_a_disk_too_full_for_a_snapshot_is_no_reason_to_fail(
+    tmp_path: Path, eager: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store(tmp_path / "s")
+
+    def refuse_snapshots(path: Path, parts: object) -> int:
+        if is_snapshot(path.name):
+            raise StorageError("full")
+        raise AssertionError("unreachable")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compaction, "write_file", refuse_snapshots)
+        commit(store, 0)
+        assert compacted(tmp_path / "s") is None
+    commit(store, 1)
+    assert compacted(tmp_path / "s")
+    assert store.committed.tolist() == [True, True, False, False, False]
+
+
 def test_readers_see_whole_stores_while_the_journal_is_compacted(tmp_path: Path, eager: None) -> None:
     store = busy_store(tmp_path / "s")
     old = EmbeddingStore.open(tmp_path / "s")
@@ -356,7 +375,7 @@ def test_a_snapshot_with_a_mad_header_is_refused(tmp_path: Path, eager: None, he
         EmbeddingStore.open(tmp_path / "s")
 
 
-@pytest.mark.parametrize("flag", [4, 0x7F, 0xFF])
+@pytest.mark.parametrize("flag", [4, 0x7F, 0xFF, 2])
 def test_a_tile_in_a_state_that_there_is_not_is_refused(tmp_path: Path, eager: None, flag: int) -> None:
     busy_store(tmp_path / "s")
     file = compacted(tmp_path / "s")
@@ -366,7 +385,7 @@ def test_a_tile_in_a_state_that_there_is_not_is_refused(tmp_path: Path, eager: N
     place = 8 + length + json.loads(data[8 : 8 + length])["flags"]["data_offsets"][0]
     data[place] = flag
     write_snapshot(tmp_path / "s", file, bytes(data))
-    with pytest.raises(CorruptionError, match="state"):
+    with pytest.raises(CorruptionError, match="without a reason" if flag == 2 else "state"):
         EmbeddingStore.open(tmp_path / "s")
 
 
@@ -393,6 +412,9 @@ def test_a_snapshot_that_cannot_be_read_is_a_refusal_not_damage(
     monkeypatch.setattr(os, "preadv", refuse)
     with pytest.raises(StorageError, match="Cannot read"):
         store.recorded_inputs()
+    with pytest.raises(StorageError, match="Cannot read"):
+        EmbeddingStore.open(tmp_path / "s")
+    monkeypatch.setattr("embedcache.store.snapshot.open_inside", refuse)
     with pytest.raises(StorageError, match="Cannot read"):
         EmbeddingStore.open(tmp_path / "s")
     monkeypatch.setattr(os, "preadv", lambda *_: 0)

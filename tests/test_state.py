@@ -165,6 +165,25 @@ def test_damage_in_a_journal_that_is_replaced_meanwhile_is_none(
     assert read_state(tmp_path, 2).n_tiles == 5
 
 
+def test_of_two_records_of_one_number_the_first_holds(tmp_path: Path) -> None:
+    make_store(tmp_path)
+    write(tmp_path / "journal" / "a.jsonl", shard(0, [0], 5))
+    write(tmp_path / "journal" / "b.jsonl", shard(0, [1], 5), {**shard(0, [1], 5), "kind": "intent"})
+    state = read_state(tmp_path, 2)
+    assert state.flags.tolist() == [1, 0, 0, 0, 0]
+    assert not state.intents
+
+
+def test_a_store_of_int8_grows_with_its_scales(tmp_path: Path) -> None:
+    make_store(tmp_path, n=2, images=IMAGES[:2])
+    main = tmp_path / "journal" / "main.jsonl"
+    write(main, shard(0, [1], 5, scale_crcs=pack(b"abcd")), table_record(4, IMAGES[2:]) | {"seq": 6})
+    state = read_state(tmp_path, 2)
+    assert state.scale_crc is not None
+    assert state.scale_crc.tolist() == [0, int.from_bytes(b"abcd", "little"), 0, 0]
+    assert state.accepted(1) == {(5, int.from_bytes(b"abcd", "little"))}
+
+
 # ---- what makes no sense
 
 
@@ -307,6 +326,10 @@ def test_a_journal_that_cannot_be_read_is_a_refusal_not_damage(
         with pytest.raises(StorageError, match="Cannot read"):
             EmbeddingStore.open(tmp_path)
     with monkeypatch.context() as patch:
+        patch.setattr(Path, "lstat", refuse)
+        with pytest.raises(StorageError, match="Cannot read"):
+            EmbeddingStore.open(tmp_path)
+    with monkeypatch.context() as patch:
         patch.setattr(os, "pread", refuse)
         with pytest.raises(StorageError, match="Cannot read"):
             EmbeddingStore.open(tmp_path)
@@ -357,6 +380,34 @@ def test_a_store_changed_between_two_looks_is_looked_at_again(
 
     monkeypatch.setattr(module, "read_attributes", look)
     assert EmbeddingStore.open(tmp_path).spec.volume == {"kind": "two"}
+
+
+def test_a_store_that_is_changed_all_the_time_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store(tmp_path)
+    from embedcache.store import store as module
+
+    looks = [dict(store.attributes) | {"provenance": {"look": number}} for number in range(9)]
+    monkeypatch.setattr(module, "read_attributes", lambda root: looks.pop())
+    with pytest.raises(CorruptionError, match="differ"):
+        EmbeddingStore.open(tmp_path)
+    assert len(looks) > 2
+
+
+def test_a_journal_whose_name_is_gone_while_it_is_read_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_store(tmp_path)
+    created, real = tmp_path / "journal" / "created.jsonl", JournalFile.is_current
+
+    def remove_first(file: JournalFile) -> bool:
+        created.unlink(missing_ok=True)
+        return real(file)
+
+    monkeypatch.setattr(JournalFile, "is_current", remove_first)
+    with pytest.raises(CorruptionError, match="is missing"):
+        read_state(tmp_path, 2)
 
 
 def test_a_newer_kind_of_record_is_named_as_such(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,9 +29,10 @@ from embedcache.errors import (
     LockedError,
     MismatchError,
     MissingTilesError,
+    NoTileError,
     StorageError,
 )
-from embedcache.files import append_line
+from embedcache.files import append_line, sha256_hex
 from embedcache.files.disk import set_disk
 from embedcache.store import EmbeddingStore
 from embedcache.store.creation import refuse_foreign
@@ -197,6 +199,121 @@ def test_a_journal_that_makes_no_sense_is_refused(
     append_line(tmp_path / "journal" / "main.jsonl", encode_line(record))
     with pytest.raises(error):
         EmbeddingStore.open(tmp_path)
+
+
+def change_store(path: Path, change: Callable[[dict], object]) -> None:
+    """Change what both the group's attributes and the journal say of the store."""
+    change_attributes(path, change)
+    lines = (path / "journal" / "created.jsonl").read_text().splitlines()
+    record = json.loads(lines[0])
+    record.pop("crc32c")
+    change(record["attributes"])
+    lines[0] = encode_line(record)
+    (path / "journal" / "created.jsonl").write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("value", [None, 3])
+def test_attributes_without_the_decoders_digest_are_refused(tmp_path: Path, value: object) -> None:
+    make_store(tmp_path)
+    change_store(tmp_path, lambda values: values.update(decoder_sha256=value))
+    with pytest.raises(InputError, match="decoder_sha256"):
+        EmbeddingStore.open(tmp_path)
+
+
+def test_a_decoder_of_the_recorded_digest_that_is_no_safetensors_file_is_refused(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    (tmp_path / "decoder.safetensors").write_bytes(b"junk")
+    change_store(tmp_path, lambda values: values.update(decoder_sha256=sha256_hex(b"junk")))
+    with pytest.raises(CorruptionError, match="cannot be read"):
+        EmbeddingStore.open(tmp_path).decoder_state()
+    (tmp_path / "decoder.safetensors").unlink()
+    with pytest.raises(CorruptionError, match="missing"):
+        store.decoder_state()
+
+
+def test_metadata_of_a_folder_that_is_no_store_is_wrong_input_not_damage(tmp_path: Path) -> None:
+    (tmp_path / "zarr.json").write_text("{")
+    with pytest.raises(InputError, match="JSON"):
+        EmbeddingStore.open(tmp_path)
+
+
+@pytest.mark.parametrize("tiles", [0, 5000])
+def test_shards_of_no_size_are_refused_at_once(tmp_path: Path, tiles: int) -> None:
+    with pytest.raises(InputError, match=str(tiles)):
+        make_store(tmp_path / "s", shard_tiles=tiles)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_place_for_a_store_that_cannot_be_used_is_said_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="is a file"):
+        make_store(tmp_path / "file")
+    with pytest.raises(StorageError):
+        make_store(tmp_path / "file" / "s")
+
+    def refuse(*_: object, **__: object) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "folder").mkdir()
+    for name in ("exists", "iterdir"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, name, refuse)
+            with pytest.raises(StorageError, match="Cannot read"):
+                make_store(tmp_path / "folder")
+    monkeypatch.setattr("embedcache.store.creation.make_folder", refuse)
+    with pytest.raises(StorageError, match="Cannot write"):
+        make_store(tmp_path / "folder")
+
+
+def test_a_store_that_appears_while_it_is_made_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a file system that grants a lock twice, the exclusive creation of the group decides."""
+
+    def taken(path: Path, data: bytes) -> None:
+        raise FileExistsError(17, "File exists")
+
+    monkeypatch.setattr("embedcache.store.creation.create_file", taken)
+    with pytest.raises(LockedError, match="same moment"):
+        make_store(tmp_path / "s")
+
+
+def test_a_store_whose_making_was_interrupted_says_so(tmp_path: Path) -> None:
+    make_store(tmp_path / "s")
+    (tmp_path / "s" / "zarr.json").unlink()
+    with pytest.raises(InputError, match="interrupted"):
+        EmbeddingStore.open(tmp_path / "s")
+    assert not make_store(tmp_path / "s").committed.any()
+
+
+def test_a_number_without_a_tile_is_said_to_be_one(tmp_path: Path) -> None:
+    rows = table(4)
+    rows[2] = -1
+    store = make_store(tmp_path, table=rows)
+    assert store.tile(3).plane == 3
+    assert "without a tile" in store.describe(2)
+    for number, why in ((2, "gaps"), (-1, "begin at 0"), (4, "end at 3")):
+        with pytest.raises(NoTileError, match=why):
+            store.tile(number)
+
+
+def test_wanted_of_another_length_is_refused(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    with store.writer() as writer, pytest.raises(InputError, match="tile numbers"):
+        writer.add_selection({}, np.ones(3, np.bool_))
+
+
+def test_what_is_there_can_be_iterated_and_shown(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    commit(store, 0)
+    commit(store, 3)
+    assert [values.half().numpy()[1, 0, 0] for values in store] == [
+        embedding(0)[1, 0, 0],
+        embedding(3)[1, 0, 0],
+    ]
+    assert "2 of 5" in repr(store)
 
 
 # ---- what other readers see

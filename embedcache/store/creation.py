@@ -186,14 +186,13 @@ def recorded_attributes(root: Path) -> dict[str, Any] | None:
     path = root / layout.JOURNAL / CREATED
     try:
         _, first = next(JournalFile(root, path).records())
-        tiles = first["attributes"]["shard_tiles"]
+        tiles = first["attributes"]["shard_tiles"] if first["kind"] == "store" else None
     except (FileNotFoundError, NotADirectoryError, StopIteration, LookupError, TypeError):
         return None
     if not (isinstance(tiles, int) and 1 <= tiles <= SHARD_TILES_LIMIT):
         return None
     attributes = read_state(root, tiles).attributes
-    if attributes is not None:
-        check_attributes(root, attributes)
+    check_attributes(root, attributes or {})
     return attributes
 
 

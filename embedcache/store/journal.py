@@ -190,8 +190,10 @@ class JournalFile:
         """Whether the name still leads to this file; no other can have its number while it is open."""
         try:
             now = self.path.lstat()
-        except OSError:
+        except FileNotFoundError:
             return False
+        except OSError as error:
+            raise read_error(error, self.path) from error
         ours = os.fstat(self._descriptor)
         return (now.st_dev, now.st_ino) == (ours.st_dev, ours.st_ino)
 

@@ -231,7 +231,3 @@ class StoreState(KnownTiles):
                 scales = intent.scale_crcs
                 accepted.add((int(intent.crc[at]), None if scales is None else int(scales[at])))
         return accepted
-
-    def accepted_crcs(self, tile: int) -> set[int]:
-        """CRCs of :meth:`accepted` alone."""
-        return {crc for crc, _ in self.accepted(tile)}

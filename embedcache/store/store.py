@@ -41,6 +41,9 @@ from embedcache.store.view import StoreView
 from embedcache.store.writer import StoreWriter
 from embedcache.volume.volume import ImageRecord, Volume
 
+OPEN_TRIES = 3
+"""How often a store that is changed while it is opened is looked at."""
+
 DECODER_LIMIT = 256 << 20
 """Bytes above which ``decoder.safetensors`` is refused."""
 
@@ -147,16 +150,17 @@ class EmbeddingStore(StoreView):
             When it is there but cannot be read.
         """
         root = Path(path).absolute()
-        for last in (False, False, True):
+        tries = OPEN_TRIES
+        while True:
             found = read_attributes(root)
             state = read_state(root, found["shard_tiles"])
             try:
                 return cls(root, agreed_attributes(root, found, state), state)
             except CorruptionError:
                 # a writer may have changed the source between our two looks; then a second look shows it
-                if last or read_attributes(root) == found:
+                tries -= 1
+                if not tries or read_attributes(root) == found:
                     raise
-        raise AssertionError("unreachable")
 
     def __reduce__(self) -> tuple[Callable[[Path], EmbeddingStore], tuple[Path]]:
         return EmbeddingStore.open, (self.path,)
