@@ -1,1 +1,1 @@
-"""Faults, injected into the real commands: ``python -m tests.faults`` runs the table, ``docs/faults.md`` shows it."""
+"""Faults, injected into the real commands: ``python -m tests.faults`` runs the table of ``docs/faults.md``."""

@@ -1,4 +1,4 @@
-"""Turns a command line into a process that runs the real command, started in milliseconds: a fork that has all imports.
+"""Turns a command line into a process that runs the real command, in milliseconds: a fork that has all imports.
 
 The parent must not have started threads: a fork takes only one along.
 """
@@ -64,7 +64,9 @@ class Child:
     @property
     def running(self) -> bool:
         """Whether it has not ended; does not take its exit code away from :meth:`wait`."""
-        return self.code is None and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        return (
+            self.code is None and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        )
 
     @property
     def said(self) -> str:

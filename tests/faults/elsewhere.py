@@ -32,7 +32,7 @@ FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
 
 def _older(stage: Stage, archive: Path, _: Random) -> Outcome:
-    """A store that an older version wrote: opened, verified, read, and extended; each embedding as its bytes say."""
+    """A store that an older version wrote: opened, verified, extended, read as its bytes say."""
     with tarfile.open(archive) as packed:
         packed.extractall(stage.here, filter="data")
     store = next(path.parent for path in stage.here.rglob("zarr.json") if (path.parent / "journal").is_dir())
@@ -42,10 +42,15 @@ def _older(stage: Stage, archive: Path, _: Random) -> Outcome:
     for number in numbers:
         if opened.spec.store_dtype != "float16":
             continue
-        if opened.reader().read_half([number]).numpy().tobytes() != _by_layout(store, opened.shard_tiles, number):
+        if opened.reader().read_half([number]).numpy().tobytes() != _by_layout(
+            store, opened.shard_tiles, number
+        ):
             raise SilentError(f"tile {number} is not what its bytes say")
     before = stored(store)
-    for words in (["status", store, "--json"], *([["verify", store, "--json"]] if has_command("verify") else [])):
+    for words in (
+        ["status", store, "--json"],
+        *([["verify", store, "--json"]] if has_command("verify") else []),
+    ):
         child = stage.run(*words)
         assert child.code == 0, f"{words[0]}: exit code {child.code}: {child.said[-500:]}"
     missing = [tile for tile in range(len(opened)) if opened.table[tile, 0] >= 0 and tile not in numbers]
@@ -79,7 +84,9 @@ def _extend(store: Path, tile: int, like: int) -> None:
     else:
         given = embedding[0].half().numpy()
     with opened.writer() as writer:
-        writer.commit_shard(tile // opened.shard_tiles, embeddings={tile: given}, input_digests={tile: "cd" * 32})
+        writer.commit_shard(
+            tile // opened.shard_tiles, embeddings={tile: given}, input_digests={tile: "cd" * 32}
+        )
 
 
 def _format_in_spec(store: Path, _: Path) -> None:
@@ -121,7 +128,9 @@ def _newer(stage: Stage, name: str, _: Random) -> Outcome:
         assert child.code == 3, f"{name}, {words[0]}: exit code {child.code}: {child.said[-500:]}"
         named(child.said, "pip install --upgrade embedcache")
     after = {path: value for path, value in every_byte(store).items() if not path.endswith(".lock")}
-    assert after == {path: value for path, value in before.items() if not path.endswith(".lock")}, "it was changed"
+    assert after == {path: value for path, value in before.items() if not path.endswith(".lock")}, (
+        "it was changed"
+    )
     return detected()
 
 

@@ -1,8 +1,8 @@
 """Image encoders that cost a few milliseconds, so that thousands of faults can be injected into real commands.
 
-``patches``: one small convolution a 16 × 16 patch and a 1 × 1 convolution to 256 channels, so every pixel counts in
-one of the 64 × 64 places. ``ill``: the same, but images that are white at one corner come out with NaN, infinities or values too large for float16,
-and those that are black there as zeros.
+``patches``: one small convolution a 16 × 16 patch and a 1 × 1 convolution to 256 channels, so that every pixel
+counts in one of the 64 × 64 places. ``ill``: the same, but images that are white at one corner come out with NaN,
+infinities or values too large for float16, and those that are black there as zeros.
 """
 
 from __future__ import annotations

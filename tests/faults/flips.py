@@ -1,4 +1,4 @@
-"""Bits flipped, files cut, emptied, removed and swapped: found when the store is opened, read or verified, or harmless."""
+"""Bits flipped, files cut, emptied, removed and swapped: found when opened, read or verified, or harmless."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
-
 
 from .outcome import Outcome, Row
 from .stage import CHUNK_BYTES, INT8, Stage
@@ -128,7 +127,7 @@ def _damage_trial(stage: Stage, case: tuple[str, str], rng: Random) -> Outcome:
 
 
 def _swap_chunks(stage: Stage, _: int, rng: Random) -> Outcome:
-    """Two chunks of a shard change places, with their own checksums: each is whole, and neither is where it belongs."""
+    """Two chunks of a shard change places, with their checksums: each is whole, neither is where it belongs."""
     store = stage.copy(stage.whole)
     expected = read(store)
     path = rng.choice(shard_files(store))

@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
@@ -25,7 +25,13 @@ PART_SECONDS = 15.0
 
 
 def run_rows(
-    rows: Sequence[Row], *, rounds: int, seed: int, folder: Path, workers: int = WORKERS
+    rows: Sequence[Row],
+    *,
+    rounds: int,
+    seed: int,
+    folder: Path,
+    workers: int = WORKERS,
+    damage: Callable[[], None] = lambda: None,
 ) -> dict[str, Outcome]:
     """Run rows; returns what became of each.
 
@@ -41,9 +47,12 @@ def run_rows(
         An empty folder to work in.
     workers : int
         Trials at a time.
+    damage : callable
+        Called when the undisturbed stores are there: breaks embedcache, for the harness's own test.
     """
     make_base(folder / "base")  # here and not in a child: what it imports on the way is then there for all
-    threads = len(os.listdir("/proc/self/task"))
+    damage()
+    threads = len(list(Path("/proc/self/task").iterdir()))
     assert threads == 1, f"{threads} threads: a fork would take only one of them along"
     jobs = _jobs(rows, rounds)
     results = folder / "results"
@@ -114,7 +123,9 @@ def run_part(row: Row, stage: Stage, part: int, parts: int, rounds: int, seed: i
         total.problem("failed", f"{row.name} could not be prepared: {traceback.format_exc()[-1500:]}")
         cases = []
     for index, case in cases:
-        total.add(run_trial(row, stage, case, Random(f"{seed}/{row.name}/{index}"), f"seed {seed}, trial {index}"))
+        total.add(
+            run_trial(row, stage, case, Random(f"{seed}/{row.name}/{index}"), f"seed {seed}, trial {index}")
+        )
     total.seconds = time.monotonic() - begin
     return total
 

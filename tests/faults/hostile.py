@@ -1,4 +1,4 @@
-"""Stores and checkpoints from a stranger: nothing of them runs, nothing outside is read or written, no claim is believed."""
+"""Stores and checkpoints from a stranger: nothing runs, nothing outside is read or written, no claim believed."""
 
 from __future__ import annotations
 
@@ -101,11 +101,23 @@ def _checkpoint_trial(stage: Stage, case: tuple[str, str, str], _: Random) -> Ou
     else:
         labels = stage.here / "labels.npy"
         np.save(labels, planes(0) > 100)
-        words = ["train", "--store", stage.whole, "--labels", labels, "--init", file, "--out", stage.here / "run"]
+        words = [
+            "train",
+            "--store",
+            stage.whole,
+            "--labels",
+            labels,
+            "--init",
+            file,
+            "--out",
+            stage.here / "run",
+        ]
     child = stage.run(*words)
     if marker.exists():
         raise SilentError(f"{kind}{ending} given to {place}: its code was executed")
-    assert child.code in REFUSED, f"{kind}{ending} given to {place}: exit code {child.code}: {child.said[-500:]}"
+    assert child.code in REFUSED, (
+        f"{kind}{ending} given to {place}: exit code {child.code}: {child.said[-500:]}"
+    )
     return detected()
 
 
@@ -291,7 +303,9 @@ CLAIMS: dict[str, Attack] = {
     "a sequence of text": _append(kind="numerics", numerics={}, seq="9"),
     "a snapshot outside": _append(kind="snapshot", file="../../../x", crc32c="00000000", bytes=1),
     "an unknown kind of record": _append(kind="hologram"),
-    "an image called ../../x": _append(kind="table", tiles=64, images=[{"name": "../../x", "height": 1, "width": 1}]),
+    "an image called ../../x": _append(
+        kind="table", tiles=64, images=[{"name": "../../x", "height": 1, "width": 1}]
+    ),
     "metadata nested 200,000 deep": _text("zarr.json", _DEEP),
     "a journal nested 200,000 deep": _text("journal/main.jsonl", _DEEP + b"\n"),
     "metadata that is a list": _text("zarr.json", b"[1, 2]"),
@@ -305,7 +319,9 @@ CLAIMS: dict[str, Attack] = {
     "a decoder header of 2^63 bytes": _text("decoder.safetensors", _header(2**63)),
     "a decoder of 2^40 values": _text(
         "decoder.safetensors",
-        _header(len(json.dumps({"mask_decoder.a": _TENSOR})), json.dumps({"mask_decoder.a": _TENSOR}).encode()),
+        _header(
+            len(json.dumps({"mask_decoder.a": _TENSOR})), json.dumps({"mask_decoder.a": _TENSOR}).encode()
+        ),
     ),
 }
 
@@ -394,7 +410,7 @@ ROWS = (
     ),
     Row(
         "hostile-stores",
-        "links, pipes, devices and sparse files in a store; metadata and journals that claim anything, checksums right",
+        "links, pipes, devices and sparse files in a store; metadata that claims anything, its checksums right",
         f"refused in under {SECONDS:.0f} s and {MEMORY >> 20} MiB, nothing outside read through or written",
         _store_trial,
         prepare=_prepare,

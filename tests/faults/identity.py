@@ -1,4 +1,4 @@
-"""Another model, recipe or volume than a store's: refused with exit 3, field by field, before anything is written."""
+"""Another model, recipe or volume than a store's: refused with exit 3, field by field, nothing written."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ SAMPLED = 8
 def every_byte(folder: Path) -> dict[str, tuple[str, int]]:
     """Digest and time of change of every file below a folder."""
     return {
-        str(path.relative_to(folder)): (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns)
+        str(path.relative_to(folder)): (
+            hashlib.sha256(path.read_bytes()).hexdigest(),
+            path.stat().st_mtime_ns,
+        )
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
@@ -119,7 +122,8 @@ def _mixed(stage: Stage, _: int, rng: Random) -> Outcome:
     _put(stage.volume, volume)
     _put(stage.base / "patches.pth", checkpoint)
     store = stage.here / "s.zarr"
-    first = stage.run(*stage.encode(store, volume=volume, checkpoint=checkpoint, z_range=f"0:{rng.randrange(1, TILES)}"))
+    some = f"0:{rng.randrange(1, TILES)}"
+    first = stage.run(*stage.encode(store, volume=volume, checkpoint=checkpoint, z_range=some))
     assert first.code == 0, first.said
     before = every_byte(store)
     if (what := rng.randrange(3)) != 0:
@@ -174,7 +178,9 @@ def _voxel_trial(check: str) -> Callable[[Stage, Any, Random], Outcome]:
             return detected(n_found=1)
         assert child.code == 0, f"exit code {child.code}: {child.said[-800:]}"
         if check == "all":
-            raise SilentError(f"voxel {place} changed and was not found although all pixels were to be checked")
+            raise SilentError(
+                f"voxel {place} changed and was not found although all pixels were to be checked"
+            )
         named(child.said, f"{SAMPLED} recorded tiles|{SAMPLED} ")  # a sample says that it was one
         return survived(n_not_in_the_sample=1)
 
@@ -182,7 +188,7 @@ def _voxel_trial(check: str) -> Callable[[Stage, Any, Random], Outcome]:
 
 
 def _changed_again(stage: Stage, _: int, rng: Random) -> Outcome:
-    """``--changed reencode``: exactly the tiles whose pixels changed are encoded, and the store is that of the new volume."""
+    """``--changed reencode``: exactly the changed tiles are encoded; the store is then the new volume's."""
     volume = stage.here / "scan.npy"
     pixels = planes(0)
     np.save(volume, pixels)
@@ -198,7 +204,9 @@ def _changed_again(stage: Stage, _: int, rng: Random) -> Outcome:
     assert refused.code == 3, refused.said
     child = stage.run(*stage.encode(store, volume=volume, changed="reencode"))
     assert child.code == 0, child.said[-800:]
-    assert child.result["encoder_calls"] == len(changed), f"{child.result['encoder_calls']} calls for {changed}"
+    assert child.result["encoder_calls"] == len(changed), (
+        f"{child.result['encoder_calls']} calls for {changed}"
+    )
     anew = stage.here / "anew.zarr"
     assert stage.run(*stage.encode(anew, volume=volume)).code == 0
     for path in sorted((anew / "image_embeddings" / "c").rglob("*")):

@@ -1,4 +1,4 @@
-"""What goes in or comes out ill: NaN and overflow from the encoder, zeros that are data, source chunks that cannot be read."""
+"""What goes in or comes out ill: NaN and overflow, zeros that are data, source chunks that cannot be read."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ def _zeros(stage: Stage, _: int, rng: Random) -> Outcome:
     for plane in range(TILES):
         if bool((opened[plane] == 0).all()) != (plane in black):
             raise SilentError(f"tile {plane} is not what its encoder gave")
-    assert stage.run(*stage.encode(store, **model)).result["encoder_calls"] == 0, "zeros were taken for missing"
+    assert stage.run(*stage.encode(store, **model)).result["encoder_calls"] == 0, (
+        "zeros were taken for missing"
+    )
     return survived()
 
 
@@ -84,7 +86,7 @@ def _prepare_zarr(stage: Stage) -> None:
 
 
 def _broken_source(stage: Stage, case: str, rng: Random) -> Outcome:
-    """Chunks of the source are damaged: their tiles fail by name, the others are encoded; mended, the rest follows."""
+    """Chunks of the source are damaged: refused, or their tiles fail by name and the others are encoded."""
     volume, store = stage.copy(stage.folder / "scan.zarr", "scan.zarr"), stage.here / "s.zarr"
     ill = sorted(rng.sample(range(TILES), rng.randrange(1, 4)))
     for plane in ill:

@@ -1,4 +1,4 @@
-"""SIGKILL at a random moment: what was acknowledged stays, and the same command ends with an undisturbed run's bytes."""
+"""SIGKILL at a random moment: what was acknowledged stays, the same command ends with the undisturbed bytes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def kill(stage: Stage, words: list[str | Path], rng: Random, longest: float) -> 
     return watch
 
 
-def finish(stage: Stage, words: list[str | Path], store: Path, first: Watch, before: set[int], ask: int) -> Outcome:
+def finish(
+    stage: Stage, words: list[str | Path], store: Path, first: Watch, before: set[int], ask: int
+) -> Outcome:
     """Run the same command to its end, and hold what it left against what was promised.
 
     ``before``: tiles that were committed before the killed run; ``ask``: tiles that it had to encode.

@@ -1,8 +1,8 @@
-"""Loss of power, simulated: a disk that records its steps, and what of them would be there after a cut at any of them.
+"""Loss of power, simulated: a disk that records its steps, and what of them would be there after a cut.
 
-Three views of a cut after step k. *Strict*: only what was fsynced, contents and names. *Names*: all names, as a file
-system that writes its folders early, with the fsynced contents only. *Mixed*: of each folder's names since its last fsync only the
-first few, of each file's writes since its last fsync only some.
+Three views of a cut after step k. *Strict*: only what was fsynced, contents and names. *Names*: all names, as on a
+file system that writes its folders early, with the fsynced contents only. *Mixed*: of each folder's names since
+its last fsync only the first few, of each file's writes since its last fsync only some.
 """
 
 from __future__ import annotations
@@ -251,7 +251,9 @@ def power_row(scenario: Scenario, name: str, weight: float, every: int) -> Row:
         again = scenario.run(stage, store)
         assert again.code == 0, f"{words}: the next run ended with {again.code}: {again.said[-800:]}"
         require_same(store, stage.data["content"], f"{words}, next run")
-        assert known(store) == stage.data["known"], f"{words}: the journal does not say what it says undisturbed"
+        assert known(store) == stage.data["known"], (
+            f"{words}: the journal does not say what it says undisturbed"
+        )
         worked = again.result.get("tiles_encoded", 0) > 0
         assert not litter(store, locks=worked), f"{words}: left behind: {litter(store, locks=worked)}"
         return survived(steps=after)

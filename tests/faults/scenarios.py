@@ -116,7 +116,15 @@ REPAIR = Scenario(
     "repair a broken store",
     _begin_broken,
     lambda stage, store: [
-        *("repair", store, "--json", "--volume", stage.small_volume, "--checkpoint", stage.base / "patches.pth"),
+        *(
+            "repair",
+            store,
+            "--json",
+            "--volume",
+            stage.small_volume,
+            "--checkpoint",
+            stage.base / "patches.pth",
+        ),
         *("--device", "cpu"),
     ],
 )

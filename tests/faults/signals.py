@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: what is encoded is committed, the lock is free, the exit code says which; twice means at once."""
+"""SIGINT and SIGTERM: what is encoded is committed, the lock is free, the exit code says which; twice: at once."""
 
 from __future__ import annotations
 

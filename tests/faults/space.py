@@ -1,4 +1,4 @@
-"""Disks that are full or may not be written: the command stops with exit 6 and says so, and resumes when there is room."""
+"""Disks that are full or may not be written: exit 6, and the same command goes on when there is room."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ DECODER_BYTES = 16 << 20
 def mounted(kind: str, place: Path, *options: str) -> Iterator[Path]:
     """A file system mounted for the block."""
     place.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mount", *options, *(("-t", "tmpfs", "tmpfs") if kind == "tmpfs" else ()), str(place)], check=True)
+    subprocess.run(
+        ["mount", *options, *(("-t", "tmpfs", "tmpfs") if kind == "tmpfs" else ()), str(place)], check=True
+    )
     try:
         yield place
     finally:
@@ -141,7 +143,20 @@ def _training(stage: Stage, store: Path) -> Sequence[str | Path]:
     values[:, 10:40, 20:50] = 255
     np.save(labels, values)
     out = stage.folder / "run"
-    return ["train", "--store", store, "--labels", labels, "--out", out, "--steps", "1", "--device", "cpu", "--json"]
+    return [
+        "train",
+        "--store",
+        store,
+        "--labels",
+        labels,
+        "--out",
+        out,
+        "--steps",
+        "1",
+        "--device",
+        "cpu",
+        "--json",
+    ]
 
 
 def _read_only_cases(_: Any) -> list[str]:

@@ -1,7 +1,6 @@
-"""What the faults happen to: small volumes, a checkpoint, stores that nobody disturbed, and how stores are compared.
+"""What the faults happen to: small volumes, a checkpoint, undisturbed stores; and how stores are compared.
 
-The volume has six planes of one tile each; two tiles make a shard. Everything lies in one folder, which every trial copies what
-it needs from.
+The volume has six planes of one tile each; two tiles make a shard.
 """
 
 from __future__ import annotations
@@ -246,7 +245,7 @@ def content(store: Path) -> dict[str, str]:
 
 
 def litter(store: Path, *, locks: bool = True) -> list[str]:
-    """Files that a finished command leaves behind and should not; a dead writer's lock only stays until one writes."""
+    """Files that a finished command leaves behind; a dead writer's lock may stay until the next one writes."""
     found = [*store.rglob("*.partial"), *(store.glob("journal/locks/*") if locks else ())]
     return [str(path.relative_to(store)) for path in found]
 

@@ -1,4 +1,4 @@
-"""A fault at each step that changes the disk, from the first to the last: a process that ends there, a disk that refuses."""
+"""A fault at each step that changes the disk: a process that ends there, a disk that refuses."""
 
 from __future__ import annotations
 

@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from . import elsewhere, flips, hostile, identity, ill, kills, mends, power, signals, space, steps, training, writers
+from . import (
+    elsewhere,
+    flips,
+    hostile,
+    identity,
+    ill,
+    kills,
+    mends,
+    power,
+    signals,
+    space,
+    steps,
+    training,
+    writers,
+)
 from .outcome import Row
 
 ROWS: tuple[Row, ...] = (

@@ -1,4 +1,4 @@
-"""Training's own files: killed while they are written, flipped, cut; checkpoints of another embedding space; training beside a writer."""
+"""Training's files: killed while they are written, flipped, cut; other embedding spaces; a writer beside it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,15 @@ FLIPS = 20
 
 def train(stage: Stage, store: Path, out: Path, *more: str) -> list[str | Path]:
     """A training of a few steps."""
-    words: list[str | Path] = ["train", "--store", store, "--labels", stage.folder / "labels.npy", "--out", out]
+    words: list[str | Path] = [
+        "train",
+        "--store",
+        store,
+        "--labels",
+        stage.folder / "labels.npy",
+        "--out",
+        out,
+    ]
     return [*words, "--batch-size", "1", "--device", "cpu", "--json", *more]
 
 
@@ -97,7 +105,17 @@ def _flip_checkpoint(stage: Stage, _: int, rng: Random) -> Outcome:
         os.truncate(path, rng.randrange(path.stat().st_size))
         total.add(_loaded(path, expected, "cut"))
     child = stage.run(
-        *("predict", "--store", stage.whole, "--checkpoint", path, "--output", stage.here / "o.zarr", "--device", "cpu")
+        *(
+            "predict",
+            "--store",
+            stage.whole,
+            "--checkpoint",
+            path,
+            "--output",
+            stage.here / "o.zarr",
+            "--device",
+            "cpu",
+        )
     )
     assert child.code in (2, 4), f"predict with a cut checkpoint: exit code {child.code}: {child.said[-500:]}"
     return total
@@ -164,7 +182,15 @@ def _other_space(stage: Stage, command: str, _: Random) -> Outcome:
     checkpoint, out = stage.folder / "run" / "best.safetensors", stage.here / "out.zarr"
     words = {
         "predict": ["predict", "--store", store, "--checkpoint", checkpoint, "--output", out],
-        "evaluate": ["evaluate", "--store", store, "--checkpoint", checkpoint, "--labels", stage.folder / "labels.npy"],
+        "evaluate": [
+            "evaluate",
+            "--store",
+            store,
+            "--checkpoint",
+            checkpoint,
+            "--labels",
+            stage.folder / "labels.npy",
+        ],
         "train": [*train(stage, store, stage.here / "run", "--steps", "1"), "--init", checkpoint],
         "two stores": [*train(stage, store, stage.here / "run", "--steps", "1")],
     }[command]
