@@ -13,6 +13,7 @@ from care_samples import flip, shard
 from encode_samples import quick
 
 from embedcache.cli.app import run
+from embedcache.encode import fidelity
 from embedcache.store import EmbeddingStore
 
 
@@ -28,6 +29,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store(originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EmbeddingStore:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setattr(fidelity, "GRID", 1)  # sixteen prompts a tile take seconds without a GPU
     shutil.copytree(originals / "float16", tmp_path / "embeddings" / "s.zarr")
     return EmbeddingStore.open(tmp_path / "embeddings" / "s.zarr")
 

@@ -22,6 +22,12 @@ from embedcache.store import EmbeddingStore
 from embedcache.store.certificate import Certificate
 
 
+@pytest.fixture(autouse=True)
+def one_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen prompts a tile take seconds without a GPU."""
+    monkeypatch.setattr(fidelity, "GRID", 1)
+
+
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A volume of 5 planes, and stores of it."""

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,15 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from care_samples import append_record, flip, shard, swap
+from care_samples import append_record, filled, flip, shard, swap
 from encode_samples import QUICK, quick
-from store_samples import file_bytes, make_store
+from store_samples import file_bytes, make_store, spec
 
 from embedcache.encode import encode
 from embedcache.encode.repair import RepairResult, repair
-from embedcache.errors import InputError, LockedError, MismatchError
-from embedcache.store import EmbeddingStore, layout
+from embedcache.errors import InputError, LockedError, MismatchError, StorageError
+from embedcache.store import EmbeddingStore, compaction, layout
+from embedcache.store.mend import mend_files, rebuild_shard
 from embedcache.store.verify import verify
+from embedcache.volume.tiles import TileGrid
 
 LOCKS = "journal/writer.lock"
 
@@ -287,6 +290,56 @@ def test_one_flipped_bit_of_the_journal_is_turned_back(half: EmbeddingStore, nam
         assert damaged[0] in {kept.read_bytes() for kept in path.parent.glob(f"{name}.damaged*")}
 
 
+@pytest.fixture
+def compacted(half: EmbeddingStore, monkeypatch: pytest.MonkeyPatch) -> EmbeddingStore:
+    """A store whose journal was compacted into a snapshot."""
+    monkeypatch.setattr(compaction, "COMPACT_BYTES", 0)
+    with half.writer():
+        pass
+    store = EmbeddingStore.open(half.path)
+    assert store.state.snapshot is not None
+    return store
+
+
+def test_one_flipped_bit_of_the_snapshot_is_turned_back(compacted: EmbeddingStore) -> None:
+    assert compacted.state.snapshot is not None
+    path = compacted.state.snapshot.path
+    for bit in (0, 4096 * 8 + 5, path.stat().st_size * 8 - 1):
+        result = mended(compacted, lambda bit=bit: flip(path, bit % (path.stat().st_size * 8)))
+        assert "one flipped bit" in result.mended[0]
+
+
+def test_worse_damage_of_the_snapshot_is_named(compacted: EmbeddingStore) -> None:
+    assert compacted.state.snapshot is not None
+    path = compacted.state.snapshot.path
+    flip(path, 9)
+    flip(path, 99)
+    result = repair(compacted.path)
+    assert (result.exit_code, result.mended) == (4, [])
+    assert path.name in result.unmended[0]
+    path.unlink()
+    assert path.name in repair(compacted.path).unmended[0]
+
+
+def test_a_link_in_place_of_a_journal_file_is_named(half: EmbeddingStore, tmp_path: Path) -> None:
+    path = half.path / "journal" / "main.jsonl"
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    result = repair(half.path)
+    assert result.exit_code == 4
+    assert "link" in result.unmended[0]
+
+
+def test_each_damage_of_a_journal_file_is_kept_aside_under_a_name_of_its_own(half: EmbeddingStore) -> None:
+    path = half.path / "journal" / "main.jsonl"
+    kept = [path.with_name("main.jsonl.damaged"), path.with_name("main.jsonl.damaged.2")]
+    for copy, bit in zip(kept, (80, 800), strict=True):
+        flip(path, bit)
+        damaged = path.read_bytes()
+        repair(half.path)
+        assert copy.read_bytes() == damaged
+
+
 def test_worse_damage_of_the_journal_is_kept_aside_and_named(half: EmbeddingStore) -> None:
     path = half.path / "journal" / "main.jsonl"
     data = path.read_bytes()
@@ -309,6 +362,83 @@ def test_a_lost_journal_is_named(half: EmbeddingStore) -> None:
     result = repair(half.path)
     assert result.exit_code == 4
     assert any("created.jsonl" in line for line in result.unmended)
+
+
+# ---- stores of the first writer, whose journal does not say what they are
+
+
+@pytest.fixture
+def older(tmp_path: Path) -> EmbeddingStore:
+    """A store as the first writer of format 1 left it."""
+    with tarfile.open(Path(__file__).parent / "fixtures" / "store-format-1-first.tar.xz") as archive:
+        archive.extractall(tmp_path / "older", filter="data")
+    (found,) = (path.parent for path in (tmp_path / "older").rglob("decoder.safetensors"))
+    return EmbeddingStore.open(found)
+
+
+def test_an_older_store_is_whole_and_left_alone(older: EmbeddingStore) -> None:
+    before = content(older)
+    assert verify(older.path).exit_code == 0
+    assert repair(older.path).exit_code == 0
+    assert content(older) == before
+
+
+def test_what_follows_from_the_rest_of_an_older_store_is_rebuilt(older: EmbeddingStore) -> None:
+    before = content(older)
+    path = shard(older, int(np.flatnonzero(older.state.shard_bytes)[0]))
+    (older.path / "tiles" / "zarr.json").unlink()
+    flip(path, 8 * (path.stat().st_size - 1))
+    result = repair(older.path)
+    assert (result.exit_code, result.encoded, len(result.mended)) == (0, 0, 2)
+    assert content(older) == before
+
+
+def test_the_attributes_of_an_older_store_are_nowhere_else(older: EmbeddingStore) -> None:
+    (older.path / "zarr.json").write_text("{")
+    result = repair(older.path)
+    assert result.exit_code == 4
+    assert "does not say what stood in it" in result.unmended[0]
+
+
+# ---- by itself
+
+
+def test_a_file_that_cannot_become_the_recorded_one_is_left_as_it_is(store: EmbeddingStore) -> None:
+    record = store.state.shard_record(0)
+    assert record is not None
+    before = content(store)
+    assert not rebuild_shard(store, replace(record, digest="sha256:" + "0" * 64), {})
+    assert content(store) == before
+    assert rebuild_shard(store, record, {})
+    assert content(store) == before
+
+
+def test_a_table_that_no_grid_gives_cannot_be_rebuilt(tmp_path: Path) -> None:
+    store = filled(tmp_path / "s")  # its five rows are made up
+    assert mend_files(store.path).done == []
+    flip(layout.tiles_path(store.path, 0), 9)
+    assert "does not say what stood in it" in mend_files(store.path).left[0]
+
+
+def test_only_the_damaged_part_of_a_table_is_written(tmp_path: Path) -> None:
+    rows = TileGrid(32).table_uniform(4160, 32, 32)
+    store = make_store(
+        tmp_path / "s", table=rows, spec=spec(volume={"shape": [4160, 32, 32]}), shard_tiles=64
+    )
+    flip(layout.tiles_path(store.path, 1), 9)
+    (done,) = mend_files(store.path).done
+    assert done.startswith(str(layout.tiles_path(store.path, 1)))
+    assert EmbeddingStore.open(store.path).table.shape == (4160, 5)
+
+
+def test_too_many_damaged_copies_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = filled(tmp_path / "s")
+    monkeypatch.setattr("embedcache.store.mend.COPIES", 1)
+    path = store.path / "journal" / "main.jsonl"
+    path.with_name("main.jsonl.damaged").write_text("of another day")
+    flip(path, 80)
+    with pytest.raises(StorageError, match="too many"):
+        mend_files(store.path)
 
 
 # ---- by whom, and when

@@ -19,8 +19,9 @@ from embedcache.errors import CorruptionError, InputError, MismatchError
 from embedcache.files import crc32c
 from embedcache.store import EmbeddingStore, layout
 from embedcache.store.newest import NewestState
+from embedcache.store.state import StoreState
 from embedcache.store.verify import Scope, judge_shard, verify
-from embedcache.store.verify_files import expected_table
+from embedcache.store.verify_files import check_files, expected_table
 from embedcache.volume.tiles import TileGrid
 from embedcache.volume.volume import ImageRecord
 
@@ -535,3 +536,59 @@ def test_a_journal_that_was_damaged_meanwhile_is_an_error(tmp_path: Path) -> Non
     flip(store.path / "journal" / "main.jsonl", 80)
     with pytest.raises(CorruptionError):
         store.read_state()
+
+
+class Changing(NewestState):
+    """A journal that a writer appends to between two looks."""
+
+    def __init__(self, store: EmbeddingStore) -> None:
+        super().__init__(store)
+        self._looks = 0
+
+    def state(self) -> StoreState:
+        self._looks += 1
+        if self._looks == 2:
+            images = [ImageRecord("c.jpg", 32, 32, "c" * 64)]
+            with EmbeddingStore.open(self._store.path).writer() as writer:
+                writer.add_images(images, table(3))
+        return super().state()
+
+
+def test_metadata_that_a_writer_changes_meanwhile_is_not_accused(tmp_path: Path) -> None:
+    images = [ImageRecord(f"{name}.jpg", 32, 32, name * 64) for name in "ab"]
+    store = filled(tmp_path / "s", n=2, table=table(2), images=images)
+    path = store.path / "tiles" / "zarr.json"
+    good = path.read_text()
+    path.write_text("{")
+    newest = Changing(store)
+    problems, _ = check_files(store, newest)
+    assert [problem.where for problem in problems] == []
+    assert path.read_text() != good  # the writer wrote it anew
+
+
+def test_attributes_of_before_the_last_change_of_the_source_are_only_behind(tmp_path: Path) -> None:
+    store = filled(tmp_path / "s")
+    before = (store.path / "zarr.json").read_bytes()
+    with store.writer() as writer:
+        writer.change_source({"kind": "npy", "shape": [6, 32, 32], "dtype": "uint8"}, [], np.zeros(6, bool))
+    (store.path / "zarr.json").write_bytes(before)
+    found = verify(store.path)
+    assert (found.exit_code, found.problems) == (0, ())
+    assert any("behind the journal" in line for line in found.litter)
+
+
+def test_a_journal_damaged_while_litter_is_listed_hides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = filled(tmp_path / "s")
+    real = EmbeddingStore.read_state
+    reads = []
+
+    def read(self: EmbeddingStore) -> StoreState:
+        reads.append(1)
+        if len(reads) > 1:
+            raise CorruptionError("damaged just now")
+        return real(self)
+
+    monkeypatch.setattr(EmbeddingStore, "read_state", read)
+    assert verify(store.path).ok == 6

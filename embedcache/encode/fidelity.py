@@ -110,7 +110,7 @@ def certify(
     place = resolve_device(device)
     own = encoder_of(store, weights, place, None)
     exact = own if own.precision == "fp32" else Encoder(weights, device=place, precision="fp32")
-    decoder = store.decoder().eval().requires_grad_(False)
+    decoder = store.decoder().eval().requires_grad_(False).to(place)
     measured, reproduced = Measured(), 0
     progress.start("encoding again in float32", len(numbers))
     with source_of(store, volume) as opened, torch.inference_mode():
@@ -166,7 +166,10 @@ def _masks(decoder: Decoder, tile: Tile, embeddings: Tensor) -> tuple[Tensor, Te
         point_coords=points.repeat(2, 1, 1),
         point_labels=torch.ones(2 * count, 1, dtype=torch.int32),
     )
-    logits = decoder(embeddings, prompts).low_res_logits[:, 0, :rows_there, :columns_there]
+    device = decoder.mask_decoder.iou_token.weight.device
+    logits = decoder(embeddings.to(device), prompts.to(device)).low_res_logits[
+        :, 0, :rows_there, :columns_there
+    ]
     return logits[:count], logits[count:]
 
 

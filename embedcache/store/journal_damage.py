@@ -15,6 +15,7 @@ from embedcache.store.journal import TAIL_BYTES, decode_line, line_tail
 
 _POLYNOMIAL = 0x82F63B78
 _BREAK = 0x0A
+_STRIDE = 4096
 
 
 @dataclass(frozen=True)
@@ -96,15 +97,10 @@ def _mend_body(line: bytes) -> Iterator[bytes]:
         return
     if line_tail(body)[:-10] != tail[:-10] or line_tail(body)[-2:] != tail[-2:]:
         return
-    table, back = _tables()
-    single = {table[1 << bit]: 1 << bit for bit in range(8)}
-    difference = int(line_tail(body)[-10:-2], 16) ^ recorded
-    for place in range(len(body) - 1, -1, -1):
-        if difference in single:
-            yield body[:place] + bytes([body[place] ^ single[difference]]) + body[place + 1 :] + tail
-            return
-        low = back[difference >> 24]
-        difference = (((difference ^ table[low]) << 8) | low) & 0xFFFFFFFF
+    found = flipped_bit(len(body), int(line_tail(body)[-10:-2], 16) ^ recorded)
+    if found is not None:
+        place, mask = found
+        yield body[:place] + bytes([body[place] ^ mask]) + body[place + 1 :] + tail
 
 
 def _mend_joined(line: bytes) -> Iterator[bytes]:
@@ -112,7 +108,8 @@ def _mend_joined(line: bytes) -> Iterator[bytes]:
     at = line.find(b'"}')
     while at >= 0:
         end = at + 2
-        if end < len(line) and _one_bit(line[end] ^ _BREAK) and decode_line(line[:end]) is not None:
+        broken = end < len(line) and _one_bit(line[end] ^ _BREAK)
+        if broken and decode_line(line[:end]) is not None:
             yield line[:end] + b"\n" + line[end + 1 :]
         at = line.find(b'"}', end)
 
@@ -128,6 +125,57 @@ def _mend_split(first: bytes, second: bytes) -> bytes | None:
 
 def _one_bit(value: int) -> bool:
     return value != 0 and value & (value - 1) == 0
+
+
+def flipped_bit(length: int, difference: int) -> tuple[int, int] | None:
+    """Which bit of so many bytes changes their CRC-32C by ``difference``; None where no single one does.
+
+    Run back from the end of the data, byte by byte, the difference becomes that of a bit in the last byte when as
+    many bytes have been gone through as follow the flipped one. The first steps are kept in a table, the others are
+    taken many at a time, as running back is linear.
+
+    Returns
+    -------
+    (int, int) or None
+        Place of the byte, and the mask of its bit.
+    """
+    traces, columns = _traces()
+    for behind in range(0, length, _STRIDE):
+        found = traces.get(difference)
+        if found is not None and behind + found[0] < length:
+            return length - 1 - behind - found[0], found[1]
+        difference = _combined(columns, difference)
+    return None
+
+
+def _combined(columns: list[int], value: int) -> int:
+    """A linear map of 32 bits, given by what it makes of each of them, of a value."""
+    result = 0
+    while value:
+        lowest = value & -value
+        result ^= columns[lowest.bit_length() - 1]
+        value ^= lowest
+    return result
+
+
+@cache
+def _traces() -> tuple[dict[int, tuple[int, int]], list[int]]:
+    """What a bit of each of the last bytes does to the CRC, and what running back that many bytes does to one."""
+    table, back = _tables()
+    traces: dict[int, tuple[int, int]] = {}
+    for bit in range(8):
+        value = table[1 << bit]
+        for behind in range(_STRIDE):
+            traces[value] = behind, 1 << bit
+            value = table[value & 0xFF] ^ (value >> 8)
+    columns = []
+    for bit in range(32):
+        value = 1 << bit
+        for _ in range(_STRIDE):
+            low = back[value >> 24]
+            value = (((value ^ table[low]) << 8) | low) & 0xFFFFFFFF
+        columns.append(value)
+    return traces, columns
 
 
 @cache

@@ -37,13 +37,14 @@ from embedcache.store import layout
 from embedcache.store.compose import rows_of
 from embedcache.store.creation import check_attributes
 from embedcache.store.journal import CREATED, JournalFile, decode_line, journal_files
-from embedcache.store.journal_damage import mend
+from embedcache.store.journal_damage import flipped_bit, mend
 from embedcache.store.kept import KeptTiles
 from embedcache.store.quantise import Quantised
 from embedcache.store.record import ShardRecord
 from embedcache.store.replay import catch_up
 from embedcache.store.scales import scales_bytes
 from embedcache.store.shard import CRC_BYTES, NOT_STORED, Stored, encode_index, payload
+from embedcache.store.snapshot import is_snapshot
 from embedcache.store.spec import EncodeSpec
 from embedcache.store.state import StoreState
 from embedcache.store.store import EmbeddingStore
@@ -51,6 +52,9 @@ from embedcache.store.verify_files import JOURNAL_LIMIT, expected_table, group_a
 
 DAMAGED = ".damaged"
 """Ending under which a journal file is kept as it was found, before anything is written."""
+
+COPIES = 1000
+"""Damaged copies of one file that are kept at most."""
 
 
 @dataclass
@@ -79,10 +83,11 @@ def mend_files(root: Path) -> Mended:
     mended = Mended()
     for path in [root / layout.JOURNAL / CREATED, *journal_files(root / layout.JOURNAL)]:
         _mend_journal(root, path, mended)
+    _mend_snapshot(root, mended)
     try:
         found = _recorded_attributes(root)
         state = _replay(root, int(found["shard_tiles"]))
-        attributes = group_attributes(root, state)
+        attributes = group_attributes(state, found)
     except EmbedcacheError as error:
         mended.left.append(error.message)
         return mended
@@ -122,9 +127,26 @@ def _mend_journal(root: Path, path: Path, mended: Mended) -> None:
             )
 
 
+def _mend_snapshot(root: Path, mended: Mended) -> None:
+    """Turn one flipped bit of the snapshot back; what else is wrong with it, replaying the journal says."""
+    with suppress(FileNotFoundError, NotADirectoryError, CorruptionError, LookupError, TypeError, ValueError):
+        for line in read_inside(root, root / layout.JOURNAL / CREATED, JOURNAL_LIMIT).split(b"\n"):
+            record = decode_line(line)
+            if record is None or record.get("kind") != "snapshot" or not is_snapshot(str(record["file"])):
+                continue
+            path = root / layout.JOURNAL / str(record["file"])
+            data = bytearray(read_inside(root, path, JOURNAL_LIMIT))
+            found = flipped_bit(len(data), crc32c(data) ^ int(record["file_crc32c"], 16))
+            if found is not None and len(data) == record["bytes"]:
+                kept = _keep(path, bytes(data))
+                data[found[0]] ^= found[1]
+                write_file(path, data)
+                mended.done.append(f"{path}: one flipped bit (the file as it was: {kept})")
+
+
 def _keep(path: Path, data: bytes) -> Path:
     """Keep a damaged file beside itself; once for each content."""
-    for number in range(1, 1000):
+    for number in range(1, COPIES + 1):
         kept = path.with_name(path.name + DAMAGED + ("" if number == 1 else f".{number}"))
         try:
             create_file(kept, data)
@@ -206,7 +228,7 @@ def _bytes_there(root: Path, path: Path) -> bytes | None:
 def mend_decoder(store: EmbeddingStore, decoder_state: Mapping[str, Tensor]) -> bool:
     """Write the decoder's file anew from the checkpoint; False where that does not give the recorded bytes."""
     data = safetensors.torch.save({name: value.contiguous() for name, value in decoder_state.items()})
-    if sha256_hex(data) != group_attributes(store.path, store.state)["decoder_sha256"]:
+    if sha256_hex(data) != store.attributes["decoder_sha256"]:
         return False
     require_no_links(store.path, store.path / layout.DECODER)
     write_file(store.path / layout.DECODER, data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from embedcache.errors import EmbedcacheError
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 Marks = tuple[tuple[str, int, int], ...]
 
 PATIENCE_SECONDS = 1.0
-"""How long a shard whose replacement is announced may be neither the old nor the new one before it is accused."""
+"""How long a shard may be neither the old nor the new one after its replacement was announced."""
 
 _PAUSE_SECONDS = 0.1
 
@@ -35,6 +36,7 @@ class NewestState:
         self._store = store
         self._lock = threading.Lock()
         self._seen: Marks | None = None  # the snapshot may be older than any look at the files
+        self._since = time.monotonic()
         self._state = store.state
 
     def state(self) -> StoreState:
@@ -42,20 +44,20 @@ class NewestState:
         with self._lock:
             marks = self._marks()
             if marks != self._seen:
-                try:
+                with suppress(EmbedcacheError):  # what is damaged there was told, or will be
                     self._state = self._store.read_state()
-                    self._seen = marks
-                except EmbedcacheError:
-                    pass  # what is damaged there was told, or will be
+                    self._seen, self._since = marks, time.monotonic()
             return self._state
 
     def looks(self, undecided: Callable[[StoreState], bool]) -> Iterator[StoreState]:
-        """The newest state; while something in it is undecided, again and again for about a second."""
-        until = time.monotonic() + PATIENCE_SECONDS
+        """The newest state; while something in it is undecided, again and again.
+
+        The end is about a second after the last change of the journal: what was announced would be done by then.
+        """
         while True:
             state = self.state()
             yield state
-            if not undecided(state) or time.monotonic() >= until:
+            if not undecided(state) or time.monotonic() >= self._since + PATIENCE_SECONDS:
                 return
             time.sleep(_PAUSE_SECONDS)
 
@@ -63,9 +65,7 @@ class NewestState:
         """Names, numbers and lengths of the journal's files: each record changes one of them."""
         marks = []
         for path in sorted((self._store.path / layout.JOURNAL).glob("*.jsonl")):
-            try:
+            with suppress(FileNotFoundError):  # compacted away just now
                 status = path.stat()
-            except FileNotFoundError:  # compacted away just now
-                continue
-            marks.append((path.name, status.st_ino, status.st_size))
+                marks.append((path.name, status.st_ino, status.st_size))
         return tuple(marks)

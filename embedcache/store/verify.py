@@ -30,7 +30,6 @@ from embedcache.errors import (
 )
 from embedcache.progress import Progress, Silent
 from embedcache.store import layout
-from embedcache.store.compose import empty
 from embedcache.store.gc import partial_files, unrecorded_shards
 from embedcache.store.newest import NewestState
 from embedcache.store.record import ShardRecord
@@ -258,15 +257,14 @@ def judge_shard(
     store: EmbeddingStore, newest: NewestState, shard: int, *, digests: bool = False
 ) -> ShardVerdict:
     """The verdict on one shard; before it is accused, what the journal says meanwhile is compared as well."""
-    record = _record(store, newest, shard)
-    if record is None:
-        return ShardVerdict(empty(shard))  # its tiles were taken back meanwhile
+    record = store.state.shard_record(shard)
+    assert record is not None  # only recorded shards are judged
     verdict = check_shard(store.path, record, store.form, store.shard_tiles, digests=digests)
     tried = {_key(record)}
 
     def undecided(state: StoreState) -> bool:
-        # scales are replaced before their shard, so that for a moment they are those of neither record
-        return shard in state.intents or bool(verdict.scales)
+        # for a moment the files are those of neither record: scales are replaced before their shard
+        return shard in state.intents
 
     for state in newest.looks(undecided):
         if verdict.intact:
@@ -284,14 +282,6 @@ def judge_shard(
 def _key(record: ShardRecord) -> tuple[str, bytes]:
     """What tells two records of a shard apart: the file, and the tiles of it that count."""
     return record.digest, record.slots.tobytes()
-
-
-def _record(store: EmbeddingStore, newest: NewestState, shard: int) -> ShardRecord | None:
-    """A shard's record; where the journal was compacted since the snapshot, as it is there now."""
-    try:
-        return store.state.shard_record(shard)
-    except CorruptionError:
-        return newest.state().shard_record(shard)
 
 
 def _account(

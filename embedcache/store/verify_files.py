@@ -7,7 +7,7 @@ them) is told apart from damage: the next writer brings it up to date.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,10 @@ def metadata_files(store: EmbeddingStore, state: StoreState) -> list[tuple[Path,
     count, dtype = state.n_tiles, store.spec.store_dtype
     arrays = layout.arrays_metadata(count, store.shard_tiles, dtype)
     return [
-        (store.path / layout.GROUP_FILE, layout.root_metadata(group_attributes(store.path, state), count)),
+        (
+            store.path / layout.GROUP_FILE,
+            layout.root_metadata(group_attributes(state, store.attributes), count),
+        ),
         (store.path / layout.JOURNAL / layout.GROUP_FILE, layout.group_metadata({})),
         *((store.path / name / layout.GROUP_FILE, metadata) for name, metadata in arrays.items()),
     ]
@@ -201,20 +204,6 @@ def expected_table(
     return table if len(table) == count else None
 
 
-def group_attributes(root: Path, state: StoreState) -> dict[str, Any]:
-    """What the group's attributes have to be: as the journal says; in older stores, where it does not, as is.
-
-    Raises
-    ------
-    CorruptionError
-        When neither says it.
-    """
-    attributes = state.attributes
-    if attributes is None:
-        try:
-            attributes = layout.read_json(root / layout.GROUP_FILE)["attributes"][layout.ATTRIBUTE]
-        except (OSError, KeyError, TypeError, InputError) as error:
-            raise CorruptionError(
-                f"{root / layout.GROUP_FILE} is damaged; nothing says what stood in it."
-            ) from error
-    return {**attributes, "numerics": state.numerics}
+def group_attributes(state: StoreState, known: Mapping[str, Any]) -> dict[str, Any]:
+    """What the group's attributes have to be: as the journal says; in older stores, as ``known``."""
+    return {**(known if state.attributes is None else state.attributes), "numerics": state.numerics}

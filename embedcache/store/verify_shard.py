@@ -143,10 +143,7 @@ def _with_scales(root: Path, verdict: ShardVerdict, shard_tiles: int) -> ShardVe
 def _check_open(
     descriptor: int, record: ShardRecord, form: Form, shard_tiles: int, digests: bool
 ) -> ShardVerdict:
-    try:
-        index = record.index(shard_tiles, form)
-    except CorruptionError as error:
-        return ShardVerdict(record, faults=(error.message,))
+    index = record.index(shard_tiles, form)
     crcs = dict(zip(record.slots.tolist(), record.crc.tolist(), strict=True))
     reasons: dict[int, str | None] = {}
     wrong: dict[int, str] = {}
