@@ -11,7 +11,7 @@ from embedcache.store.journal_damage import damaged_lines, mend, mend_line
 LINES = [
     encode_line({"kind": "table", "tiles": 5, "images": [], "seq": 0}).encode(),
     encode_line(
-        {"kind": "shard", "crcs": "vWuEeQ==" * 40, "failed": {'a "}x" reason': [0]}, "seq": 1}
+        {"kind": "shard", "crcs": "vWuEeQJ*" * 40, "failed": {'a "}x" reason': [0]}, "seq": 1}
     ).encode(),
     encode_line({"kind": "selection", "selection": {}, "seq": 2}).encode(),
 ]
@@ -77,3 +77,7 @@ def test_garbage_is_damage_that_cannot_be_mended() -> None:
         damage = damaged_lines(garbage + b"\n" + LINES[0] + b"\n")
         assert [line.mended for line in damage] == [None]
         assert decode_line(garbage) is None
+
+
+def test_a_lost_line_break_is_not_put_back_where_the_rest_is_no_line() -> None:
+    assert mend_line(LINES[0] + b"\x0b" + LINES[1][:-30]) is None

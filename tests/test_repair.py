@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from care_samples import append_record, filled, flip, shard, swap
 from encode_samples import QUICK, quick
 from store_samples import file_bytes, make_store, spec
@@ -22,7 +23,7 @@ from embedcache.encode import encode
 from embedcache.encode.repair import RepairResult, repair
 from embedcache.errors import InputError, LockedError, MismatchError, StorageError
 from embedcache.store import EmbeddingStore, compaction, layout
-from embedcache.store.mend import mend_files, rebuild_shard
+from embedcache.store.mend import mend_decoder, mend_files, rebuild_shard
 from embedcache.store.verify import verify
 from embedcache.volume.tiles import TileGrid
 
@@ -429,6 +430,21 @@ def test_only_the_damaged_part_of_a_table_is_written(tmp_path: Path) -> None:
     (done,) = mend_files(store.path).done
     assert done.startswith(str(layout.tiles_path(store.path, 1)))
     assert EmbeddingStore.open(store.path).table.shape == (4160, 5)
+
+
+def test_a_table_of_another_grid_is_rebuilt_although_its_checksum_is_right(tmp_path: Path) -> None:
+    rows = TileGrid(32).table_uniform(5, 32, 32)
+    store = make_store(tmp_path / "s", table=rows, shard_tiles=64)
+    before = content(store)
+    layout.write_tiles(store.path, rows[::-1].copy())
+    assert len(mend_files(store.path).done) == 1
+    assert content(store) == before
+
+
+def test_another_decoder_is_never_written(half: EmbeddingStore) -> None:
+    before = content(half)
+    assert not mend_decoder(half, {"mask_decoder.a": torch.zeros(1)})
+    assert content(half) == before
 
 
 def test_too_many_damaged_copies_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -345,6 +345,13 @@ def test_a_damaged_table_of_tiles_is_a_problem(tmp_path: Path) -> None:
     assert verify(store.path).exit_code == 4
 
 
+def test_a_table_damaged_since_the_store_was_opened_is_a_problem(tmp_path: Path) -> None:
+    store = filled(tmp_path / "s")
+    flip(layout.tiles_path(store.path, 0), 77)
+    problems, _ = check_files(store, NewestState(store))
+    assert [problem.what for problem in problems] == ["tile table"]
+
+
 def gridded(path: Path) -> EmbeddingStore:
     """A store whose table is the grid's: 64 numbers, 5 of them tiles."""
     return make_store(path, table=TileGrid(32).table_uniform(5, 32, 32), shard_tiles=64)
@@ -413,9 +420,9 @@ def test_without_a_seed_each_time_another_subset_is_taken(tmp_path: Path) -> Non
 
 
 def test_when_the_time_is_up_no_further_shard_is_begun(tmp_path: Path) -> None:
-    store = filled(tmp_path / "s", n=4, shard_tiles=1)
+    store = filled(tmp_path / "s", n=12, shard_tiles=1)
     found = verify(store.path, Scope(seconds=1e-9))
-    assert (found.checked, found.shards_total, found.complete, found.exit_code) == (0, 4, False, 0)
+    assert (found.checked, found.shards_total, found.complete, found.exit_code) == (0, 12, False, 0)
     assert verify(store.path, Scope(seconds=60.0)).complete
 
 

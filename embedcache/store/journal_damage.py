@@ -131,8 +131,8 @@ def flipped_bit(length: int, difference: int) -> tuple[int, int] | None:
     """Which bit of so many bytes changes their CRC-32C by ``difference``; None where no single one does.
 
     Run back from the end of the data, byte by byte, the difference becomes that of a bit in the last byte when as
-    many bytes have been gone through as follow the flipped one. The first steps are kept in a table, the others are
-    taken many at a time, as running back is linear.
+    many bytes have been gone through as follow the flipped one. The first steps are kept in a table; the others
+    are taken many at a time, as running back is linear.
 
     Returns
     -------
