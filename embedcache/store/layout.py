@@ -38,6 +38,9 @@ NO_TILE = -1
 JSON_LIMIT = 16 << 20
 """Bytes above which a metadata file is refused instead of parsed."""
 
+DECODER_LIMIT = 256 << 20
+"""Bytes above which ``decoder.safetensors`` is refused."""
+
 _CHUNK_BYTES = TILE_ROWS * len(TILE_COLUMNS) * 8 + 4
 """Bytes of one chunk of the ``tiles`` array, with its checksum."""
 

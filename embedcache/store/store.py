@@ -44,9 +44,6 @@ from embedcache.volume.volume import ImageRecord, Volume
 OPEN_TRIES = 3
 """How often a store that is changed while it is opened is looked at."""
 
-DECODER_LIMIT = 256 << 20
-"""Bytes above which ``decoder.safetensors`` is refused."""
-
 
 class EmbeddingStore(StoreView):
     """The embeddings of one volume under one recipe; made by :meth:`create` and :meth:`open`.
@@ -173,8 +170,7 @@ class EmbeddingStore(StoreView):
         self._follow(self.read_state())
 
     def catch_up(self) -> None:
-        """Take in what was appended to the journal since the snapshot; for a writer, who keeps it from being
-        compacted."""
+        """Take in what was appended since the snapshot; for a writer, who keeps others from compacting."""
         if self.state.files[CREATED].is_current():
             before = self.state.n_tiles
             catch_up(self.state)
@@ -231,7 +227,7 @@ class EmbeddingStore(StoreView):
         """
         path = self.path / layout.DECODER
         try:
-            data = read_inside(self.path, path, DECODER_LIMIT)
+            data = read_inside(self.path, path, layout.DECODER_LIMIT)
         except FileNotFoundError as error:
             raise CorruptionError(f"{path} is missing.") from error
         except OSError as error:
