@@ -27,7 +27,8 @@ import torch
 from embedcache.geometry import EMBEDDING_SHAPE
 from embedcache.store import EmbeddingStore, EncodeSpec
 from embedcache.store.quantise import Quantised, quantise
-from embedcache.store.verify import Scope, verify
+from embedcache.store.verification import Scope
+from embedcache.store.verify import verify
 from embedcache.volume import Preprocess, TileGrid
 
 SIDE = 32

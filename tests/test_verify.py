@@ -20,7 +20,8 @@ from embedcache.files import crc32c
 from embedcache.store import EmbeddingStore, layout
 from embedcache.store.newest import NewestState
 from embedcache.store.state import StoreState
-from embedcache.store.verify import Scope, judge_shard, verify
+from embedcache.store.verification import Scope
+from embedcache.store.verify import judge_shard, verify
 from embedcache.store.verify_files import check_files, expected_table
 from embedcache.volume.tiles import TileGrid
 from embedcache.volume.volume import ImageRecord

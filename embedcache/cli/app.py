@@ -182,4 +182,4 @@ def _show(error: EmbedcacheError) -> None:
 
 def register() -> None:
     """Import the modules that hold the commands; each adds its own to ``app``."""
-    from embedcache.cli import care, look, machine, stage_one, stage_two, use  # noqa: F401
+    from embedcache.cli import care, look, machine, stage_one, stage_two, use, verify  # noqa: F401

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from embedcache.encode.comparing import planes_in_words
 from embedcache.encode.origin import TilePixels, read_again, source_of
 from embedcache.encode.words import SAMPLED_WINDOW
 from embedcache.progress import Progress
@@ -37,6 +38,8 @@ class Comparison:
         Tiles whose pixels cannot be read now; they are among ``changed``.
     places : tuple of str
         Each changed tile in words, in the same order.
+    planes : str
+        The planes, or images, on which they lie, in words.
     header : dict of str to (object, object)
         Fields of the volume's identity that differ: recorded, now.
     """
@@ -46,6 +49,7 @@ class Comparison:
     changed: tuple[int, ...]
     unreadable: tuple[int, ...]
     places: tuple[str, ...]
+    planes: str
     header: dict[str, tuple[object, object]]
 
     @property
@@ -62,6 +66,7 @@ class Comparison:
             "tiles": list(self.changed[:limit]),
             "unreadable": list(self.unreadable[:limit]),
             "places": list(self.places[:limit]),
+            "planes": self.planes,
             "header": {name: list(pair) for name, pair in self.header.items()},
         }
 
@@ -105,6 +110,7 @@ def compare_with(
             changed=tuple(changed),
             unreadable=tuple(unreadable),
             places=tuple(store.describe(number) for number in changed),
+            planes=planes_in_words(store, changed) if changed else "",
             header=_header(store, opened),
         )
 
