@@ -11,6 +11,7 @@ from pathlib import Path
 
 import google_crc32c
 import numpy as np
+import plain_reader
 import pytest
 import tensorstore
 import torch
@@ -174,3 +175,20 @@ def test_a_store_that_the_first_version_wrote_opens_reads_and_grows(
     assert again.spec.volume == {"kind": "npy", "other": True}
     assert np.flatnonzero(again.committed).tolist() == sorted({*committed[1:], tile})
     assert all(torch.equal(again[number], before[number]) for number in committed[1:])
+
+
+def test_forty_lines_of_numpy_read_a_float16_store_and_refuse_a_damaged_one(tmp_path: Path) -> None:
+    store = make_store(tmp_path, n=5, shard_tiles=2)
+    commit(store, 0)
+    commit(store, 1)
+    commit(store, 4)
+    found = plain_reader.read_store(tmp_path)
+    assert {tile: embedding(tile).tobytes() for tile in (0, 1, 4)} == {
+        tile: values.tobytes() for tile, values in found.items()
+    }
+    assert len(Path(plain_reader.__file__).read_text().splitlines()) <= 40
+    with (tmp_path / "image_embeddings/c/2/0/0/0").open("r+b") as stream:
+        stream.seek(99)
+        stream.write(b"\x55")
+    with pytest.raises(ValueError, match="tile 4 differs"):
+        plain_reader.read_store(tmp_path)
