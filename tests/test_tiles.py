@@ -42,6 +42,15 @@ def test_every_pixel_of_a_plane_lies_in_a_tile_and_every_tile_in_the_plane(
 
 
 @settings(deadline=None)
+@given(grids(), SIDES, SIDES)
+def test_tiles_are_counted_without_making_them(grid: TileGrid, height: int, width: int) -> None:
+    assert grid.count(height, width) == len(grid.boxes(height, width))
+    assert TileGrid(16).count(2**62, 2**62) == 2**116
+    with pytest.raises(VolumeError):
+        grid.count(0, width)
+
+
+@settings(deadline=None)
 @given(grids(), SIDES)
 def test_neighbouring_tiles_share_at_least_the_overlap(grid: TileGrid, height: int) -> None:
     starts = grid.boxes(height, 1)[:, 0]

@@ -65,11 +65,17 @@ class Mended:
     left: list[str] = field(default_factory=list)
 
 
+REBUILT_TILES = 1 << 24
+"""Tile numbers for which a missing table is rebuilt at most; more only a table that is there makes believable."""
+
+
 class _WithoutTable(StoreState):
     """A journal replayed although the table of tiles, which follows from it, may be missing."""
 
     def _require_rows(self, n_tiles: int) -> None:
-        """Nothing: the table is about to be rebuilt."""
+        """Only that memory is not taken by a mere claim: the table is about to be rebuilt."""
+        if n_tiles > REBUILT_TILES:
+            super()._require_rows(n_tiles)
 
 
 def mend_files(root: Path) -> Mended:

@@ -67,6 +67,8 @@ def _read_once(root: Path, shard_tiles: int, created: JournalFile) -> StoreState
         state.apply(place, record)
     if not state.sequence and not state.n_tiles and state.attributes is None and created.end == 0:
         raise CorruptionError(f"{created.path} is empty: the journal's first file.", hint=HINT)
+    if created.end != created.path.lstat().st_size:  # only ever replaced as a whole: no writer tore it
+        raise CorruptionError(f"{created.path} is cut short: the journal's first file.", hint=HINT)
     catch_up(state)
     return state
 

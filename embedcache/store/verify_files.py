@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from embedcache.errors import CorruptionError, EmbedcacheError, InputError
 from embedcache.files import read_inside
+from embedcache.geometry import PLANES_PER_BLOCK
 from embedcache.store import layout
 from embedcache.store.journal import CREATED, journal_files
 from embedcache.store.journal_damage import DamagedLine, damaged_lines
@@ -192,16 +193,22 @@ def _check_table(store: EmbeddingStore) -> Iterator[Problem]:
 def expected_table(
     spec: EncodeSpec, images: Sequence[ImageRecord], count: int
 ) -> npt.NDArray[np.int64] | None:
-    """The table that follows from the recipe; None where the recipe does not say it, or the table is another's."""
+    """The table that follows from the recipe; None where the recipe does not say it, or the table is another's.
+
+    It is counted before it is made, so that a claim takes no memory.
+    """
+    grid = spec.grid
     try:
         if images:
-            table = spec.grid.table_images([(image.height, image.width) for image in images])
-        else:
-            planes, height, width = (int(size) for size in spec.volume["shape"])
-            table = spec.grid.table_uniform(1 if spec.preprocess.depth_ranges else planes, height, width)
-    except (EmbedcacheError, KeyError, TypeError, ValueError):
+            sizes = [(image.height, image.width) for image in images]
+            fits = sum(grid.count(*size) for size in sizes) == count
+            return grid.table_images(sizes) if fits else None
+        planes, height, width = (int(size) for size in spec.volume["shape"])
+        planes = 1 if spec.preprocess.depth_ranges else planes
+        numbers = -(-planes // PLANES_PER_BLOCK) * PLANES_PER_BLOCK * grid.count(height, width)
+        return grid.table_uniform(planes, height, width) if planes > 0 and numbers == count else None
+    except (EmbedcacheError, KeyError, TypeError, ValueError, OverflowError):
         return None
-    return table if len(table) == count else None
 
 
 def group_attributes(state: StoreState, known: Mapping[str, Any]) -> dict[str, Any]:

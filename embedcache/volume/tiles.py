@@ -70,6 +70,17 @@ class TileGrid:
         except ValueError:
             raise VolumeError(f"--tile {tile}: expected a number of pixels, or '{FULL}'.") from None
 
+    def count(self, height: int, width: int) -> int:
+        """Tiles of one plane, by arithmetic alone: no memory is taken for planes that are merely claimed."""
+        return self._count(height) * self._count(width)
+
+    def _count(self, size: int) -> int:
+        if size < 1:
+            raise VolumeError(f"A plane of {size} pixels along one side has no tiles.")
+        if self.tile is None or size <= self.tile:
+            return 1
+        return -(-(size - self.tile) // (self.tile - self.overlap)) + 1
+
     def boxes(self, height: int, width: int) -> npt.NDArray[np.int64]:
         """Tiles of one plane, ``(n, 4)`` as y0, x0, height, width, row by row."""
         y0, h = self._cuts(height)
