@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from embedcache.store import EmbeddingStore, EncodeSpec
 from embedcache.store.journal import encode_line
 
 from .child import Child
@@ -277,6 +278,21 @@ def _header(length: int, text: bytes = b"") -> bytes:
 _DEEP = b'{"a":' * 200_000 + b"1" + b"}" * 200_000
 _TENSOR = {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}
 
+
+def _spec(**changes: Any) -> Attack:
+    """The recorded volume changed, with the fingerprint and the embedding space that go with it."""
+
+    def attack(store: Path, outside: Path) -> None:
+        values = EmbeddingStore.open(store).spec.to_dict()
+        values["volume"] |= changes
+        spec = EncodeSpec.from_dict(values)
+        _attributes(spec=values, fingerprint=spec.fingerprint, embedding_space=spec.embedding_space)(
+            store, outside
+        )
+
+    return attack
+
+
 CLAIMS: dict[str, Attack] = {
     "2^31 − 1 tiles": _records("table", "created.jsonl", tiles=2**31 - 1),
     "2^62 tiles": _records("table", "created.jsonl", tiles=2**62),
@@ -316,6 +332,9 @@ CLAIMS: dict[str, Attack] = {
     "format as text": _attributes(format="1"),
     "no fingerprint": _attributes(fingerprint=None),
     "a spec that is a list": _attributes(spec=[]),
+    "a volume of 2^40 planes": _spec(shape=[2**40, 64, 64]),
+    "a volume of −1 planes": _spec(shape=[-1, 64, 64]),
+    "a volume whose shape is text": _spec(shape="large"),
     "a decoder header of 2^63 bytes": _text("decoder.safetensors", _header(2**63)),
     "a decoder of 2^40 values": _text(
         "decoder.safetensors",

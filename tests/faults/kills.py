@@ -67,7 +67,7 @@ def finish(
     assert repeated <= SHARD_TILES, f"{repeated} tiles were encoded twice"
     assert second.calls <= ask - len(first.acknowledged), "an acknowledged tile was encoded again"
     require_same(store, stage.data["expected"], "after the next run")
-    assert not litter(store, locks=second.calls > 0), f"left behind: {litter(store)}"
+    assert not litter(store, wrote=second.calls > 0), f"left behind: {litter(store)}"
     return survived(most_tiles_encoded_twice=repeated, n_killed_at_work=int(first.calls < ask))
 
 

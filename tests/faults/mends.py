@@ -98,7 +98,7 @@ def kill_row(scenario: Scenario, name: str, longest: float, trials: int, weight:
         assert again.code == 0, f"the next run ended with {again.code}: {again.said[-800:]}"
         require_same(store, stage.data["content"], "after the next run")
         assert known(store) == stage.data["known"], "the journal says something else"
-        assert not litter(store, locks=again.result.get("tiles_encoded", 0) > 0), litter(store)
+        assert not litter(store, wrote=again.result.get("tiles_encoded", 0) > 0), litter(store)
         return survived(n_killed_at_work=int(child.code != 0))
 
     return Row(

@@ -91,7 +91,8 @@ def markdown(figures: Mapping[str, Any]) -> str:
         _INTRODUCTION,
         f"**{total['trials']:,} faults: {total['silent']} silent, {total['lost']} lost, "
         + f"{total['failed']} failed**, in {figures['seconds'] / 60:.1f} minutes on {machine['cores']} cores "
-        + f"({machine['system']}, Python {machine['python']}, seed {figures['seed']}, {figures['rounds']:g} rounds).\n",
+        + f"({machine['system']}, Python {machine['python']}, seed {figures['seed']}, "
+        + f"{figures['rounds']:g} rounds).\n",
         "| row | fault | promise | trials | detected | survived | silent | lost | failed | seconds |",
         "|---|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]

@@ -255,12 +255,12 @@ def power_row(scenario: Scenario, name: str, weight: float, every: int) -> Row:
             f"{words}: the journal does not say what it says undisturbed"
         )
         worked = again.result.get("tiles_encoded", 0) > 0
-        assert not litter(store, locks=worked), f"{words}: left behind: {litter(store, locks=worked)}"
+        assert not litter(store, wrote=worked), f"{words}: left behind: {litter(store, wrote=worked)}"
         return survived(steps=after)
 
     return Row(
         name,
-        f"power cut after every {'' if every == 1 else f'{every}th '}step, what was not fsynced is gone "
+        f"power cut after every {'' if every == 1 else 'other '}step, what was not fsynced is gone "
         f"in whole or in part: {scenario.name}",
         "acknowledged tiles are there and read right; the same command ends with the bytes of an undisturbed run",
         trial,

@@ -175,4 +175,4 @@ def check_afterwards(stage: Stage, scenario: Scenario, store: Path, watch: Watch
     require_same(store, stage.data["content"], f"{words}, next run")
     assert known(store) == stage.data["known"], f"{words}: the journal does not say what it says undisturbed"
     worked = again.result.get("tiles_encoded", 0) > 0
-    assert not litter(store, locks=worked), f"{words}: left behind: {litter(store)}"
+    assert not litter(store, wrote=worked), f"{words}: left behind: {litter(store)}"

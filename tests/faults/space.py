@@ -78,7 +78,7 @@ def _full(stage: Stage, megabytes: float, _: Random) -> Outcome:
         again = stage.run(*stage.encode(store))
         assert again.code == 0, again.said[-800:]
         require_same(store, stage.data["expected"], "after the disk grew")
-        assert not litter(store, locks=True), litter(store)
+        assert not litter(store, wrote=True), litter(store)
     return detected(most_tiles_kept=len(kept))
 
 

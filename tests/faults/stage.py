@@ -236,17 +236,17 @@ for _name in STEPS:
 
 
 def content(store: Path) -> dict[str, str]:
-    """Digest of every file of a store that is the same whatever happened on the way: all but journal and locks."""
+    """Digest of every file of a store that is the same whatever happened on the way: not journal and litter."""
     return {
         str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(store.rglob("*"))
-        if path.is_file() and path.relative_to(store).parts[0] != "journal"
+        if path.is_file() and path.relative_to(store).parts[0] != "journal" and path.suffix != ".partial"
     }
 
 
-def litter(store: Path, *, locks: bool = True) -> list[str]:
-    """Files that a finished command leaves behind; a dead writer's lock may stay until the next one writes."""
-    found = [*store.rglob("*.partial"), *(store.glob("journal/locks/*") if locks else ())]
+def litter(store: Path, *, wrote: bool = True) -> list[str]:
+    """What a killed writer left behind; ``wrote``: whether another one has written since, which cleans it up."""
+    found = [*store.rglob("*.partial"), *store.glob("journal/locks/*")] if wrote else []
     return [str(path.relative_to(store)) for path in found]
 
 

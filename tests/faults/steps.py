@@ -89,7 +89,8 @@ def error_row(scenario: Scenario, name: str, weight: float, *, every: int = 1) -
 
     return Row(
         name,
-        f"ENOSPC, EIO and EACCES at every step that changes the disk, once and from then on: {scenario.name}",
+        f"ENOSPC, EIO {'and EACCES' if every == 1 else 'or EACCES in turn'} at every step that changes the disk, "
+        f"once and from then on: {scenario.name}",
         "exit 6 naming the path (or no harm); then the same command ends with the bytes of an undisturbed run",
         trial,
         cases=cases,
@@ -112,7 +113,7 @@ def refusal(watch: Watch, step: int, code: int, *, always: bool) -> Callable[[st
 ROWS: tuple[Any, ...] = (
     exit_row(CREATE, "exit-encode", 30),
     exit_row(WIDEN, "exit-widen", 20),
-    error_row(CREATE, "error-encode", 150),
+    error_row(CREATE, "error-encode", 100, every=3),
     error_row(WIDEN, "error-widen", 80),
     exit_row(COMPACT, "exit-compact", 30),
     error_row(COMPACT, "error-compact", 60, every=3),

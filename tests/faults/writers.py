@@ -67,7 +67,7 @@ def _parts(stage: Stage, _: int, rng: Random) -> Outcome:
     again = stage.run(*words[unlucky])
     assert again.code == 0, again.said[-500:]
     require_same(store, stage.data["expected"], "after three parts")
-    assert not litter(store, locks=again.result["encoder_calls"] > 0), litter(store)
+    assert not litter(store, wrote=again.result["encoder_calls"] > 0), litter(store)
     return survived()
 
 
