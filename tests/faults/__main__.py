@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a process with threads cannot be forked
-os.environ.setdefault("MKL_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # before numpy and torch: a process with threads of its own cannot be forked
+)
 
 import argparse
 import json
@@ -15,11 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
-
-from embedcache.cli.app import register
-
-from . import encoder, page
+from . import page
 from .broken import BROKEN
 from .harness import DEFAULT_ROUNDS, run_rows
 from .table import named
@@ -28,11 +25,8 @@ from .table import named
 def main() -> int:
     """Run rows and show them; 0 when all of them are good."""
     arguments = _arguments()
-    torch.set_num_threads(1)
-    register()
-    encoder.register()
     rows = named(arguments.only)
-    damage = BROKEN[arguments.broken] if arguments.broken else lambda: None
+    damage = BROKEN[arguments.broken][0] if arguments.broken else lambda: None
     runnable = [row for row in rows if row.needs is None or row.needs() is None]
     folder = Path(tempfile.mkdtemp(prefix="embedcache-faults-", dir=arguments.folder or _quick_folder()))
     place = page.file_system(folder)

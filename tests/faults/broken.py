@@ -1,8 +1,19 @@
-"""embedcache, broken on purpose by ``--broken NAME``: a row that does not notice it would prove nothing."""
+"""embedcache, broken on purpose: a row that does not notice it would prove nothing.
+
+``python -m tests.faults --broken NAME`` runs rows like that. ``OMP_NUM_THREADS=1 python -m tests.faults.broken``
+runs each of them against the row that has to notice it, and prints what that noticed.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import sys
+import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from embedcache.store import EncodeSpec
@@ -75,11 +86,40 @@ def _no_comparison() -> None:
     EncodeSpec.differences = lambda *_: {}  # type: ignore[assignment,method-assign]
 
 
-BROKEN: dict[str, Callable[[], None]] = {
-    "reader without checksums": _reader_without_checksums,
-    "reader without records": _reader_without_records,
-    "commits acknowledged early": _early_word,
-    "no fsync": _no_fsync,
-    "no fsync of folders": _no_fsync_of_folders,
-    "no comparison of specs": _no_comparison,
+BROKEN: dict[str, tuple[Callable[[], None], str, tuple[str, ...]]] = {
+    "reader without checksums": (_reader_without_checksums, "flip-shards", ("silent",)),
+    "reader without records": (_reader_without_records, "swapped-shards", ("silent",)),
+    "commits acknowledged early": (_early_word, "kill-encode", ("lost", "failed")),
+    "no fsync": (_no_fsync, "power-encode", ("lost", "failed")),
+    "no fsync of folders": (_no_fsync_of_folders, "power-encode", ("lost", "failed")),
+    "no comparison of specs": (_no_comparison, "mixed-resume", ("silent",)),
 }
+"""What breaks embedcache, the row that has to notice it, and the counts of which one has to be above 0."""
+
+
+def main() -> None:
+    """Run them all, each in a process of its own."""
+    from .harness import run_part, start
+    from .stage import Stage
+    from .table import named
+
+    folder = Path(tempfile.mkdtemp(prefix="embedcache-broken-"))
+    try:
+        start(folder)
+        for name, (damage, row, _) in BROKEN.items():
+            if os.fork() == 0:
+                damage()
+                stage = Stage(folder / "base", folder / "work")
+                stage.fresh()
+                outcome = run_part(named([row])[0], stage, 0, 1, rounds=10, seed=0)
+                (folder / f"{name}.json").write_text(json.dumps(asdict(outcome)))
+                os._exit(0)
+            os.wait()
+        found = {name: json.loads((folder / f"{name}.json").read_text()) for name in BROKEN}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    json.dump(found, sys.stdout, indent=1)
+
+
+if __name__ == "__main__":
+    main()

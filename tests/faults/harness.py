@@ -15,6 +15,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import torch
+
+from embedcache.cli.app import register
+
+from . import encoder
 from .outcome import LostError, Outcome, Row, SilentError
 from .stage import Stage, make_base
 
@@ -50,10 +55,8 @@ def run_rows(
     damage : callable
         Called when the undisturbed stores are there: breaks embedcache, for the harness's own test.
     """
-    make_base(folder / "base")  # here and not in a child: what it imports on the way is then there for all
+    start(folder)
     damage()
-    threads = len(list(Path("/proc/self/task").iterdir()))
-    assert threads == 1, f"{threads} threads: a fork would take only one of them along"
     jobs = _jobs(rows, rounds)
     results = folder / "results"
     results.mkdir()
@@ -77,6 +80,16 @@ def run_rows(
         else:
             outcomes[row.name].problem("failed", "its worker died")
     return outcomes
+
+
+def start(folder: Path) -> None:
+    """Make this process one that can be forked for each trial: all imported, one thread, the base folder made."""
+    torch.set_num_threads(1)
+    register()
+    encoder.register()
+    make_base(folder / "base")  # here and not in a child: what it imports on the way is then there for all
+    threads = len(list(Path("/proc/self/task").iterdir()))
+    assert threads == 1, f"{threads} threads: a fork would take only one of them along"
 
 
 Job = tuple[Row, int, int]

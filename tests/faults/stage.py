@@ -5,6 +5,7 @@ The volume has six planes of one tile each; two tiles make a shard.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import mmap
 import shutil
@@ -90,6 +91,18 @@ class Stage:
         """Empty the trial's folder."""
         shutil.rmtree(self.here, ignore_errors=True)
         self.here.mkdir(parents=True)
+
+    def once(self, name: str, make: Callable[[Path], None]) -> Path:
+        """A folder that several rows share: made by the first that asks for it."""
+        target = self.base / name
+        with (self.base / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not target.exists():
+                making = self.base / f"{name}.making"
+                making.mkdir(exist_ok=True)
+                make(making)
+                making.rename(target)
+        return target
 
     def copy(self, source: Path, name: str = "s.zarr") -> Path:
         """A copy of a store, for this trial to break."""

@@ -26,27 +26,24 @@ from .truth import named
 FLIPS = 20
 
 
-def train(stage: Stage, store: Path, out: Path, *more: str) -> list[str | Path]:
+def train(labels: Path, store: Path, out: Path, *more: str) -> list[str | Path]:
     """A training of a few steps."""
-    words: list[str | Path] = [
-        "train",
-        "--store",
-        store,
-        "--labels",
-        stage.folder / "labels.npy",
-        "--out",
-        out,
-    ]
+    words: list[str | Path] = ["train", "--store", store, "--labels", labels, "--out", out]
     return [*words, "--batch-size", "1", "--device", "cpu", "--json", *more]
 
 
 def _prepare(stage: Stage) -> None:
     """Labels, and a run of one step."""
-    labels = np.zeros((TILES, SIDE, SIDE), dtype=np.uint8)
-    labels[:, 10:40, 20:50] = 255
-    np.save(stage.folder / "labels.npy", labels)
-    run = stage.run(*train(stage, stage.whole, stage.folder / "run", "--steps", "1"))
-    assert run.code == 0, run.said[-800:]
+
+    def make(folder: Path) -> None:
+        labels = np.zeros((TILES, SIDE, SIDE), dtype=np.uint8)
+        labels[:, 10:40, 20:50] = 255
+        np.save(folder / "labels.npy", labels)
+        run = stage.run(*train(folder / "labels.npy", stage.whole, folder / "run", "--steps", "1"))
+        assert run.code == 0, run.said[-800:]
+
+    made = stage.once("training", make)
+    stage.data |= {"labels": made / "labels.npy", "run": made / "run"}
 
 
 def _prepare_resumed(stage: Stage) -> None:
@@ -54,7 +51,7 @@ def _prepare_resumed(stage: Stage) -> None:
     _prepare(stage)
     watch = Watch()
     out = stage.here / "run"
-    shutil.copytree(stage.folder / "run", out)
+    shutil.copytree(stage.data["run"], out)
     child = stage.run(*_go_on(stage, out), before=lambda: _count(watch))
     assert child.code == 0, child.said[-800:]
     stage.data["steps"] = watch.steps
@@ -62,7 +59,7 @@ def _prepare_resumed(stage: Stage) -> None:
 
 
 def _go_on(stage: Stage, out: Path) -> list[str | Path]:
-    return train(stage, stage.whole, out, "--steps", "2", "--resume")
+    return train(stage.data["labels"], stage.whole, out, "--steps", "2", "--resume")
 
 
 def _count(watch: Watch, last: int = 0) -> None:
@@ -76,7 +73,7 @@ def _count(watch: Watch, last: int = 0) -> None:
 def _killed(stage: Stage, _: int, rng: Random) -> Outcome:
     """A run that goes on is killed at one of its writes: the checkpoints there are whole, and it goes on again."""
     out = stage.here / "run"
-    shutil.copytree(stage.folder / "run", out)
+    shutil.copytree(stage.data["run"], out)
     step = rng.randrange(1, stage.data["steps"] + 1)
     child = stage.run(*_go_on(stage, out), before=lambda: _count(Watch(), step))
     assert child.code == 137, f"exit code {child.code}: {child.said[-500:]}"
@@ -94,7 +91,7 @@ def _flip_checkpoint(stage: Stage, _: int, rng: Random) -> Outcome:
     """Bits of a trained checkpoint are flipped, or it is cut."""
     total = Outcome()
     path = stage.here / "best.safetensors"
-    shutil.copy(stage.folder / "run" / "best.safetensors", path)
+    shutil.copy(stage.data["run"] / "best.safetensors", path)
     expected = Checkpoint.load(path)
     size = path.stat().st_size
     for _ in range(FLIPS):
@@ -137,7 +134,7 @@ def _flip_state(stage: Stage, _: int, rng: Random) -> Outcome:
     """Bits of the file from which a training goes on are flipped, or it is cut."""
     total = Outcome()
     path = stage.here / "resume.safetensors"
-    shutil.copy(stage.folder / "run" / "resume.safetensors", path)
+    shutil.copy(stage.data["run"] / "resume.safetensors", path)
     size = path.stat().st_size
     expected = _state(path)
     for attempt in range(FLIPS // 2):
@@ -179,7 +176,7 @@ def _other_space(stage: Stage, command: str, _: Random) -> Outcome:
     store = stage.here / "other.zarr"
     made = stage.run(*stage.encode(store, checkpoint=stage.base / "other.pth"))
     assert made.code == 0, made.said
-    checkpoint, out = stage.folder / "run" / "best.safetensors", stage.here / "out.zarr"
+    checkpoint, out = stage.data["run"] / "best.safetensors", stage.here / "out.zarr"
     words = {
         "predict": ["predict", "--store", store, "--checkpoint", checkpoint, "--output", out],
         "evaluate": [
@@ -189,13 +186,17 @@ def _other_space(stage: Stage, command: str, _: Random) -> Outcome:
             "--checkpoint",
             checkpoint,
             "--labels",
-            stage.folder / "labels.npy",
+            stage.data["labels"],
         ],
-        "train": [*train(stage, store, stage.here / "run", "--steps", "1"), "--init", checkpoint],
-        "two stores": [*train(stage, store, stage.here / "run", "--steps", "1")],
+        "train": [
+            *train(stage.data["labels"], store, stage.here / "run", "--steps", "1"),
+            "--init",
+            checkpoint,
+        ],
+        "two stores": [*train(stage.data["labels"], store, stage.here / "run", "--steps", "1")],
     }[command]
     if command == "two stores":
-        words += ["--store", stage.whole, "--labels", stage.folder / "labels.npy"]
+        words += ["--store", stage.whole, "--labels", stage.data["labels"]]
     child = stage.run(*words)
     if child.code == 0:
         raise SilentError(f"{command} took a checkpoint of another embedding space")
@@ -209,12 +210,12 @@ def _beside(stage: Stage, _: int, rng: Random) -> Outcome:
     """Training from a partial store while an encode replaces all of its shards."""
     store = stage.copy(stage.half)
     quiet = stage.copy(stage.half, "quiet.zarr")
-    words = ("--steps", "3", "--allow-partial")
+    words = ("--steps", "2", "--allow-partial")
     encoding = stage.start(*stage.encode(store), before=lambda: _slow(rng.uniform(0.1, 0.4)))
-    beside = stage.run(*train(stage, store, stage.here / "beside", *words))
+    beside = stage.run(*train(stage.data["labels"], store, stage.here / "beside", *words))
     assert beside.code == 0, f"exit code {beside.code}: {beside.said[-800:]}"
     assert encoding.wait() == 0, encoding.said
-    alone = stage.run(*train(stage, quiet, stage.here / "alone", *words))
+    alone = stage.run(*train(stage.data["labels"], quiet, stage.here / "alone", *words))
     assert alone.code == 0, alone.said[-800:]
     same = Checkpoint.load(stage.here / "beside").state, Checkpoint.load(stage.here / "alone").state
     if any(not torch.equal(same[0][name], tensor) for name, tensor in same[1].items()):
