@@ -95,13 +95,12 @@ class Stage:
     def once(self, name: str, make: Callable[[Path], None]) -> Path:
         """A folder that several rows share: made by the first that asks for it."""
         target = self.base / name
-        with (self.base / f"{name}.lock").open("w") as lock:
+        with (self.base / f"{name}.lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not target.exists():
-                making = self.base / f"{name}.making"
-                making.mkdir(exist_ok=True)
-                make(making)
-                making.rename(target)
+            if lock.tell() == 0:
+                target.mkdir()
+                make(target)
+                lock.write("made")
         return target
 
     def copy(self, source: Path, name: str = "s.zarr") -> Path:
