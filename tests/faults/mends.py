@@ -113,7 +113,39 @@ def kill_row(scenario: Scenario, name: str, longest: float, trials: int, weight:
     )
 
 
+def _gc(stage: Stage, _: int, rng: Random) -> Outcome:
+    """``gc --delete`` on what a killed encode left, or beside a living one: nothing that counts is removed."""
+    store = stage.copy(stage.half) if rng.random() < 0.5 else stage.here / "s.zarr"
+    before = set(known(store)) if store.exists() else set()
+    words, watch, beside = stage.encode(store), Watch(), rng.random() < 0.4
+    child = start_until_first_write(stage, words, watch)
+    pause(rng.uniform(0.0, 0.2))
+    if not beside:
+        child.send(signal.SIGKILL)
+        child.wait()
+    gc = stage.run("gc", store, "--delete", "--json")
+    assert gc.code in (0, 2, 5), f"gc ended with {gc.code}: {gc.said[-500:]}"
+    assert child.wait() in (0, -9), f"the encode beside gc ended with {child.code}: {child.said[-500:]}"
+    kept = set(known(store)) if (store / "zarr.json").exists() else set()
+    if (before | watch.acknowledged) - kept:
+        raise LostError(f"tiles {sorted((before | watch.acknowledged) - kept)} are gone")
+    again = stage.run(*words)
+    assert again.code == 0, again.said[-800:]
+    require_same(store, stage.data["expected"], "after gc and the next run")
+    return survived(n_beside_a_writer=int(beside), n_refused=int(gc.code == 5))
+
+
 ROWS = (
+    Row(
+        "gc",
+        "`gc --delete` after a kill, or beside a living encode",
+        "nothing that counts is removed; the same command ends with the bytes of an undisturbed run",
+        _gc,
+        trials=30,
+        prepare=_prepare,
+        needs=lambda: None if has_command("gc") else "this version has no gc",
+        weight=25,
+    ),
     kill_row(COMPACT, "kill-compact", 0.2, 30, 25),
     kill_row(REENCODE, "kill-reencode", 0.2, 30, 25),
     kill_row(REPAIR, "kill-repair", 0.3, 30, 25),

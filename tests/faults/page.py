@@ -36,6 +36,7 @@ _LIMITS = """
 - A kill does not lose what the system holds in memory. Loss of power is simulated: a recording disk keeps what
   was fsynced (contents and folder entries) and drops the rest, in whole or in part; disks that lie about fsync are
   not modelled.
+- Sources over a network and workers on other machines are not part of this version, so neither are their faults.
 - The storage under the work folder was {file_system}; network file systems are not part of the table.
 """
 

@@ -20,7 +20,7 @@ from embedcache.files import disk as disk_module
 from embedcache.store.writer import StoreWriter
 
 from .outcome import LostError, Outcome, Row, survived
-from .scenarios import COMPACT, CREATE, INT8, REENCODE, WIDEN, Scenario, prepare
+from .scenarios import COMPACT, CREATE, IMAGES, INT8, REENCODE, WIDEN, Scenario, prepare
 from .stage import Stage, known, litter, require_same, stored
 
 VIEWS = ("strict", "names", "mixed")
@@ -316,4 +316,5 @@ ROWS = (
     power_row(COMPACT, "power-compact", 30, 1),
     power_row(REENCODE, "power-reencode", 30, 2),
     power_row(INT8, "power-int8", 20, 1),
+    power_row(IMAGES, "power-images", 25, 1),
 )

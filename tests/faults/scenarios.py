@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from embedcache.files import disk as disk_module
 from embedcache.store import compaction
@@ -135,6 +136,27 @@ INT8 = Scenario(
     prepare=lambda stage: _prepare_int8(stage),
     kept=frozenset({0}),
 )
+
+
+IMAGES = Scenario(
+    "add images to a collection",
+    lambda stage: stage.copy(stage.folder / "before.zarr"),
+    lambda stage, store: stage.encode(store, volume=stage.folder / "photos"),
+    prepare=lambda stage: _prepare_images(stage),
+    kept=frozenset({0}),
+)
+
+
+def _prepare_images(stage: Stage) -> None:
+    """A store of a folder with one image, to which two of other sizes come."""
+    folder = stage.folder / "photos"
+    folder.mkdir(exist_ok=True)
+    for number, (name, side) in enumerate((("b", 64), ("a", 100), ("c", 64))):
+        pixels = np.random.default_rng(number).integers(0, 256, (side, SIDE), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+        if number == 0:
+            child = stage.run(*stage.encode(stage.folder / "before.zarr", volume=folder))
+            assert child.code == 0, child.said
 
 
 def _prepare_int8(stage: Stage) -> None:

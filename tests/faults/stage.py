@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import mmap
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -97,10 +98,11 @@ class Stage:
         target = self.base / name
         with (self.base / f"{name}.lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if lock.tell() == 0:
+            if os.fstat(lock.fileno()).st_size == 0:
                 target.mkdir()
                 make(target)
                 lock.write("made")
+                lock.flush()
         return target
 
     def copy(self, source: Path, name: str = "s.zarr") -> Path:

@@ -11,7 +11,18 @@ from typing import Any
 from embedcache.files import disk as disk_module
 
 from .outcome import Outcome, Row, detected, survived
-from .scenarios import COMPACT, CREATE, INT8, REENCODE, REPAIR, WIDEN, Scenario, check_afterwards, prepare
+from .scenarios import (
+    COMPACT,
+    CREATE,
+    IMAGES,
+    INT8,
+    REENCODE,
+    REPAIR,
+    WIDEN,
+    Scenario,
+    check_afterwards,
+    prepare,
+)
 from .stage import CountingDisk, Stage, Watch
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES)
@@ -121,4 +132,5 @@ ROWS: tuple[Any, ...] = (
     exit_row(REPAIR, "exit-repair", 30),
     error_row(REPAIR, "error-repair", 60, every=3),
     exit_row(INT8, "exit-int8", 20),
+    exit_row(IMAGES, "exit-images", 25),
 )

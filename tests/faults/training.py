@@ -21,6 +21,7 @@ from . import encoder
 from .flips import flipped
 from .outcome import Outcome, Row, SilentError, detected, survived
 from .stage import SIDE, TILES, CountingDisk, Stage, Watch
+from .steps import ERRORS, refusal
 from .truth import named
 
 FLIPS = 20
@@ -85,6 +86,24 @@ def _killed(stage: Stage, _: int, rng: Random) -> Outcome:
     same = (out / "best.safetensors").read_bytes() == stage.data["best"]
     assert not list(out.rglob("*.partial")), "left behind: a partial file"
     return survived(n_ended_as_undisturbed=int(same))
+
+
+def _refused(stage: Stage, case: int, rng: Random) -> Outcome:
+    """A write of a run that goes on is refused: that is said, the checkpoints are whole, and it goes on again."""
+    out = stage.here / "run"
+    shutil.copytree(stage.data["run"], out)
+    step, code = rng.randrange(1, stage.data["steps"] + 1), rng.choice(ERRORS)
+    watch = Watch()
+    refuse = refusal(watch, step, code, always=bool(case % 2))
+    child = stage.run(*_go_on(stage, out), before=lambda: disk_module.set_disk(CountingDisk(refuse)))
+    words = f"{os.strerror(code)} at step {step}"
+    assert child.code in (0, 6), f"{words}: exit code {child.code}: {child.said[-800:]}"
+    for name in ("best", "last"):
+        Checkpoint.load(out / f"{name}.safetensors")
+    again = stage.run(*_go_on(stage, out))
+    assert again.code == 0, f"{words}: it cannot go on: {again.said[-800:]}"
+    assert not list(out.rglob("*.partial")), f"{words}: left behind: a partial file"
+    return detected() if child.code else survived()
 
 
 def _flip_checkpoint(stage: Stage, _: int, rng: Random) -> Outcome:
@@ -235,6 +254,15 @@ ROWS = (
         "exit at a write of a training that goes on",
         "the checkpoints there load, and `--resume` goes on",
         _killed,
+        trials=12,
+        prepare=_prepare_resumed,
+        weight=50,
+    ),
+    Row(
+        "train-refused",
+        "ENOSPC, EIO or EACCES at a write of a training that goes on, once or from then on",
+        "exit 6 (or no harm), the checkpoints there load, and `--resume` goes on",
+        _refused,
         trials=12,
         prepare=_prepare_resumed,
         weight=50,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from embedcache.cli.app import app
+from embedcache.cli.app import app, register
 from embedcache.errors import EmbedcacheError
 from embedcache.files import sha256_hex
 from embedcache.store import EmbeddingStore
@@ -126,6 +126,7 @@ def _fewer(found: Reading, expected: Reading) -> bool:
 
 def has_command(name: str) -> bool:
     """Whether this version has a command."""
+    register()
     return name in app.commands
 
 
