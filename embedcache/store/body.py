@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from embedcache.errors import EmbedcacheError
 from embedcache.files import Buffer
-from embedcache.store.compose import TileRow, measure
 from embedcache.store.kept import KeptTiles
 from embedcache.store.quantise import Quantised
+from embedcache.store.rows import TileRow, measure
 from embedcache.store.shard import CRC_BYTES, Form, Stored, chunk_numbers, encode_index, payload, shard_index
 
 _AHEAD = 32

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embedcache.errors import CorruptionError, EmbedcacheError, StorageError
-from embedcache.files import partial_name, publish_file, remove_file, require_no_links, stage_file
+from embedcache.files import partial_name, publish_file, remove_file, require_no_links, stage_file, sync_names
 from embedcache.geometry import EMBEDDING_SHAPE
 from embedcache.store import layout
 from embedcache.store.body import ShardBody
-from embedcache.store.compose import empty, rows_of, with_reasons, with_rows
 from embedcache.store.kept import KeptTiles
 from embedcache.store.quantise import NO_VALUE, Quantised
 from embedcache.store.record import DIGEST_BYTES, ShardRecord
+from embedcache.store.rows import empty, rows_of, with_reasons, with_rows
 from embedcache.store.scales import CHANNELS, scales_bytes
 from embedcache.store.shard import FLOAT16, INT8, Form, ShardFile, Stored
 
@@ -109,6 +109,9 @@ def settle_shard(store: EmbeddingStore, shard: int, append: Append) -> bool:
     Returns whether it could be decided: a file that is neither is damaged, and what it holds still reads.
     """
     intent, old = store.state.intents[shard], store.state.shard_record(shard)
+    for path in (layout.shard_path(store.path, shard), layout.scales_path(store.path, shard)):
+        require_no_links(store.path, path.parent)
+        sync_names(path.parent)  # a killed writer may have renamed the file and come no further
     try:
         found = ShardFile(store.path, shard, store.form, store.shard_tiles).digest()
     except CorruptionError:

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache.errors import CorruptionError
-from embedcache.store.compose import TileRow
 from embedcache.store.record import ShardRecord
+from embedcache.store.rows import TileRow
 from embedcache.store.scales import ShardScales, read_scales
 from embedcache.store.shard import Form, ShardFile
 

@@ -34,7 +34,6 @@ from embedcache.files import (
     write_file,
 )
 from embedcache.store import layout
-from embedcache.store.compose import rows_of
 from embedcache.store.creation import check_attributes
 from embedcache.store.journal import CREATED, JournalFile, decode_line, journal_files
 from embedcache.store.journal_damage import flipped_bit, mend
@@ -42,6 +41,7 @@ from embedcache.store.kept import KeptTiles
 from embedcache.store.quantise import Quantised
 from embedcache.store.record import ShardRecord
 from embedcache.store.replay import catch_up
+from embedcache.store.rows import rows_of
 from embedcache.store.scales import scales_bytes
 from embedcache.store.shard import CRC_BYTES, NOT_STORED, Stored, encode_index, payload
 from embedcache.store.snapshot import is_snapshot
