@@ -15,6 +15,7 @@ from encode_samples import Listener, all_bytes, change, quick, scan, shard_diges
 from PIL import Image
 
 from embedcache.cli.app import run as command
+from embedcache.encode import pipeline
 from embedcache.errors import ConfigError, Interrupted, MismatchError, VolumeError
 
 
@@ -175,6 +176,45 @@ def test_a_kill_between_any_two_tiles_of_a_re_encode_is_survived(volume, tmp_pat
     result = quick(volume, store=tmp_path / "s.zarr", changed="reencode")
     assert result.store.status().complete
     assert shard_digests(tmp_path / "s.zarr") == fresh(volume, tmp_path / "new.zarr")
+
+
+@pytest.mark.parametrize("wishes", [{}, {"num_parts": 1, "part_id": 0}, {"changed": "reencode"}])
+def test_a_run_prepared_before_changes_were_taken_over_does_not_go_on(volume, tmp_path, monkeypatch, wishes):
+    """Two copies of one volume: this run holds the older one and was compared with the store as it was before."""
+    older, store = scan(tmp_path / "copy.npy"), tmp_path / "s.zarr"
+    quick(volume, store=store, z_range="0:2")
+    name = "_reencode" if "changed" in wishes else "_encode"
+    original = getattr(pipeline, name)
+
+    def another_command_first(*given):
+        monkeypatch.setattr(pipeline, name, original)
+        np.save(volume, np.load(volume)[::-1] // 2)
+        assert quick(volume, store=store, z_range="0:2", changed="reencode").changed == 2
+        return original(*given)
+
+    monkeypatch.setattr(pipeline, name, another_command_first)
+    with pytest.raises(MismatchError, match="while this one was being prepared"):
+        quick(older, store=store, **wishes)
+    assert quick(volume, store=store).encoded == 4
+    assert shard_digests(store) == fresh(volume, tmp_path / "new.zarr")
+
+
+def test_a_change_that_leaves_the_identity_alone_stops_a_run_prepared_before_it_too(tmp_path, monkeypatch):
+    volume, store = scan(tmp_path / "deep.npy", planes=80), tmp_path / "s.zarr"
+    older = scan(tmp_path / "copy.npy", planes=80)
+    before = quick(volume, store=store, shard_tiles=16, z_range="0:4").store.fingerprint
+    original = pipeline._encode
+
+    def another_command_first(*given):
+        monkeypatch.setattr(pipeline, "_encode", original)
+        change(volume, 2)
+        result = quick(volume, store=store, z_range="0:4", changed="reencode")
+        assert (result.changed, result.store.fingerprint) == (1, before)
+        return original(*given)
+
+    monkeypatch.setattr(pipeline, "_encode", another_command_first)
+    with pytest.raises(MismatchError, match="while this one was being prepared"):
+        quick(older, store=store, z_range="0:5", check_pixels=0)
 
 
 def test_a_tile_that_cannot_be_read_is_no_reason_to_drop_its_embedding(tmp_path):

@@ -16,16 +16,19 @@ import torch
 from encode_samples import QUICK, quick, scan, shard_digests
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from embedcache.cli import stage_one
 from embedcache.cli.app import run as command
+from embedcache.encode import pipeline
 from embedcache.encode import run as encode_run
 from embedcache.encode.estimate import estimate
 from embedcache.encode.options import options_from
 from embedcache.encode.parts import Part, part_of, part_of_array_job
-from embedcache.errors import ConfigError, Interrupted
+from embedcache.errors import ConfigError, Interrupted, MismatchError
 from embedcache.progress import Silent
 from embedcache.store import EmbeddingStore
+from embedcache.volume import pixel_digest
 
 
 @pytest.fixture
@@ -168,14 +171,110 @@ def test_three_processes_that_start_at_once_fill_a_store_that_was_not_there(tmp_
     assert shard_digests(tmp_path / "s.zarr") == shard_digests(whole.store.path)
 
 
-def test_parts_of_a_growing_folder_add_its_images_once(tmp_path):
-    from PIL import Image
+def save_image(folder: Path, name: str, seed: int) -> None:
+    folder.mkdir(exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (40, 60), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / f"{name}.png")
 
+
+def meanwhile(
+    monkeypatch: pytest.MonkeyPatch, owner: object, name: str, happening: Callable[[], object]
+) -> None:
+    """Let something happen when a function is called for the first time, just before it does its work."""
+    original = getattr(owner, name)
+
+    def first(*given):
+        monkeypatch.setattr(owner, name, original)
+        happening()
+        return original(*given)
+
+    monkeypatch.setattr(owner, name, first)
+
+
+@pytest.mark.parametrize("late", ["b1", "a2"], ids=["end", "between"])
+def test_two_runs_that_list_a_growing_folder_differently_never_confuse_its_images(
+    tmp_path, monkeypatch, late
+):
+    folder, store = tmp_path / "photos", tmp_path / "s.zarr"
+    for seed, name in enumerate(("a0", "a1")):
+        save_image(folder, name, seed)
+    quick(folder, store=store)
+    save_image(folder, "b2", 2)
+    save_image(folder, late, 3)
+
+    def another_sees_only_b2() -> None:
+        (folder / f"{late}.png").rename(tmp_path / "late.png")
+        quick(folder, store=store, z_range="0:1")
+        (tmp_path / "late.png").rename(folder / f"{late}.png")
+
+    meanwhile(monkeypatch, pipeline, "_encode", another_sees_only_b2)
+    with pytest.raises(MismatchError, match=f"other images meanwhile.*{late}.png"):
+        quick(folder, store=store)
+    result = quick(folder, store=store)
+    assert [image.name for image in result.store.images] == ["a0.png", "a1.png", "b2.png", f"{late}.png"]
+    for number in range(4):
+        pixels = np.asarray(Image.open(folder / result.store.plane_name(number)))
+        assert result.store.record(number).input_digest == pixel_digest(pixels)
+
+
+def test_two_runs_that_begin_a_collection_with_other_images_never_confuse_them(tmp_path, monkeypatch):
+    folder, store = tmp_path / "photos", tmp_path / "s.zarr"
+    save_image(folder, "b", 1)
+
+    def another_is_quicker() -> None:
+        (folder / "a.png").unlink()
+        quick(folder, store=store)
+        save_image(folder, "a", 0)
+
+    save_image(folder, "a", 0)
+    meanwhile(monkeypatch, pipeline, "_create", another_is_quicker)
+    with pytest.raises(MismatchError, match="other images meanwhile"):
+        quick(folder, store=store)
+    assert [image.name for image in quick(folder, store=store).store.images] == ["b.png", "a.png"]
+
+
+def test_images_that_another_part_adds_while_this_one_encodes_do_not_disturb_it(tmp_path, monkeypatch):
+    folder, store = tmp_path / "photos", tmp_path / "s.zarr"
+    for number in range(4):
+        save_image(folder, f"0{number}", number)
+    quick(folder, store=store, z_range="0:1")
+
+    def another_part() -> None:
+        for number in (10, 11):
+            save_image(folder, str(number), number)
+        assert quick(folder, store=store, num_parts=2, part_id=1).encoded == 4
+
+    meanwhile(monkeypatch, encode_run.EncodeRun, "encode_missing", another_part)
+    result = quick(folder, store=store, num_parts=2, part_id=0)
+    assert (result.selected, result.encoded, result.reused) == (2, 1, 1)
+    assert result.store.status().complete
+
+
+@pytest.mark.parametrize("part", [{}, {"num_parts": 2, "part_id": 0}])
+def test_images_that_another_run_added_before_this_one_got_the_lock_do_not_disturb_it(
+    tmp_path, monkeypatch, part
+):
+    folder, store = tmp_path / "photos", tmp_path / "s.zarr"
+    for number in range(3):
+        save_image(folder, str(number), number)
+    quick(folder, store=store, z_range="0:1")
+
+    def another_run() -> None:
+        save_image(folder, "9", 9)
+        quick(folder, store=store, z_range="0:1")
+
+    meanwhile(monkeypatch, pipeline, "_encode", another_run)
+    result = quick(folder, store=store, **part)
+    assert result.failed == {}
+    assert len(result.store.images) == 4
+    quick(folder, store=store)
+    assert shard_digests(store) == shard_digests(quick(folder, store=tmp_path / "new.zarr").store.path)
+
+
+def test_parts_of_a_growing_folder_add_its_images_once(tmp_path):
     folder = tmp_path / "photos"
-    folder.mkdir()
     for number in range(6):
-        pixels = np.random.default_rng(number).integers(0, 255, (40, 60), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
+        save_image(folder, str(number), number)
         if number == 2:
             quick(folder, store=tmp_path / "s.zarr")
     for part in (1, 0, 1):

@@ -17,7 +17,7 @@ from embedcache.cli.app import run as command
 from embedcache.encode.options import options_from
 from embedcache.encode.refusals import command_line
 from embedcache.encode.survey import survey
-from embedcache.encode.words import Request, asked_words
+from embedcache.encode.words import Request, asked_words, same_source
 from embedcache.errors import ConfigError, CorruptionError, MismatchError
 from embedcache.progress import Silent
 from embedcache.sam import random_weights
@@ -52,6 +52,47 @@ def test_a_moved_volume_finds_its_store(volume, cache, tmp_path):
     volume.rename(tmp_path / "elsewhere.npy")
     again = quick(tmp_path / "elsewhere.npy", cache_dir=cache)
     assert (again.store.path, again.encoded) == (first.store.path, 0)
+
+
+@pytest.mark.parametrize("spelling", ["..", "link to the file", "link to the folder"])
+def test_a_changed_volume_is_recognised_however_its_path_is_spelled(volume, cache, tmp_path, spelling):
+    quick(volume, cache_dir=cache)
+    change(volume, plane=2)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link.npy").symlink_to(volume)
+    (tmp_path / "link").symlink_to(tmp_path)
+    path = {
+        "..": tmp_path / "sub" / ".." / "scan.npy",
+        "link to the file": tmp_path / "link.npy",
+        "link to the folder": tmp_path / "link" / "scan.npy",
+    }[spelling]
+    with pytest.raises(MismatchError, match="from the same source"):
+        quick(path, cache_dir=cache)
+    assert len(stores(cache)) == 1
+
+
+@pytest.mark.parametrize("named", ["sub/../photos", "link"])
+def test_a_folder_of_images_keeps_its_store_however_its_path_is_spelled(tmp_path, cache, named):
+    for folder in ("photos", "sub"):
+        (tmp_path / folder).mkdir()
+    Image.fromarray(np.full((40, 60), 99, np.uint8)).save(tmp_path / "photos" / "a.png")
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    assert quick(tmp_path / "photos", cache_dir=cache).encoded == 1
+    assert quick(tmp_path / named, cache_dir=cache).encoded == 0
+    assert len(stores(cache)) == 1
+
+
+def test_two_names_of_one_source(tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "a.h5").touch()
+    (tmp_path / "b.h5").symlink_to(tmp_path / "a.h5")
+    (tmp_path / "c.h5").touch()
+    assert same_source(f"{tmp_path}/a.h5:grey", f"{tmp_path}/x/../b.h5:grey")
+    assert not same_source(f"{tmp_path}/a.h5:grey", f"{tmp_path}/b.h5:mask")
+    assert not same_source(f"{tmp_path}/a.h5", f"{tmp_path}/c.h5")
+    assert same_source("https://host/a/../b", "https://host/a/../b")
+    assert not same_source("https://host/b", "https://host/a/../b")
+    assert not same_source(None, str(tmp_path))
 
 
 def test_another_recipe_makes_another_store(volume, cache):

@@ -70,7 +70,7 @@ def test_a_part_sees_what_others_decided_for_the_whole_store(tmp_path: Path) -> 
             second.decide_numerics({"threads": 2})
         assert caught.value.differences == {"threads": (1, 2)}
         for writer in (first, second):
-            writer.add_images(IMAGES[2:], table(6))
+            writer.add_images(IMAGES, table(6))
             writer.add_selection({"all": True}, np.ones(6, np.bool_))
             writer.decide_numerics({"threads": 2}, allow=True)
         commit_tiles(second, stores[1], 3)

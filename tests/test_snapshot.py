@@ -56,6 +56,7 @@ def said(store: EmbeddingStore) -> dict[str, Any]:
         "numerics": store.state.numerics,
         "selections": store.state.selections,
         "certificates": store.certificates,
+        "former": store.state.former,
         "attributes": store.attributes,
         "inputs": (numbers.tolist(), digests.tolist()),
         "records": [
@@ -73,7 +74,7 @@ def busy_store(path: Path) -> EmbeddingStore:
         writer.decide_numerics({"threads": 1})
         writer.decide_numerics({"threads": 2}, allow=True)
         writer.add_selection({"z_range": "0:7"}, np.arange(9) < 7)
-        writer.add_images(IMAGES[3:], table(10))
+        writer.add_images(IMAGES, table(10))
     commit(store, 0, 1)
     commit(store, 2, failed={3: "cannot be read"})
     commit(store, skipped={4: "empty", 5: "empty"})
@@ -104,7 +105,7 @@ def test_what_comes_after_a_snapshot_holds_and_is_compacted_in_its_turn(tmp_path
     store = busy_store(tmp_path / "s")
     first = compacted(tmp_path / "s")
     with store.writer() as writer:
-        writer.add_images([IMAGES[0].__class__("e.jpg", 5, 5, "e" * 64)], table(11))
+        writer.add_images([*store.images, IMAGES[0].__class__("e.jpg", 5, 5, "e" * 64)], table(11))
         writer.add_selection({"all": True}, np.ones(11, np.bool_))
         for tile in (1, 3, 4):
             writer.commit_shard(tile // 2, embeddings={tile: embedding(tile)}, input_digests={tile: DIGEST})

@@ -346,7 +346,7 @@ def test_other_readers_see_added_images(tmp_path: Path) -> None:
     store = make_store(tmp_path, n=3, images=IMAGES[:3])
     commit(store, 2)
     with store.writer() as writer:
-        writer.add_images(IMAGES[3:], table(4))
+        writer.add_images(IMAGES, table(4))
         writer.commit_shard(1, embeddings={3: embedding(3)}, input_digests={3: DIGEST})
     array = zarr.open_group(tmp_path, mode="r")["image_embeddings"]
     assert array.shape == (4, 256, 64, 64)
@@ -539,8 +539,8 @@ def test_images_are_only_appended(tmp_path: Path) -> None:
     store = make_store(tmp_path, n=2, images=IMAGES[:2])
     with store.writer() as writer:
         with pytest.raises(MismatchError, match="begin"):
-            writer.add_images(IMAGES[2:3], table(3)[::-1])
-        writer.add_images(IMAGES[2:], table(4))
+            writer.add_images(IMAGES[:3], table(3)[::-1])
+        writer.add_images(IMAGES, table(4))
         writer.add_selection({}, np.ones(4, np.bool_))
     again = EmbeddingStore.open(tmp_path)
     assert again.images == tuple(IMAGES)
@@ -548,6 +548,32 @@ def test_images_are_only_appended(tmp_path: Path) -> None:
     assert again.plane_name(3) == "d.jpg"
     assert again.plane_size(3) == (32, 40)
     assert again.missing.all()
+
+
+@pytest.mark.parametrize(
+    ("images", "match"),
+    [
+        ([IMAGES[0], IMAGES[2], IMAGES[3]], "other images meanwhile"),
+        ([IMAGES[2]], "other images meanwhile"),
+        ([*IMAGES[:2], IMAGES[2], IMAGES[2]], "twice"),
+        ([*IMAGES[:2], IMAGES[0]], "twice"),
+    ],
+)
+def test_images_that_are_not_the_store_s_are_refused(tmp_path: Path, images, match: str) -> None:
+    store = make_store(tmp_path, n=2, images=IMAGES[:2])
+    with store.writer() as writer, pytest.raises(MismatchError, match=match):
+        writer.add_images(images, table(len(images)))
+    assert EmbeddingStore.open(tmp_path).images == tuple(IMAGES[:2])
+
+
+def test_images_that_somebody_else_has_added_meanwhile_are_no_reason_to_refuse(tmp_path: Path) -> None:
+    store = make_store(tmp_path, n=4, images=IMAGES)
+    before = file_bytes(tmp_path)
+    with store.writer() as writer:
+        for count in (4, 2):
+            writer.add_images(IMAGES[:count], table(count))
+    journal = "journal/main.jsonl"
+    assert file_bytes(tmp_path).get(journal) == before.get(journal)
 
 
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:
@@ -588,7 +614,7 @@ def start(path: Path) -> EmbeddingStore:
 def add_last_image(store: EmbeddingStore) -> None:
     with store.writer() as writer:
         if len(store) == 2:
-            writer.add_images(IMAGES[2:3], table(3))
+            writer.add_images(IMAGES[:3], table(3))
 
 
 def fail_last_image(store: EmbeddingStore) -> None:

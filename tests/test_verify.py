@@ -328,7 +328,7 @@ def test_what_a_killed_writer_has_not_copied_yet_is_no_damage(tmp_path: Path) ->
     before = (store.path / "zarr.json").read_bytes()
     with store.writer() as writer:
         writer.decide_numerics({"threads": 1})
-        writer.add_images(images[2:], rows)
+        writer.add_images(images, rows)
     (store.path / "zarr.json").write_bytes(before)
     found = verify(store.path)
     assert (found.exit_code, found.problems) == (0, ())
@@ -556,9 +556,9 @@ class Changing(NewestState):
     def state(self) -> StoreState:
         self._looks += 1
         if self._looks == 2:
-            images = [ImageRecord("c.jpg", 32, 32, "c" * 64)]
-            with EmbeddingStore.open(self._store.path).writer() as writer:
-                writer.add_images(images, table(3))
+            store = EmbeddingStore.open(self._store.path)
+            with store.writer() as writer:
+                writer.add_images([*store.images, ImageRecord("c.jpg", 32, 32, "c" * 64)], table(3))
         return super().state()
 
 

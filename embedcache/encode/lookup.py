@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedcache.encode.words import Request
+from embedcache.encode.words import Request, same_source
 from embedcache.errors import EmbedcacheError
 from embedcache.files import read_error
 from embedcache.progress import Progress
@@ -74,7 +74,7 @@ def _is_same_collection(request: Request, listed: Listed) -> bool:
     """A collection's identity is per image and outside the fingerprint: its folder tells it from others."""
     if not isinstance(request.volume, ImageVolume):
         return True
-    return listed.provenance.get("source") == request.volume.source
+    return same_source(listed.provenance.get("source"), request.volume.source)
 
 
 def list_stores(cache_dir: Path, progress: Progress) -> Iterator[Listed]:

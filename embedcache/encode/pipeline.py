@@ -96,7 +96,8 @@ def _encode(
         progress.say(f"There are fewer shards than parts; {part} has nothing to do.")
         return store, plan
     with store.writer(shards) as writer:
-        _add_images(job, store, writer)
+        job.seen.require(store)
+        _add_images(job, writer)
         writer.add_selection(job.selection.to_dict(), whole.selected)
         plan = job.plan_for(store, whole.selected)  # another run may have added tiles since the first look
         plan = plan if shards is None else plan.within(shards)
@@ -110,9 +111,10 @@ def _reencode(
 ) -> tuple[EmbeddingStore, EncodePlan]:
     """Encode the selection and every tile whose pixels changed, wherever it lies."""
     with store.writer() as writer:
-        _add_images(job, store, writer)
+        job.seen.require(store, all_images=True)
         found = take_over_changes(job, store, writer, progress, run.stop_if_asked)
         run.compared, run.changed = found.compared, len(found.changed)
+        _add_images(job, writer)  # now the records of those that changed are the store's too
         writer.add_selection(job.selection.to_dict(), whole.selected)
         # What an earlier, killed command marked as changed is missing like anything else that is wanted.
         plan = job.plan_for(store, whole.selected | store.missing)
@@ -139,6 +141,7 @@ def _create(job: EncodeJob) -> EmbeddingStore:
     )
 
 
-def _add_images(job: EncodeJob, store: EmbeddingStore, writer: StoreWriter) -> None:
-    if len(job.table) > len(store.table):
-        writer.add_images(job.images[len(store.images) :], job.table)
+def _add_images(job: EncodeJob, writer: StoreWriter) -> None:
+    """Add what is new of a collection; also without news, it must be the store's."""
+    if job.images:
+        writer.add_images(job.images, job.table)

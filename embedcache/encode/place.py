@@ -12,7 +12,7 @@ from embedcache.encode.comparing import comparable, compare, planes_in_words
 from embedcache.encode.lookup import Listed, look_up
 from embedcache.encode.options import REENCODE, EncodeOptions
 from embedcache.encode.refusals import Differences, only_the_volume, other_identity, ways_out
-from embedcache.encode.words import Request
+from embedcache.encode.words import Request, real_source
 from embedcache.errors import ConfigError, MismatchError, VolumeError
 from embedcache.files import digest_json, storage_error
 from embedcache.progress import Progress, Silent
@@ -84,7 +84,7 @@ def default_path(options: EncodeOptions, request: Request) -> Path:
         # An image folder's identity is per image, so its path keeps two folders of one name apart; and a window
         # sampled from the images changes with every image added, so its words stand for it.
         words = replace(spec, preprocess=replace(spec.preprocess, window=(0.0, 1.0)))
-        digest = digest_json([words.fingerprint, options.window, source])
+        digest = digest_json([words.fingerprint, options.window, real_source(source)])
     tile = "full" if options.tile is None else f"t{options.tile}"
     stem = Path(source).name.split(".")[0] or "volume"
     name = f"{stem}-{options.model}-{tile}-{digest[:FINGERPRINT_LETTERS]}.zarr"

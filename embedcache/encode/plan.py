@@ -133,8 +133,9 @@ def plan_encode(
         The tile table.
     selected : (N,) bool
         What is asked for.
-    done : (M,) bool, M ≤ N, optional
-        What needs no work; None when there is no store yet. Numbers from M on are new.
+    done : (M,) bool, optional
+        What needs no work; None when there is no store yet. Numbers from M on are new; those from N on belong to
+        images that others have added since the table was made.
     shard_tiles : int
         Tile numbers in one shard.
     store_dtype : str
@@ -142,7 +143,7 @@ def plan_encode(
     """
     missing = selected.copy()
     if done is not None:
-        missing[: len(done)] &= ~done
+        missing[: len(done)] &= ~done[: len(missing)]
     return EncodePlan(int((table[:, 0] >= 0).sum()), selected, missing, shard_tiles, store_dtype)
 
 

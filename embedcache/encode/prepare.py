@@ -20,6 +20,7 @@ from embedcache.encode.options import EncodeOptions
 from embedcache.encode.place import image_table, locate
 from embedcache.encode.plan import EncodePlan, plan_encode
 from embedcache.encode.survey import selected_tiles, survey, tile_table
+from embedcache.encode.unchanged import Seen
 from embedcache.encode.words import Request, asked_words
 from embedcache.progress import Progress
 from embedcache.sam.encoder import Precision, resolve_device, resolve_precision
@@ -63,6 +64,8 @@ class EncodeJob:
         Where the encoder runs.
     words : dict
         The recipe as it was asked for.
+    seen : Seen
+        The store as it was found; what it must still be when it is written.
     """
 
     options: EncodeOptions
@@ -76,6 +79,7 @@ class EncodeJob:
     store: EmbeddingStore | None
     device: torch.device
     words: dict[str, Any]
+    seen: Seen
 
     @property
     def precision(self) -> Precision:
@@ -181,6 +185,7 @@ def prepare(options: EncodeOptions, progress: Progress) -> EncodeJob:
         store,
         device,
         request.words,
+        Seen(spec.fingerprint) if store is None else Seen.of(store),
     )
 
 

@@ -184,16 +184,17 @@ class EncodeRun:
     def result(
         self, store: EmbeddingStore, plan: EncodePlan, part: Part | None, seconds: float
     ) -> EncodeResult:
-        """What the run did, from the store's fresh snapshot."""
+        """What the run did, from the store's fresh snapshot: it may have more tiles than the plan by now."""
         there = plan.selected & ~plan.missing
+        committed, skipped = store.committed[: len(there)], store.skipped[: len(there)]
         return EncodeResult(
             store=store,
             selected=int(plan.selected.sum()),
             encoded=self._encoded,
             identical=self._identical,
             changed=self.changed,
-            reused=int((store.committed & there).sum()),
-            skipped=int((store.skipped & plan.selected).sum()),
+            reused=int((committed & there).sum()),
+            skipped=int((skipped & plan.selected).sum()),
             failed=self._failed,
             encoder_calls=self._calls,
             checked_pixels=self.compared,

@@ -7,6 +7,7 @@ changed, and that must be said.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,7 +51,7 @@ class Request:
         """Whether a store was made from the same source by the same words; its identity may differ."""
         said, now = recorded_words(provenance), self.spec
         return (
-            provenance.get("source") == self.volume.source
+            same_source(provenance.get("source"), self.volume.source)
             and spec.grid == now.grid
             and spec.store_dtype == now.store_dtype
             and spec.preprocess.channels == now.preprocess.channels
@@ -61,7 +62,8 @@ class Request:
         )
 
     def _names_the_weights(self, said: Mapping[str, Any]) -> bool:
-        same_file = said.get("checkpoint") in (self.words["checkpoint"], self.weights)
+        names = (self.words["checkpoint"], self.weights)
+        same_file = any(same_source(said.get("checkpoint"), name) for name in names)
         return said.get("model") == self.words["model"] and same_file
 
     def _names_the_window(self, said: Mapping[str, Any]) -> bool:
@@ -98,6 +100,21 @@ class Request:
             return resolve_window(self.volume, words)
         except VolumeError:
             return None  # of one single value: another volume than the one that gave the window
+
+
+def same_source(recorded: object, now: str) -> bool:
+    """Whether two names are of one file or folder, however its path is spelled and through whichever links."""
+    return isinstance(recorded, str) and real_source(recorded) == real_source(now)
+
+
+def real_source(source: str) -> str:
+    """The one name of a source: an absolute path without links (``file.h5:dataset`` too); all else as it is."""
+    if not Path(source).is_absolute():
+        return source
+    path, colon, inside = source.rpartition(":")
+    if colon and not os.path.lexists(source) and os.path.lexists(path):
+        return os.path.realpath(path) + colon + inside
+    return os.path.realpath(source)
 
 
 def asked_words(options: EncodeOptions, volume: Volume, preprocess: Preprocess) -> dict[str, Any]:
