@@ -105,6 +105,7 @@ def _pieces(state: StoreState) -> Iterator[bytes | memoryview] | None:
         "numerics": state.numerics,
         "selections": state.selections,
         "certificates": state.certificates,
+        "former": state.former,
         "images": [image.to_dict() for image in state.images],
         "reasons": state.reasons,
     }

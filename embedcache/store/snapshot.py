@@ -87,7 +87,7 @@ class Snapshot:
     """A snapshot opened for reading; it stays readable when a later compaction removes its name.
 
     Made by :meth:`open`. ``tiles`` and ``sequence`` say how many tile numbers and records it stands for;
-    ``numerics``, ``selections``, ``images``, ``reasons`` and ``certificates`` are those of the journal.
+    ``numerics``, ``selections``, ``images``, ``reasons``, ``certificates`` and ``former`` are the journal's.
     """
 
     def __init__(self, descriptor: int, path: Path, sequence: int, shard_tiles: int) -> None:
@@ -166,6 +166,7 @@ class Snapshot:
         )
         self.columns = self._read_columns()
 
+        self.former = [str(fingerprint) for fingerprint in about.get("former", [])]
     def _place(self, entry: Mapping[str, Any], dtype: str, shape: tuple[int, ...], base: int) -> int:
         """Offset of a column in the file, once it is known to be whole and of the right kind."""
         start, stop = (whole(value) for value in entry["data_offsets"])

@@ -52,6 +52,8 @@ class StoreState(KnownTiles):
         What the group's attributes must say, less the numerics; ``None`` for a store that records none.
     superseded : dict or None
         The same as before the last change of the source: a writer killed in between leaves the group so.
+    former : list of str
+        The fingerprint before each change of the source, oldest first.
     intents : dict of int to ShardRecord
         Replacements of shards that were announced but not committed.
     sequence : int
@@ -73,6 +75,7 @@ class StoreState(KnownTiles):
         self.certificates: list[dict[str, Any]] = []
         self.attributes: dict[str, Any] | None = None
         self.superseded: dict[str, Any] | None = None
+        self.former: list[str] = []
         self.intents: dict[int, ShardRecord] = {}
         self.sequence = 0
         self.snapshot: Snapshot | None = None
@@ -183,6 +186,7 @@ class StoreState(KnownTiles):
             spec["volume"] = dict(values["volume"])
         self.superseded = self.attributes
         self.attributes = {**self.attributes, "spec": spec, "fingerprint": values["fingerprint"]}
+        self.former.append(str(self.attributes["fingerprint"]))
         self.take_back(stale)
 
     def _apply_snapshot(self, values: Mapping[str, Any], sequence: int) -> None:
@@ -195,7 +199,7 @@ class StoreState(KnownTiles):
         self.shard_sequence, self.shard_bytes = columns.shard_sequence, columns.shard_bytes
         self.reasons, self.images = snapshot.reasons, snapshot.images
         self.numerics, self.selections = snapshot.numerics, snapshot.selections
-        self.certificates = snapshot.certificates
+        self.certificates, self.former = snapshot.certificates, snapshot.former
         self.sequence = sequence
 
     def shard_record(self, shard: int) -> ShardRecord | None:

@@ -82,38 +82,42 @@ class StoreWriter:
             self._numerics = store.state.numerics.index(asked)
         return asked
 
-    def add_images(self, records: Sequence[ImageRecord], table: npt.NDArray[np.int64]) -> None:
-        """Append images to a collection.
+    def add_images(self, images: Sequence[ImageRecord], table: npt.NDArray[np.int64]) -> None:
+        """Append images to a collection; one that another writer has appended already is not appended again.
+
+        The whole list is given, so that it is known that a tile's number means the same image to this writer and
+        to everybody else.
 
         Parameters
         ----------
-        records : sequence of ImageRecord
-            The new images only.
+        images : sequence of ImageRecord
+            All images: those there, in their order, then new ones. Those that others appended meanwhile may be
+            missing at the end.
         table : ndarray of int64, shape (N, 5)
-            The whole table: the rows there, then those of the new images.
+            The tiles of all of them.
 
         Raises
         ------
         MismatchError
-            When the table does not begin with the rows there.
+            When the store has other images, or other tiles of them, or an image would be there twice.
         """
         store = self._store
         with self.store_wide():
-            before = store.table
-            if len(table) < len(before) or not np.array_equal(table[: len(before)], before):
+            known = store.images
+            _require_same_images(store, images)
+            rows = min(len(table), len(store.table))
+            if not np.array_equal(table[:rows], store.table[:rows]):
                 raise MismatchError(
-                    f"{store.path}: the table of tiles does not begin with the {len(before)} rows that are there.",
+                    f"{store.path}: the table of tiles does not begin with the {rows} rows that are there.",
                     hint="Images may only be added, never taken out or reordered.",
                 )
-            if len(table) == len(before) and store.images[len(store.images) - len(records) :] == tuple(
-                records
-            ):
-                return  # another part has just added them
+            if len(images) <= len(known):
+                return
             # rows first: until the journal speaks of them nobody looks at them, and the next writer takes back
             # lengths that the journal does not confirm
-            layout.write_tiles(store.path, table, first=len(before))
+            layout.write_tiles(store.path, table, first=rows)
             layout.write_arrays(store.path, len(table), store.shard_tiles, store.spec.store_dtype)
-            append(store.state, MAIN, table_record(len(table), records))
+            append(store.state, MAIN, table_record(len(table), images[len(known) :]))
             store.reload_table()
             store.write_group()
 
@@ -125,15 +129,22 @@ class StoreWriter:
         selection : dict
             The words of the selection, JSON values.
         wanted : ndarray of bool, shape (N,)
-            Tiles that it touches; the store wants the union of all selections.
+            Tiles that it touches; the store wants the union of all selections. Of a collection to which others
+            have added images meanwhile, these may be missing at the end.
+
+        Raises
+        ------
+        InputError
+            When it speaks of more tiles than there are.
         """
         with self.store_wide():
             state = self._store.state
-            if wanted.shape != (state.n_tiles,):
+            if wanted.ndim != 1 or len(wanted) > state.n_tiles:
                 raise InputError(
                     f"wanted has shape {wanted.shape}; the store has {state.n_tiles} tile numbers."
                 )
             if dict(selection) in state.selections and not (wanted & ~state.wanted).any():
+            wanted = np.pad(wanted, (0, state.n_tiles - len(wanted)))
                 return
             record = {"kind": "selection", "selection": dict(selection), "wanted": pack_flags(wanted)}
             append(state, MAIN, record)
@@ -206,8 +217,8 @@ class StoreWriter:
         ----------
         shard : int
             Number of the shard.
-        embeddings : dict of int to ndarray of float16, shape (256, 64, 64)
-            Finite.
+        embeddings : dict of int to ndarray of float16, shape (256, 64, 64), or Quantised
+            Finite; in the form that the store keeps, ``Quantised`` in an int8 store.
         input_digests : dict of int to str
             SHA-256 (64 hex digits) of the pixels of each of them.
         skipped, failed : dict of int to str, optional
@@ -288,3 +299,23 @@ class StoreWriter:
             else:
                 append(self._store.state, shards_file(self.shards), record)
             self._unsure = False
+
+
+def _require_same_images(store: EmbeddingStore, images: Sequence[ImageRecord]) -> None:
+    """Refuse a list of images that is not the store's, as far as both go, or that names a new one twice."""
+    known = store.images
+    other = [mine.name for mine, there in zip(images, known, strict=False) if mine != there]
+    if other:
+        raise MismatchError(
+            f"{store.path} was given other images meanwhile ({_some(other)} stand elsewhere or changed).",
+            hint="Run the same command again.",
+        )
+    names = {image.name for image in known}
+    for image in images[len(known) :]:
+        if image.name in names:
+            raise MismatchError(f"{store.path}: the image {image.name} would be there twice.")
+        names.add(image.name)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
