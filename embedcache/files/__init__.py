@@ -2,8 +2,9 @@
 
 A file appears under its final name only when all its bytes are on disk: they go to ``NAME.<pid>.partial``
 in the same folder, are fsynced, renamed, and the folder is fsynced. What a killed process leaves behind is
-such a ``*.partial`` file, which the next writer removes. Every step that changes a disk is a method of
-:class:`~embedcache.files.disk.Disk`, so that the fault tests can let each of them fail.
+such a ``*.partial`` file, which the next writer removes. Every step that changes what is in a file or folder is a
+method of :class:`~embedcache.files.disk.Disk`, so that the fault tests can let each of them fail; locking a file,
+and the hint to the system to begin writing, change nothing there and bypass it.
 """
 
 from embedcache.files.digests import (
@@ -15,6 +16,7 @@ from embedcache.files.digests import (
     sha256_hex,
 )
 from embedcache.files.durable import (
+    LITTER_NAME,
     PARTIAL_SUFFIX,
     append_line,
     create_file,
@@ -28,16 +30,34 @@ from embedcache.files.durable import (
     remove_litter,
     remove_tree,
     stage_file,
+    sync_file,
+    sync_names,
     write_file,
 )
-from embedcache.files.locks import Claim, claims_under_mutex, exclusive_lock, living_claims, mutex, range_lock
+from embedcache.files.locks import (
+    CLAIMS,
+    MUTEX,
+    Claim,
+    Held,
+    claims_under_mutex,
+    exclusive_lock,
+    holder_name,
+    is_free,
+    living_claims,
+    mutex,
+    range_lock,
+)
 from embedcache.files.reading import open_inside, read_inside, require_no_links
 from embedcache.files.refusals import read_error, storage_error
 
 __all__ = [
+    "CLAIMS",
+    "LITTER_NAME",
+    "MUTEX",
     "PARTIAL_SUFFIX",
     "Buffer",
     "Claim",
+    "Held",
     "append_line",
     "canonical_json",
     "claims_under_mutex",
@@ -48,6 +68,8 @@ __all__ = [
     "exclusive_lock",
     "free_bytes",
     "fsync_folder",
+    "holder_name",
+    "is_free",
     "living_claims",
     "make_folder",
     "mutex",
@@ -65,5 +87,7 @@ __all__ = [
     "sha256_hex",
     "stage_file",
     "storage_error",
+    "sync_file",
+    "sync_names",
     "write_file",
 ]

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import stat
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from embedcache.errors import StorageError
 from embedcache.files import disk as _seam
 from embedcache.files.digests import Buffer
 from embedcache.files.refusals import storage_error
 
 PARTIAL_SUFFIX = ".partial"
 
+LITTER_NAME = re.compile(rf".+\.\d+{re.escape(PARTIAL_SUFFIX)}")
+"""Names under which a file's bytes are gathered: ``NAME.PROCESS.partial``. A user's own is called otherwise."""
+
 GATHERED_BYTES = 8 << 20
 """Pieces are handed to the system in groups of about so many bytes, so that a checksum is no write of its own."""
 
 GATHERED_PIECES = 512  # below the system's limit of 1,024
+
+_known: set[tuple[str, int, int]] = set()
+"""Names, with device and number, that this process knows to be durable: it fsynced the folder they stand in."""
 
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 
@@ -182,11 +191,20 @@ def _write_all(descriptor: int, pieces: list[memoryview], offset: int) -> None:
             left[0] = left[0][taken:]
 
 
-def append_line(path: Path, line: str) -> int:
+def append_line(path: Path, line: str, *, at: int | None = None) -> int:
     """Append one line to a file and make it durable before returning.
 
     A last line without its line break was never acknowledged (its writer was killed); it is cut off first.
     When the disk refuses, the file is cut back to where it was.
+
+    Parameters
+    ----------
+    path : Path
+        The file; made when missing.
+    line : str
+        Without its line break.
+    at : int, optional
+        Where the file's last whole line must end; when it ends elsewhere, nothing is written.
 
     Returns
     -------
@@ -196,25 +214,31 @@ def append_line(path: Path, line: str) -> int:
     Raises
     ------
     StorageError
-        When the disk refuses.
+        When the disk refuses, or the file was written by somebody else.
     """
     try:
         make_folder(path.parent)
-        existed = path.exists()
         descriptor = _seam.disk.open_kept(path)
         try:
-            start = _append(descriptor, line.encode("utf-8") + b"\n")
+            start = _append(descriptor, line.encode("utf-8") + b"\n", path, at)
+            name = _identity(path, os.fstat(descriptor))
         finally:
             os.close(descriptor)
-        if not existed:
+        if name not in _known:  # the file may be a killed process's, who came as far as making it
             _seam.disk.fsync_folder(path.parent)
+            _known.add(name)
     except OSError as error:
         raise storage_error(error, path) from error
     return start
 
 
-def _append(descriptor: int, data: bytes) -> int:
+def _append(descriptor: int, data: bytes, path: Path, at: int | None) -> int:
     start = _end_of_last_line(descriptor)
+    if at not in (None, start):
+        raise StorageError(
+            f"{path} was written by somebody else, although it was locked.",
+            hint="Put the store on a file system that locks, or see that only one writer runs.",
+        )
     try:
         if os.fstat(descriptor).st_size > start:
             _seam.disk.truncate(descriptor, start)
@@ -264,14 +288,81 @@ def fsync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its missing parents, durably."""
-    missing = []
-    while not folder.is_dir():
-        missing.append(folder)
-        folder = folder.parent
-    for new in reversed(missing):
-        _seam.disk.mkdir(new)
+    """Make a folder and its missing parents, durably.
+
+    A folder that is there may have been made by a process that was killed before its name was durable: so the
+    parents of folders that are there are fsynced too, once per process, as far up as this user may have made them.
+    """
+    unsure: list[tuple[Path, os.stat_result | None]] = []
+    here = folder
+    while True:
+        status = _folder_status(here)
+        if status is not None and (_identity(here, status) in _known or not _may_be_ours(here, status)):
+            break
+        unsure.append((here, status))
+        here = here.parent
+    for new, status in reversed(unsure):
+        if status is None:
+            _seam.disk.mkdir(new)
         _seam.disk.fsync_folder(new.parent)
+        _known.add(_identity(new, new.stat()))
+
+
+def _folder_status(path: Path) -> os.stat_result | None:
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status if stat.S_ISDIR(status.st_mode) else None
+
+
+def _identity(path: Path, status: os.stat_result) -> tuple[str, int, int]:
+    return str(path), status.st_dev, status.st_ino
+
+
+def _may_be_ours(folder: Path, status: os.stat_result) -> bool:
+    """Whether this user can have made a folder: not a mount point, nor in a parent that is closed to us."""
+    above = folder.parent
+    if above == folder:
+        return False
+    try:
+        return above.stat().st_dev == status.st_dev and os.access(above, os.R_OK | os.W_OK)
+    except OSError:
+        return False
+
+
+def sync_names(folder: Path) -> None:
+    """Make durable what a killed process may have renamed in a folder, and the folder itself; if it is there.
+
+    Raises
+    ------
+    StorageError
+        When the disk refuses.
+    """
+    try:
+        if folder.is_dir():
+            make_folder(folder)
+            _seam.disk.fsync_folder(folder)
+    except OSError as error:
+        raise storage_error(error, folder) from error
+
+
+def sync_file(path: Path) -> None:
+    """Make the content of a file durable that a killed process may have written.
+
+    Raises
+    ------
+    StorageError
+        When the disk refuses.
+    """
+    try:
+        descriptor = _seam.disk.open_kept(path)
+        try:
+            _seam.disk.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise storage_error(error, path) from error
 
 
 def remove_file(path: Path) -> bool:
@@ -314,13 +405,17 @@ def remove_tree(root: Path) -> None:
 
 
 def remove_litter(folder: Path, *, deep: bool = True) -> int:
-    """Remove ``*.partial`` files in ``folder`` (``deep``: and below it); return how many.
+    """Remove the files of :data:`LITTER_NAME` in ``folder`` (``deep``: and below it); return how many.
 
     The writer's lock must be held: the files of a living writer look the same.
     """
     pattern = f"*{PARTIAL_SUFFIX}"
     found = folder.rglob(pattern) if deep else folder.glob(pattern)
-    litter = [path for path in found if path.is_file() and not path.is_symlink()]
+    litter = [
+        path
+        for path in found
+        if LITTER_NAME.fullmatch(path.name) and path.is_file() and not path.is_symlink()
+    ]
     for path in litter:
         _remove_quietly(path)
     return len(litter)

@@ -7,6 +7,7 @@ a file of its own, which says which shards it has; who wants some looks through 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -34,6 +35,87 @@ MUTEX_SECONDS = 30.0
 
 _POLL_SECONDS = 0.02
 _CLAIM_BYTES = 4096
+_NOT_OURS_TO_WRITE = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+_open: set[int] = set()
+"""Descriptors that hold a lock in this process. A forked child closes its copies: it holds none of them."""
+
+
+def _forget() -> None:
+    for descriptor in _open:
+        with suppress(OSError):
+            os.close(descriptor)
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+class Held:
+    """A lock that is held, by the process that took it and by no child of it.
+
+    Parameters
+    ----------
+    path : Path
+        The lock file.
+    descriptor : int
+        Holds its lock until it is closed.
+    """
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+        self._process = os.getpid()
+        _open.add(descriptor)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this is the process that took it."""
+        return os.getpid() == self._process
+
+    def require(self) -> None:
+        """Refuse to go on with a lock that is no longer one.
+
+        Raises
+        ------
+        StorageError
+            When its file was removed, so that somebody else may hold another; or in a forked child.
+        """
+        if not self.is_ours:
+            raise StorageError(f"{self.path} is held by the process that this one was forked from.")
+        try:
+            there = os.fstat(self._descriptor).st_nlink > 0
+        except OSError as error:
+            if error.errno != errno.ESTALE:  # of a network file system: it was removed elsewhere
+                raise storage_error(error, self.path) from error
+            there = False
+        if not there:
+            raise StorageError(
+                f"{self.path}: its lock file was removed, so that another process may be writing too.",
+                hint="Leave a store's locks alone; run the same command again, it resumes.",
+            )
+
+    def sign(self, text: str) -> None:
+        """Write into the file who holds it. A full disk is no reason to fail: see :func:`_read_claim`."""
+        with suppress(OSError):
+            data = text.encode("utf-8")
+            if os.pread(self._descriptor, _CLAIM_BYTES, 0) == data:
+                return
+            _seam.disk.truncate(self._descriptor, 0)
+            if data:
+                _seam.disk.write(self._descriptor, [memoryview(data)], 0)
+
+    def release(self, *, sign: str | None = None, remove: bool = False) -> None:
+        """Let go, after a last signature or the removal of the file; a forked child has nothing to let go."""
+        if not self.is_ours:
+            return
+        if sign is not None:
+            self.sign(sign)
+        if remove:
+            with suppress(OSError):
+                _seam.disk.unlink(self.path)
+        _open.discard(self._descriptor)
+        os.close(self._descriptor)
 
 
 @dataclass(frozen=True)
@@ -85,15 +167,12 @@ def exclusive_lock(path: Path, *, guarded: Path | None = None, wait: float = 0.0
     StorageError
         When the file system cannot lock.
     """
-    descriptor = _hold(path, guarded or path.parent, wait)
+    held = _hold(path, guarded or path.parent, wait)
     try:
-        _sign(descriptor, _me())
-        try:
-            yield
-        finally:
-            _sign(descriptor, "")
+        held.sign(holder_name())
+        yield
     finally:
-        os.close(descriptor)
+        held.release(sign="")
 
 
 @contextmanager
@@ -112,16 +191,19 @@ def mutex(folder: Path, *, guarded: Path) -> Iterator[None]:
     LockedError, StorageError
         As of :func:`exclusive_lock`.
     """
-    descriptor = _hold(folder / MUTEX, guarded, MUTEX_SECONDS)
+    held = _hold(folder / MUTEX, guarded, MUTEX_SECONDS)
     try:
+        held.sign(holder_name())  # stays: the next holder signs in its place, and it is taken once a shard
         yield
     finally:
-        os.close(descriptor)
+        held.release()
 
 
 @contextmanager
-def range_lock(folder: Path, shards: range | None, *, guarded: Path) -> Iterator[None]:
+def range_lock(folder: Path, shards: range | None, *, guarded: Path) -> Iterator[Held]:
     """Hold shards of a store for writing, for the block; writers of other shards go on beside it.
+
+    Yields the lock, of which a writer that is at work for long asks now and then whether it still is one.
 
     Parameters
     ----------
@@ -149,15 +231,13 @@ def range_lock(folder: Path, shards: range | None, *, guarded: Path) -> Iterator
                     else f"{guarded}: {claim.words} are being written by {claim.holder}.",
                     hint="Wait until it has finished, or stop it; what it has committed is kept.",
                 )
-        descriptor = _hold(own, guarded, 0.0)
+        held = _hold(own, guarded, 0.0)
         span = None if shards is None else [shards.start, shards.stop]
-        _sign(descriptor, json.dumps({"shards": span, "holder": _me()}))
+        held.sign(json.dumps({"shards": span, "holder": holder_name()}))
     try:
-        yield
+        yield held
     finally:
-        with suppress(OSError):
-            _seam.disk.unlink(own)
-        os.close(descriptor)
+        held.release(remove=True)
 
 
 def living_claims(folder: Path, *, guarded: Path | None = None) -> list[Claim]:
@@ -177,21 +257,55 @@ def claims_under_mutex(folder: Path) -> list[Claim]:
     claims = []
     for path in sorted((folder / CLAIMS).glob("*.lock")):
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            descriptor, free = _probe(path)
         except FileNotFoundError:  # its holder has just finished
             continue
         except OSError as error:
             raise storage_error(error, path) from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            claims.append(_read_claim(descriptor))
-        else:
+            if not free:
+                claims.append(_read_claim(descriptor))
+                continue
             with suppress(OSError):
                 _seam.disk.unlink(path)  # a dead holder's
         finally:
             os.close(descriptor)
     return claims
+
+
+def is_free(path: Path) -> bool:
+    """Whether a lock file is there and no living process holds it; the mutex must be held.
+
+    Raises
+    ------
+    StorageError
+        When its file system cannot lock.
+    """
+    try:
+        descriptor, free = _probe(path)
+    except OSError:
+        return False
+    os.close(descriptor)
+    return free
+
+
+def _probe(path: Path) -> tuple[int, bool]:
+    """A descriptor of a lock file, and whether its lock was free (and is then held by the descriptor)."""
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        descriptor = os.open(path, os.O_RDWR | flags)  # NFS locks only what is open for writing
+    except OSError as error:
+        if error.errno not in _NOT_OURS_TO_WRITE:
+            raise
+        descriptor = os.open(path, os.O_RDONLY | flags)  # another user's
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return descriptor, False
+    except OSError as error:
+        os.close(descriptor)
+        raise _cannot_lock(path, f"refuses to lock files ({error.strerror})") from error
+    return descriptor, True
 
 
 def _read_claim(descriptor: int) -> Claim:
@@ -205,8 +319,8 @@ def _read_claim(descriptor: int) -> Claim:
         return Claim(None, "another process")
 
 
-def _hold(path: Path, guarded: Path, wait: float) -> int:
-    """A descriptor that holds the lock of a file until it is closed."""
+def _hold(path: Path, guarded: Path, wait: float) -> Held:
+    """Take the lock of a file, which is made when missing."""
     try:
         make_folder(path.parent)
         descriptor = _seam.disk.open_kept(path)
@@ -218,7 +332,7 @@ def _hold(path: Path, guarded: Path, wait: float) -> int:
     except BaseException:
         os.close(descriptor)
         raise
-    return descriptor
+    return Held(path, descriptor)
 
 
 def _flock(descriptor: int, path: Path, guarded: Path, until: float) -> None:
@@ -269,13 +383,6 @@ def _file_system(path: Path) -> str:
     return best[1]
 
 
-def _me() -> str:
+def holder_name() -> str:
+    """This process and this machine, in the words by which a lock and a journal record name them."""
     return f"process {os.getpid()} on {socket.gethostname()}"
-
-
-def _sign(descriptor: int, text: str) -> None:
-    """Write into a lock file who holds it. A full disk is no reason to fail: see :func:`_read_claim`."""
-    with suppress(OSError):
-        _seam.disk.truncate(descriptor, 0)
-        if text:
-            _seam.disk.write(descriptor, [memoryview(text.encode("utf-8"))], 0)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from embedcache.errors import CorruptionError, InputError, LockedError, MismatchError
 from embedcache.files import (
+    MUTEX,
     canonical_json,
     create_file,
     make_folder,
@@ -111,7 +112,7 @@ def no_store(root: Path) -> InputError:
     """The error for a folder without a group: missing, interrupted in its making, or something else."""
     if not root.exists():
         return InputError(f"{root} does not exist.", hint="`embedcache status` lists the stores there are.")
-    if root.is_dir() and (root / layout.JOURNAL / layout.LOCK).exists():
+    if root.is_dir() and (root / layout.JOURNAL / MUTEX).exists():
         return InputError(
             f"{root} is a store whose making was interrupted before the first embedding.",
             hint="Run the same encode command again; it completes it.",
@@ -138,7 +139,7 @@ def read_attributes(root: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise no_store(root) from error
     except InputError as error:
-        if (root / layout.JOURNAL / layout.LOCK).exists():  # a store of ours, then
+        if (root / layout.JOURNAL / MUTEX).exists():  # a store of ours, then
             raise CorruptionError(error.message, hint=_repair(root)) from error
         raise
     group = metadata.get("attributes")

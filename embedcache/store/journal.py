@@ -7,6 +7,7 @@ acknowledged): it is left out. Any other line that differs from its checksum is 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -37,14 +38,17 @@ SUFFIX = ".jsonl"
 LINE_LIMIT = 64 << 20
 """Bytes above which a line is refused: a file without line breaks must not fill the memory."""
 
-HINT = "embedcache repair STORE mends what can be mended."
-
 TAIL_BYTES = len(',"crc32c":"00000000"}')
 """Bytes of a line's checksum and what is around it."""
 
 _PIECE = 1 << 20
 _LOOKS = 4
 _PAUSE_SECONDS = 0.01
+
+
+def hint_for(root: Path) -> str:
+    """The way out of a damaged journal, as a command that can be copied."""
+    return f"`embedcache repair {root}` mends what can be mended."
 
 
 def shards_file(shards: range) -> str:
@@ -112,16 +116,50 @@ class JournalFile:
     """
 
     def __init__(self, root: Path, path: Path) -> None:
+        self.root = root
         self.path = path
         self.end = 0
         self._lines = 0
         self._descriptor = -1
+        self._descriptor = self._open()
+
+    def _open(self) -> int:
         try:
-            self._descriptor = open_inside(root, path)
+            return open_inside(self.root, self.path)
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise read_error(error, path) from error
+            raise read_error(error, self.path) from error
+
+    def reopen(self) -> None:
+        """Open the file anew, so that its size is that of now.
+
+        What a network file system says of a file that has been open for long may be seconds old.
+
+        Raises
+        ------
+        FileNotFoundError
+            When it is gone, or another one has its name.
+        CorruptionError, StorageError
+            As when it was opened first.
+        """
+        fresh = self._open()
+        try:
+            if not self._is_same(fresh):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
+            os.dup2(fresh, self._descriptor, inheritable=False)  # in one step: other threads may be reading
+        finally:
+            os.close(fresh)
+
+    def _is_same(self, descriptor: int) -> bool:
+        """Whether an open file is this one; no other can have its number while it is open."""
+        try:
+            ours, other = os.fstat(self._descriptor), os.fstat(descriptor)
+        except OSError as error:
+            if error.errno == errno.ESTALE:  # removed by another host
+                return False
+            raise read_error(error, self.path) from error
+        return (ours.st_dev, ours.st_ino) == (other.st_dev, other.st_ino)
 
     def records(self, bound: int | None = None) -> Iterator[tuple[Place, dict[str, Any]]]:
         """Yield the records behind :attr:`end`, in order; a torn last line is left out.
@@ -162,7 +200,9 @@ class JournalFile:
         return _PIECE if bound is None else max(0, min(_PIECE, bound - offset))
 
     def _broken(self, what: str) -> CorruptionError:
-        return CorruptionError(f"{self.path}, line {self._lines + 1} (byte {self.end}) {what}.", hint=HINT)
+        return CorruptionError(
+            f"{self.path}, line {self._lines + 1} (byte {self.end}) {what}.", hint=hint_for(self.root)
+        )
 
     def advance(self, length: int) -> Place:
         """The place of a line of ``length`` bytes that was appended at :attr:`end`, which moves behind it."""
@@ -187,15 +227,12 @@ class JournalFile:
         return os.fstat(self._descriptor).st_size
 
     def is_current(self) -> bool:
-        """Whether the name still leads to this file; no other can have its number while it is open."""
+        """Whether the name still leads to this file, asked by opening it (see :meth:`reopen`)."""
         try:
-            now = self.path.lstat()
-        except FileNotFoundError:
+            self.reopen()
+        except (FileNotFoundError, NotADirectoryError):
             return False
-        except OSError as error:
-            raise read_error(error, self.path) from error
-        ours = os.fstat(self._descriptor)
-        return (now.st_dev, now.st_ino) == (ours.st_dev, ours.st_ino)
+        return True
 
     def close(self) -> None:
         """Close the file."""
@@ -257,18 +294,23 @@ def read_record(place: Place) -> dict[str, Any]:
     record = decode_line(place.file.line(place))
     if record is None:
         raise CorruptionError(
-            f"{place.path}: the record at byte {place.offset} differs from its checksum.", hint=HINT
+            f"{place.path}: the record at byte {place.offset} differs from its checksum.",
+            hint=hint_for(place.file.root),
         )
     return record
 
 
-def append_record(root: Path, path: Path, record: Mapping[str, Any]) -> tuple[int, int]:
+def append_record(
+    root: Path, path: Path, record: Mapping[str, Any], *, at: int | None = None
+) -> tuple[int, int]:
     """Append one record, durable on return; gives the offset and length of its line.
+
+    ``at`` is where the file must end, if that is known.
 
     Raises
     ------
     StorageError
-        When the disk refuses; the journal is then as before.
+        When the disk refuses, or the file ends elsewhere; the journal is then as before.
     CorruptionError
         When the file or its folder is a link.
     InputError
@@ -276,4 +318,4 @@ def append_record(root: Path, path: Path, record: Mapping[str, Any]) -> tuple[in
     """
     line = encode_line(record)
     require_no_links(root, path)
-    return append_line(path, line), len(line)
+    return append_line(path, line, at=at), len(line)

@@ -23,7 +23,6 @@ TILES = "tiles"
 SCALES = "scales"
 JOURNAL = "journal"
 DECODER = "decoder.safetensors"
-LOCK = "writer.lock"
 
 ATTRIBUTE = "embedcache"
 """The one key of the group's attributes under which everything of ours stands."""

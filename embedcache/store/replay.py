@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from embedcache.errors import CorruptionError, StorageError
+from embedcache.errors import CorruptionError
 from embedcache.store import layout
-from embedcache.store.journal import CREATED, HINT, MAIN, JournalFile, Place, append_record, journal_files
+from embedcache.store.journal import CREATED, MAIN, JournalFile, Place, append_record, hint_for, journal_files
 from embedcache.store.state import StoreState
 
 TRIES = 20
@@ -57,7 +57,7 @@ def _open_created(root: Path) -> JournalFile:
     try:
         return JournalFile(root, path)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise CorruptionError(f"{path} is missing: the journal's first file.", hint=HINT) from error
+        raise CorruptionError(f"{path} is missing: the journal's first file.", hint=hint_for(root)) from error
 
 
 def _read_once(root: Path, shard_tiles: int, created: JournalFile) -> StoreState:
@@ -66,9 +66,9 @@ def _read_once(root: Path, shard_tiles: int, created: JournalFile) -> StoreState
     for place, record in created.records():
         state.apply(place, record)
     if not state.sequence and not state.n_tiles and state.attributes is None and created.end == 0:
-        raise CorruptionError(f"{created.path} is empty: the journal's first file.", hint=HINT)
+        raise CorruptionError(f"{created.path} is empty: the journal's first file.", hint=hint_for(root))
     if created.end != created.path.lstat().st_size:  # only ever replaced as a whole: no writer tore it
-        raise CorruptionError(f"{created.path} is cut short: the journal's first file.", hint=HINT)
+        raise CorruptionError(f"{created.path} is cut short: the journal's first file.", hint=hint_for(root))
     catch_up(state)
     return state
 
@@ -77,6 +77,7 @@ def catch_up(state: StoreState) -> None:
     """Take in what was appended to the journal since ``state`` was read.
 
     No compaction may come in between: the caller holds shards of the store, or has just read ``created.jsonl``.
+    Files that are open are opened anew: another host may have appended a moment ago.
 
     Raises
     ------
@@ -89,7 +90,9 @@ def catch_up(state: StoreState) -> None:
     # MAIN last: what stands in a part's file may refer to tiles and numerics that were journalled there before
     paths = sorted(journal_files(state.root / layout.JOURNAL), key=lambda path: path.name == MAIN)
     for path in paths:
-        if path.name not in state.files:
+        if path.name in state.files:
+            state.files[path.name].reopen()
+        else:
             state.files[path.name] = JournalFile(state.root, path)
     fresh = [_numbered(state.files[path.name], state.files[path.name].size) for path in paths]
     for sequence, place, record in heapq.merge(*fresh, key=lambda entry: entry[0]):
@@ -114,14 +117,9 @@ def append(state: StoreState, name: str, record: Mapping[str, Any]) -> None:
     ):  # an append that failed may have left its line all the same
         catch_up(state)
     numbered = {**record, "seq": state.sequence + 1}
-    offset, length = append_record(state.root, path, numbered)
+    _, length = append_record(state.root, path, numbered, at=0 if file is None else file.end)
     if file is None:
         file = state.files[name] = JournalFile(state.root, path)
-    if offset != file.end:
-        raise StorageError(
-            f"{path} was written by somebody else, although it was locked.",
-            hint="Put the store on a file system that locks, or see that only one writer runs.",
-        )
     state.apply(file.advance(length), numbered)
 
 
@@ -131,7 +129,8 @@ def _numbered(file: JournalFile, bound: int) -> Iterator[Numbered]:
         sequence = record.get("seq")
         if not isinstance(sequence, int) or sequence < before:
             raise CorruptionError(
-                f"{file.path}: the record at byte {place.offset} is not numbered as one of ours.", hint=HINT
+                f"{file.path}: the record at byte {place.offset} is not numbered as one of ours.",
+                hint=hint_for(file.root),
             )
         before = sequence
         yield sequence, place, record

@@ -13,16 +13,20 @@ from typing import TYPE_CHECKING
 
 from embedcache.errors import StorageError
 from embedcache.files import (
-    PARTIAL_SUFFIX,
+    CLAIMS,
+    LITTER_NAME,
     claims_under_mutex,
     cut_file,
     range_lock,
     remove_file,
     remove_litter,
     require_no_links,
+    sync_file,
+    sync_names,
 )
 from embedcache.store import layout
 from embedcache.store.compaction import compact, is_due
+from embedcache.store.journal import SUFFIX
 from embedcache.store.writer import StoreWriter
 
 if TYPE_CHECKING:
@@ -43,15 +47,16 @@ def writing(store: EmbeddingStore, shards: range | None) -> Iterator[StoreWriter
         When the store cannot be written.
     """
     for names in (
-        (layout.JOURNAL, "locks"),
+        (layout.JOURNAL, CLAIMS),
         (layout.EMBEDDINGS, "c"),
         (layout.TILES, "c"),
         (layout.SCALES, "c"),
     ):
         require_no_links(store.path, store.path.joinpath(*names))
-    with range_lock(store.path / layout.JOURNAL, shards, guarded=store.path):
-        writer = StoreWriter(store, shards)
+    with range_lock(store.path / layout.JOURNAL, shards, guarded=store.path) as held:
+        writer = StoreWriter(store, shards, held.require)
         with writer.store_wide():
+            make_durable(store.path)
             _clean(store.path, shards)
             _mend(store, writer)
             writer.settle()
@@ -61,13 +66,39 @@ def writing(store: EmbeddingStore, shards: range | None) -> Iterator[StoreWriter
             compact_if_due(store)
 
 
+def make_durable(root: Path) -> None:
+    """Make durable what the journal says, and what it says it of, before anything new is built on it.
+
+    A process that was killed, or is at work, may have written lines and given files their names without having
+    fsynced them; who reads them then would take for safe what a power cut takes away.
+
+    Raises
+    ------
+    StorageError
+        When the disk refuses.
+    """
+    for path in sorted((root / layout.JOURNAL).glob(f"*{SUFFIX}")):
+        require_no_links(root, path)
+        sync_file(path)
+    tables = root / layout.TILES / "c"
+    for folder in (
+        *(root / name for name in (layout.JOURNAL, layout.EMBEDDINGS, layout.SCALES, layout.TILES)),
+        *(path for path in (tables, *sorted(tables.glob("*")))),
+        root,
+    ):
+        require_no_links(root, folder)
+        sync_names(folder)
+
+
 def _clean(root: Path, shards: range | None) -> None:
     """Remove what a killed writer left under temporary names; a part leaves the files of other parts alone."""
     for name in ("", layout.JOURNAL):  # written under the mutex only, which is ours
         remove_litter(root / name, deep=False)
     remove_litter(root / layout.TILES)
     for name in (layout.EMBEDDINGS, layout.SCALES):
-        for path in sorted((root / name).glob(f"*{PARTIAL_SUFFIX}")):
+        for path in sorted((root / name).glob("*")):
+            if not LITTER_NAME.fullmatch(path.name):
+                continue
             shard = path.name.split(".")[0]
             if shards is None or not shard.isdecimal() or int(shard) in shards:
                 remove_file(path)

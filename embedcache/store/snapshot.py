@@ -23,7 +23,8 @@ import numpy.typing as npt
 from embedcache.errors import CorruptionError
 from embedcache.files import open_inside, read_error
 from embedcache.store import layout
-from embedcache.store.journal import HINT
+from embedcache.store.journal import hint_for
+from embedcache.store.known import COMMITTED, FAILED, SKIPPED
 from embedcache.store.packing import pack, whole
 from embedcache.store.record import DIGEST_BYTES, ShardRecord, read_image
 
@@ -31,7 +32,6 @@ STALE = 0x80
 """Bit of the column ``flags`` of a tile that its shard's file holds but that counts no longer."""
 
 _PLAIN = np.uint8(0x7F)
-_COMMITTED, _SKIPPED, _FAILED = 1, 2, 3
 
 HEADER_LIMIT = 64 << 20
 """Bytes above which the header is refused, and a journal is not compacted."""
@@ -128,12 +128,12 @@ class Snapshot:
             snapshot._read_header(require_rows)
         except FileNotFoundError as error:
             raise CorruptionError(
-                f"{path} is missing: most of the journal stands in it.", hint=HINT
+                f"{path} is missing: most of the journal stands in it.", hint=hint_for(root)
             ) from error
         except OSError as error:
             raise read_error(error, path) from error
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-            raise CorruptionError(f"{path} is malformed: {error!r}.", hint=HINT) from error
+            raise CorruptionError(f"{path} is malformed: {error!r}.", hint=hint_for(root)) from error
         return snapshot
 
     def _check_bytes(self, values: Mapping[str, Any]) -> None:
@@ -143,7 +143,9 @@ class Snapshot:
             while piece := os.pread(self._descriptor, _PIECE, offset):
                 checksum, offset = google_crc32c.extend(checksum, piece), offset + len(piece)
         if offset != values["bytes"] or f"{checksum:08x}" != values["file_crc32c"]:
-            raise CorruptionError(f"{self.path} differs from its recorded checksum.", hint=HINT)
+            raise CorruptionError(
+                f"{self.path} differs from its recorded checksum.", hint=hint_for(self.path.parents[1])
+            )
 
     def _read_header(self, require_rows: Callable[[int], None]) -> None:
         length = int.from_bytes(os.pread(self._descriptor, 8, 0), "little")
@@ -164,9 +166,9 @@ class Snapshot:
         self.numerics, self.selections, self.certificates = (
             [dict(entry) for entry in about[name]] for name in ("numerics", "selections", "certificates")
         )
+        self.former = [str(fingerprint) for fingerprint in about.get("former", [])]
         self.columns = self._read_columns()
 
-        self.former = [str(fingerprint) for fingerprint in about.get("former", [])]
     def _place(self, entry: Mapping[str, Any], dtype: str, shape: tuple[int, ...], base: int) -> int:
         """Offset of a column in the file, once it is known to be whole and of the right kind."""
         start, stop = (whole(value) for value in entry["data_offsets"])
@@ -183,9 +185,9 @@ class Snapshot:
         flags &= _PLAIN
         reason = self.column("reason")
         sequence = self.column("shard_sequence")
-        if (flags > _FAILED).any() or reason.max(initial=0) > len(self.reasons):
+        if (flags > FAILED).any() or reason.max(initial=0) > len(self.reasons):
             raise ValueError("a tile of an unknown state")
-        if ((flags >= _SKIPPED) & (reason == 0)).any():
+        if ((flags >= SKIPPED) & (reason == 0)).any():
             raise ValueError("a skipped or failed tile without a reason")
         if len(sequence) and not (sequence.min() >= 0 and sequence.max() <= self.sequence):
             raise ValueError("a shard of an unknown record")
@@ -214,7 +216,9 @@ class Snapshot:
             except OSError as error:
                 raise read_error(error, self.path) from error
             if not taken:
-                raise CorruptionError(f"{self.path} became shorter while it was read.", hint=HINT)
+                raise CorruptionError(
+                    f"{self.path} became shorter while it was read.", hint=hint_for(self.path.parents[1])
+                )
             view, offset = view[taken:], offset + taken
         return out
 
@@ -223,7 +227,7 @@ class Snapshot:
         first, count = shard * self.shard_tiles, self.shard_tiles
         flags = self.column("flags", first, count)
         stale, flags = (flags & STALE) != 0, flags & _PLAIN
-        held = np.flatnonzero((flags == _COMMITTED) | stale)
+        held = np.flatnonzero((flags == COMMITTED) | stale)
         reason = self.column("reason", first, count)
         size = int(self.column("shard_bytes", shard, 1)[0])
         numerics = int(self.column("shard_numerics", shard, 1)[0])
@@ -235,8 +239,8 @@ class Snapshot:
             minimum=self.column("minimum", first, count)[held],
             maximum=self.column("maximum", first, count)[held],
             inputs=pack(self.column("inputs", first, count)[held].tobytes()),
-            skipped=self._reasons(flags == _SKIPPED, reason),
-            failed=self._reasons(flags == _FAILED, reason),
+            skipped=self._reasons(flags == SKIPPED, reason),
+            failed=self._reasons(flags == FAILED, reason),
             digest=f"sha256:{self.column('shard_digest', shard, 1).tobytes().hex()}" if size else "",
             size=size,
             numerics=None if numerics < 0 else numerics,

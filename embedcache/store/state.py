@@ -15,7 +15,7 @@ import numpy as np
 
 from embedcache.errors import CorruptionError, MismatchError
 from embedcache.store import layout
-from embedcache.store.journal import HINT, JournalFile, Place, read_record
+from embedcache.store.journal import JournalFile, Place, hint_for, read_record
 from embedcache.store.known import COMMITTED, FAILED, SKIPPED, KnownTiles
 from embedcache.store.packing import unpack_flags
 from embedcache.store.record import ShardRecord, read_image
@@ -97,7 +97,8 @@ class StoreState(KnownTiles):
             self._apply(place, record)
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CorruptionError(
-                f"{place.path}: the record at byte {place.offset} is malformed: {error!r}.", hint=HINT
+                f"{place.path}: the record at byte {place.offset} is malformed: {error!r}.",
+                hint=hint_for(self.root),
             ) from error
 
     def _apply(self, place: Place, record: Mapping[str, Any]) -> None:
@@ -145,7 +146,7 @@ class StoreState(KnownTiles):
             raise CorruptionError(
                 f"The journal of {self.root} says that the store has {n_tiles:,} tiles, but a part of its tile "
                 "table is missing or of another size.",
-                hint=HINT,
+                hint=hint_for(self.root),
             )
 
     def _apply_shard(self, place: Place, values: Mapping[str, Any], sequence: int) -> None:
@@ -185,8 +186,8 @@ class StoreState(KnownTiles):
         if values["volume"] is not None:
             spec["volume"] = dict(values["volume"])
         self.superseded = self.attributes
-        self.attributes = {**self.attributes, "spec": spec, "fingerprint": values["fingerprint"]}
         self.former.append(str(self.attributes["fingerprint"]))
+        self.attributes = {**self.attributes, "spec": spec, "fingerprint": values["fingerprint"]}
         self.take_back(stale)
 
     def _apply_snapshot(self, values: Mapping[str, Any], sequence: int) -> None:

@@ -5,6 +5,7 @@ A store is a Zarr v3 group with a journal beside its arrays. Only what the journ
 
 from __future__ import annotations
 
+import errno
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from embedcache.errors import CorruptionError, InputError, MismatchError
+from embedcache.errors import CorruptionError, InputError, MismatchError, StorageError
 from embedcache.files import mutex, read_error, read_inside, require_no_links, sha256_hex, write_file
 from embedcache.sam.decoder import Decoder
 from embedcache.store import layout
@@ -34,7 +35,7 @@ from embedcache.store.journal import CREATED, MAIN
 from embedcache.store.predictor import StorePredictor
 from embedcache.store.reader import EmbeddingReader
 from embedcache.store.replay import append, catch_up, read_state
-from embedcache.store.session import writing
+from embedcache.store.session import make_durable, writing
 from embedcache.store.spec import EncodeSpec
 from embedcache.store.state import StoreState
 from embedcache.store.view import StoreView
@@ -171,12 +172,14 @@ class EmbeddingStore(StoreView):
 
     def catch_up(self) -> None:
         """Take in what was appended since the snapshot; for a writer, who keeps others from compacting."""
-        if self.state.files[CREATED].is_current():
-            before = self.state.n_tiles
+        before = self.state.n_tiles
+        try:
+            self.state.files[CREATED].reopen()
             catch_up(self.state)
-            self._follow(self.state, before)
-        else:
+        except FileNotFoundError:  # compacted since
             self.refresh()
+        else:
+            self._follow(self.state, before)
 
     def _follow(self, state: StoreState, before: int | None = None) -> None:
         longer = state.n_tiles != (self.state.n_tiles if before is None else before)
@@ -278,8 +281,27 @@ class EmbeddingStore(StoreView):
         with writing(self, shards) as writer:
             yield writer
 
+    def make_durable(self) -> None:
+        """Make durable all that the journal says, so that a power cut takes none of it; a writer does so itself.
+
+        For whoever finds a store complete and relies on it: its last writer may have been killed before it came
+        to the fsync. Of a store that this user may only read nothing is done.
+
+        Raises
+        ------
+        StorageError
+            When the disk refuses.
+        """
+        try:
+            make_durable(self.path)
+        except StorageError as error:
+            if getattr(error.__cause__, "errno", None) not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+
     def add_certificate(self, certificate: Mapping[str, Any]) -> None:
         """Keep what was measured of the embeddings' fidelity; a writer may be at work meanwhile.
+
+        The snapshot stays as it is, as a writer may be using it: :meth:`refresh` shows the certificate.
 
         Raises
         ------
@@ -289,8 +311,7 @@ class EmbeddingStore(StoreView):
         folder = self.path / layout.JOURNAL
         require_no_links(self.path, folder)
         with mutex(folder, guarded=self.path):
-            self.refresh()
-            append(self.state, MAIN, {"kind": "certificate", "certificate": dict(certificate)})
+            append(self.read_state(), MAIN, {"kind": "certificate", "certificate": dict(certificate)})
 
     def write_group(self) -> None:
         """Copy the journal's numerics and lengths into the group's metadata, if they differ; for the writer."""

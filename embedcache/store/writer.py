@@ -5,10 +5,8 @@ How the embeddings of one shard become a durable file is in ``commit.py``.
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -17,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache.errors import CorruptionError, EmbedcacheError, InputError, MismatchError
-from embedcache.files import mutex
+from embedcache.files import holder_name, mutex
 from embedcache.store import layout
 from embedcache.store.commit import Embeddings, GivenTiles, commit_shard, settle_shard
 from embedcache.store.journal import MAIN, shards_file
@@ -43,11 +41,12 @@ class StoreWriter:
         The shards that it may commit; ``None``: all.
     """
 
-    def __init__(self, store: EmbeddingStore, shards: range | None) -> None:
+    def __init__(self, store: EmbeddingStore, shards: range | None, require_lock: Callable[[], None]) -> None:
         self.shards = shards
+        self._require_lock = require_lock
         self._store = store
         self._numerics: int | None = None
-        self._name = f"process {os.getpid()} on {socket.gethostname()}"
+        self._name = holder_name()
         self._threads = threading.RLock()
         self._has_mutex = False
         self._unsure = False
@@ -143,8 +142,8 @@ class StoreWriter:
                 raise InputError(
                     f"wanted has shape {wanted.shape}; the store has {state.n_tiles} tile numbers."
                 )
-            if dict(selection) in state.selections and not (wanted & ~state.wanted).any():
             wanted = np.pad(wanted, (0, state.n_tiles - len(wanted)))
+            if dict(selection) in state.selections and not (wanted & ~state.wanted).any():
                 return
             record = {"kind": "selection", "selection": dict(selection), "wanted": pack_flags(wanted)}
             append(state, MAIN, record)
@@ -292,6 +291,7 @@ class StoreWriter:
     def _record(self, record: Mapping[str, Any]) -> None:
         """Journal what is now so of a shard."""
         with self._threads:
+            self._require_lock()
             self._unsure = True
             if self.shards is None:
                 with self.store_wide():
