@@ -68,6 +68,12 @@ def test_half_and_brain_floats_are_quantised_as_the_floats_they_are() -> None:
             assert torch.equal(one, other)
 
 
+def test_a_scale_is_the_quotient_correctly_rounded() -> None:
+    largest = np.random.default_rng(0).uniform(0, 20, 5000).astype(np.float32)
+    _, scales = quantise(torch.from_numpy(largest)[:, None, None, None])
+    assert np.array_equal(scales[:, 0].numpy(), (largest.astype(np.float64) / LEVELS).astype(np.float32))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_gives_the_same_bits() -> None:
     exact = torch.randn(4, 256, 64, 64, generator=torch.Generator().manual_seed(1)) * 10

@@ -51,7 +51,8 @@ def quantise(embeddings: Tensor) -> tuple[Tensor, Tensor]:
     scales : Tensor of float32, shape (B, 256)
     """
     exact = embeddings.float()
-    scales = exact.abs().amax(dim=(-2, -1)) / LEVELS
+    # by a tensor: by a number, CUDA multiplies with the rounded reciprocal, which is another result
+    scales = exact.abs().amax(dim=(-2, -1)) / torch.tensor(LEVELS, dtype=exact.dtype, device=exact.device)
     scales = torch.where(scales < _SMALLEST, torch.zeros_like(scales), scales)
     usable = torch.isfinite(scales) & (scales > 0)
     divisors = torch.where(usable, scales, torch.ones_like(scales))[..., None, None]
