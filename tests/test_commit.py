@@ -27,6 +27,7 @@ from embedcache.store.shard import FLOAT16, INT8, Form, payload
 
 FIXTURE = Path(__file__).parent / "fixtures" / "store-format-1-first.tar.xz"
 FORMS = [FLOAT16, INT8]
+OF_INT8_ALONE = ("scales", "no scales")
 N = 4
 
 
@@ -206,16 +207,21 @@ def unshare(store: EmbeddingStore) -> None:
 # ---- what is kept
 
 
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.dtype)
-@pytest.mark.parametrize("harm", ["bit", "checksum", "missing", "cut", "link", "scales"])
+def harmed(*harms: str) -> pytest.MarkDecorator:
+    """Each form with each of the harms that can be done to it."""
+    pairs = [(form, harm) for form in FORMS for harm in harms if form == INT8 or harm not in OF_INT8_ALONE]
+    return pytest.mark.parametrize(
+        ("form", "harm"), pairs, ids=[f"{form.dtype}-{harm}" for form, harm in pairs]
+    )
+
+
+@harmed("bit", "checksum", "missing", "cut", "link", "scales")
 def test_a_broken_tile_that_is_to_be_kept_stops_the_commit_and_names_the_way_out(
     tmp_path: Path, form: Form, harm: str
 ) -> None:
     store = new_store(tmp_path / "s", form)
     put(store, {0: 0, 1: 1})
     break_shard(store, harm)
-    if harm == "scales" and form == FLOAT16:
-        return
     with pytest.raises(CorruptionError, match="shard 0 cannot be extended") as caught:
         put(store, {2: 2})
     assert f"`embedcache repair {store.path}`" in str(caught.value)
@@ -223,8 +229,7 @@ def test_a_broken_tile_that_is_to_be_kept_stops_the_commit_and_names_the_way_out
     assert not list(store.path.rglob("*.partial"))
 
 
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.dtype)
-@pytest.mark.parametrize("harm", ["bit", "checksum", "missing", "cut", "index", "scales", "no scales"])
+@harmed("bit", "checksum", "missing", "cut", "index", "scales", "no scales")
 def test_tiles_that_are_given_anew_need_not_be_readable(tmp_path: Path, form: Form, harm: str) -> None:
     store = new_store(tmp_path / "s", form)
     put(store, {0: 0, 1: 1})
@@ -256,12 +261,13 @@ def break_shard(store: EmbeddingStore, harm: str) -> None:
     elif harm == "link":
         path.rename(store.path.parent / "aside")
         path.symlink_to(store.path.parent / "aside")
-    elif store.form == INT8:
+    elif harm == "no scales":
+        scales.unlink()
+    else:
+        assert harm == "scales"
         content = bytearray(scales.read_bytes())
         content[CHANNELS * 4 + 5] ^= 1
         scales.write_bytes(content)
-        if harm == "no scales":
-            scales.unlink()
 
 
 def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
@@ -348,25 +354,46 @@ def test_the_order_of_writing(tmp_path: Path, form: Form) -> None:
     first, second = [], []
     with store.writer() as writer:
         for steps, tile in ((first, 0), (second, 1)):
-            with watched(lambda step, arguments, steps=steps: steps.append(summary(step, arguments))):
+            with watched(lambda *step, steps=steps: steps.append(summary(tmp_path, *step))):
                 writer.commit_shard(
                     0, embeddings={tile: stored(store, tile)}, input_digests={tile: digest_of(tile)}
                 )
-    scales = form == INT8
-    published = ["fsync", *["fsync"] * scales]  # of the staged files
-    renamed = [*["replace scales"] * scales, "replace image_embeddings", '"kind":"shard"', "fsync"]
-    assert [step for step in first if step] == published + renamed
-    assert [step for step in second if step] == [*published, '"kind":"intent"', "fsync", *renamed]
+    folders = {layout.SCALES: "c/0", layout.EMBEDDINGS: "c/0/0/0"}
+    arrays = [layout.SCALES] * (form == INT8) + [layout.EMBEDDINGS]
+    staged = ["fsync"] * len(arrays)
+    published = {
+        array: [f"replace {array}/{folders[array]}/0", f"fsync {array}/{folders[array]}"] for array in arrays
+    }
+    recorded = ['"kind":"shard"', "fsync"]
+    assert [step for step in first if step] == [
+        *staged,
+        *(step for array in arrays for step in [*made(array, folders[array]), *published[array]]),
+        *recorded,
+        f"fsync {layout.JOURNAL}",
+    ]
+    assert [step for step in second if step] == [
+        *staged,
+        *['"kind":"intent"', "fsync"],
+        *(step for array in arrays for step in published[array]),
+        *recorded,
+    ]
 
 
-def summary(step: str, arguments: tuple[Any, ...]) -> str:
+def made(array: str, folder: str) -> list[str]:
+    """The steps that make a folder of an array and its parents, each of them durable before the next."""
+    steps, parent = [], array
+    for name in folder.split("/"):
+        steps += [f"mkdir {parent}/{name}", f"fsync {parent}"]
+        parent = f"{parent}/{name}"
+    return steps
+
+
+def summary(root: Path, step: str, arguments: tuple[Any, ...]) -> str:
     if step == "write":
         text = b"".join(bytes(piece[:100_000]) for piece in arguments[1])
         return next((kind for kind in ('"kind":"intent"', '"kind":"shard"') if kind.encode() in text), "")
-    if step == "replace":
-        return (
-            f"replace {next(part for part in arguments[1].parts if part in ('scales', 'image_embeddings'))}"
-        )
+    if step in ("replace", "mkdir", "fsync_folder"):
+        return f"{step.removesuffix('_folder')} {arguments[-1].relative_to(root)}"
     return "fsync" if step == "fsync" else ""
 
 
@@ -539,3 +566,42 @@ def test_embeddings_that_a_changed_source_took_back_leave_the_file(tmp_path: Pat
         assert store.skipped[stale]
     assert not layout.shard_path(store.path, 0).exists()
     assert EmbeddingStore.open(store.path).status().bytes == 0
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.dtype)
+def test_a_file_that_is_replaced_is_announced_although_none_of_its_tiles_counts(
+    tmp_path: Path, form: Form
+) -> None:
+    store = new_store(tmp_path, form)
+    put(store, {0: 0, 1: 1})
+    with store.writer() as writer:
+        writer.change_source(None, (), np.array([True, True, False, False]))
+        with watched(refusing_lines_with('"kind":"shard"')), pytest.raises(StorageError):
+            writer.commit_shard(0, embeddings={0: stored(store, 10)}, input_digests={0: digest_of(10)})
+    store = EmbeddingStore.open(tmp_path)
+    assert list(store.state.intents) == [0]
+    assert not store.committed.any()
+    with store.writer():
+        pass
+    assert not store.state.intents
+    assert store.committed.tolist() == [True, False, False, False]
+    assert is_seed(store, 0, 10)
+
+
+def test_a_reason_that_is_added_leaves_the_numerics_of_the_embeddings_as_they_were(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    with store.writer() as writer:
+        writer.decide_numerics({"threads": 1})
+        writer.commit_shard(0, embeddings={0: embedding(0)}, input_digests={0: DIGEST})
+    with store.writer() as writer:
+        writer.decide_numerics({"threads": 8}, allow=True)
+        writer.commit_shard(0, embeddings={}, input_digests={}, failed={1: "odd"})
+        assert numerics_of(store) == 0
+        writer.commit_shard(0, embeddings={2: embedding(2)}, input_digests={2: DIGEST})
+        assert numerics_of(store) == 1
+
+
+def numerics_of(store: EmbeddingStore) -> int | None:
+    record = store.shard_record(0)
+    assert record is not None
+    return record.numerics

@@ -305,6 +305,33 @@ def test_a_tile_that_was_taken_back_is_missing_not_broken(tmp_path: Path) -> Non
     assert np.array_equal(reading[1].half().numpy(), embedding(61))
 
 
+@pytest.mark.parametrize("form", ["float16", "int8"])
+def test_what_was_taken_back_is_missing_also_while_its_shard_is_being_replaced(
+    tmp_path: Path, form: str
+) -> None:
+    store = make_store(tmp_path, spec=spec(store_dtype=form))
+    commit(store, 0, 1)
+    reading = EmbeddingStore.open(tmp_path)
+    with store.writer() as writer:
+        writer.change_source(None, (), np.array([True, True, False, False, False]))
+        with watched(refusing_lines_with('"kind":"shard"')), pytest.raises(StorageError):
+            writer.commit_shard(0, embeddings={0: stored(store, 70)}, input_digests={0: DIGEST})
+    assert torch.equal(reading[0], floats(store, 70))
+    with pytest.raises(MissingTilesError, match="tile 1"):
+        reading[1]
+
+
+def test_what_was_taken_back_is_missing_although_its_bytes_are_broken_as_well(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    commit(store, 0)
+    reading = EmbeddingStore.open(tmp_path)
+    with store.writer() as writer:
+        writer.change_source(None, (), np.array([True, False, False, False, False]))
+    shard_path(tmp_path, 0).unlink()
+    with pytest.raises(MissingTilesError, match="tile 0"):
+        reading[0]
+
+
 def test_halves_are_read_only_into_memory_that_lies_in_one_piece(store: EmbeddingStore) -> None:
     strided = torch.empty((256, 64, 64, 2), dtype=torch.float16).permute(3, 0, 1, 2)
     with pytest.raises(InputError, match="contiguous"):

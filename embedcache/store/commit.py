@@ -1,8 +1,8 @@
 """Turns the embeddings of one shard into a durable file and its journal record.
 
 The order is: shard and scales under temporary names, fsync; an intent with the new digests, where the shard
-already holds committed tiles; rename of the scales, then of the shard, fsync of the folders; the shard's
-record. So after a crash it is known which of the two the file is.
+has a file already; rename of the scales, then of the shard, fsync of the folders; the shard's record. So after a
+crash it is known which of the two the file is.
 """
 
 from __future__ import annotations
@@ -64,42 +64,58 @@ def commit_shard(
         tile - base: (stored, bytes.fromhex(given.input_digests[tile]))
         for tile, stored in sorted(given.embeddings.items())
     }
-    record = replace(old, numerics=numerics, writer=writer, seconds=seconds)
+    made_under = numerics if new else old.numerics  # a reason alone makes no embedding another one
+    known = replace(old, numerics=made_under, writer=writer, seconds=seconds)
 
     def finished(record: ShardRecord) -> ShardRecord:
         return with_reasons(record, old, base, given.skipped, given.failed)
 
     if not new and old.stale is None:
-        append(finished(record).to_dict(store.shard_tiles))
+        append(finished(known).to_dict(store.shard_tiles))
         return 0
     kept = {slot: row for slot, row in rows_of(old).items() if slot not in new}
     if not new and not kept:
-        append(finished(replace(with_rows(record, {}), digest="", size=0)).to_dict(store.shard_tiles))
-        _remove_files(store, shard)
+        _empty_shard(store, finished(replace(with_rows(known, {}), digest="", size=0)), append)
         return 0
     body = ShardBody(shard, store.form, store.shard_tiles, new, kept, _kept_tiles(store, old))
-    with _staging(store, shard) as staged:
-        size = _stage_body(store, staged.shard, body)
-        record = finished(replace(with_rows(record, body.rows), digest=body.digest, size=size))
-        if body.scales:
-            stage_file(staged.scales, [scales_bytes(body.scales, store.shard_tiles)])
-        if len(old.slots):
-            append(record.to_dict(store.shard_tiles, kind="intent"))
-        if body.scales:
-            publish_file(staged.scales, layout.scales_path(store.path, shard))
-        publish_file(staged.shard, layout.shard_path(store.path, shard))
-    append(record.to_dict(store.shard_tiles))
-    return size
+    return _replace_files(store, body, known, finished, append)
 
 
-def _remove_files(store: EmbeddingStore, shard: int) -> None:
+def _empty_shard(store: EmbeddingStore, record: ShardRecord, append: Append) -> None:
     """Remove the files of a shard whose last embeddings a changed source took back: no Zarr reader may see them.
 
     After the record: a kill in between leaves a file that no record speaks of, which counts for nothing.
     """
-    for path in (layout.shard_path(store.path, shard), layout.scales_path(store.path, shard)):
+    append(record.to_dict(store.shard_tiles))
+    for path in (layout.shard_path(store.path, record.shard), layout.scales_path(store.path, record.shard)):
         require_no_links(store.path, path.parent)
         remove_file(path)
+
+
+def _replace_files(
+    store: EmbeddingStore,
+    body: ShardBody,
+    known: ShardRecord,
+    finished: Callable[[ShardRecord], ShardRecord],
+    append: Append,
+) -> int:
+    """Give a shard the files of this body; ``known`` is its record still with the rows of the files it has.
+
+    Where there are files they are announced, even when no tile of theirs counts any longer: a reader that opened
+    the store before the source changed still looks for its tiles in them. Returns the bytes of the shard file.
+    """
+    with _staging(store, body.shard) as staged:
+        size = _stage_body(store, staged.shard, body)
+        record = finished(replace(with_rows(known, body.rows), digest=body.digest, size=size))
+        if body.scales:
+            stage_file(staged.scales, [scales_bytes(body.scales, store.shard_tiles)])
+        if known.size > 0:
+            append(record.to_dict(store.shard_tiles, kind="intent"))
+        if body.scales:
+            publish_file(staged.scales, layout.scales_path(store.path, body.shard))
+        publish_file(staged.shard, layout.shard_path(store.path, body.shard))
+    append(record.to_dict(store.shard_tiles))
+    return size
 
 
 def settle_shard(store: EmbeddingStore, shard: int, append: Append) -> bool:

@@ -191,6 +191,7 @@ class EmbeddingReader:
             self._forget(shard)
             newer = self._news(shard, state, until)
             if newer is None:
+                self._require_committed(tile, self._newest.state())  # or it was taken back meanwhile
                 raise CorruptionError(
                     f"{self._store.path}, {self._store.describe(tile)}: {reason.message}.",
                     hint=f"`embedcache repair {self._store.path}` encodes it anew. Other tiles still read.",

@@ -41,7 +41,7 @@ class TileRecord:
     Parameters
     ----------
     crc32c : int
-        CRC-32C of the 2 MiB of the stored embedding.
+        CRC-32C of the stored embedding: 2 MiB of a float16 store, 1 MiB of an int8 one.
     input_digest : str
         SHA-256, 64 hex digits, of the pixels that were encoded.
     minimum, maximum : float
@@ -77,7 +77,7 @@ class ShardRecord:
     size : int
         Bytes of the shard file.
     numerics : int or None
-        Number of the numerics record under which the last tiles were made.
+        Number of the numerics record under which the last of its embeddings were made.
     writer : str
         Who wrote it: process and host.
     seconds : dict of str to float
