@@ -16,7 +16,8 @@ from PIL import Image
 
 from embedcache.cli.app import run as command
 from embedcache.encode import pipeline
-from embedcache.errors import ConfigError, Interrupted, MismatchError, VolumeError
+from embedcache.encode.plan import bytes_per_tile
+from embedcache.errors import ConfigError, Interrupted, MismatchError, StorageError, VolumeError
 
 
 @pytest.fixture
@@ -109,6 +110,30 @@ def test_changed_tiles_outside_the_selection_are_encoded_as_well(volume, tmp_pat
     result = quick(volume, store=tmp_path / "s.zarr", changed="reencode", z_range="0:2")
     assert (result.changed, result.encoded) == (2, 2)
     assert result.store.committed.sum() == 6
+    assert (result.selected, result.reused) == (2, 1)  # of what was asked for; the rest is said apart
+
+
+def test_tiles_that_changed_need_room_too_but_none_beyond_what_their_shards_have(tmp_path, monkeypatch):
+    volume, store = scan(tmp_path / "scan.npy", planes=8), tmp_path / "s.zarr"
+    quick(volume, store=store, shard_tiles=4, z_range="0:6")
+    before = all_bytes(store)
+    np.save(volume, np.load(volume)[::-1] // 2)
+    margin = (64 << 20) + 4 * bytes_per_tile("float16")  # one shard stands beside its older half
+    for free, enough in ((margin - 4096, False), (margin + 4096, True)):  # the second resumes the first
+        monkeypatch.setattr(pipeline, "free_bytes", lambda _, free=free: free)
+        if enough:
+            result = quick(volume, store=store, changed="reencode", z_range="0:6")
+            assert (result.selected, result.encoded) == (6, 6)
+        else:
+            with pytest.raises(StorageError, match="marked as missing"):
+                quick(volume, store=store, changed="reencode", z_range="0:6")
+            assert shard_files(before) == shard_files(all_bytes(store))
+    monkeypatch.undo()
+    assert shard_digests(store) == fresh(volume, tmp_path / "new.zarr", shard_tiles=4, z_range="0:6")
+
+
+def shard_files(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: data for name, data in files.items() if "/image_embeddings/c/" in name}
 
 
 def test_a_partial_store_is_not_completed_beyond_what_it_wants(volume, tmp_path):

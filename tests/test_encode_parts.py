@@ -347,11 +347,19 @@ def test_the_command_takes_its_part_from_slurm_and_says_so(volume, tmp_path, mon
     assert command(arguments) == 0
     shown = capsys.readouterr()
     assert "SLURM array" in shown.err
-    assert "part 1 of 2" in shown.err
-    assert json.loads(shown.out)["num_parts"] == 2
+    assert "part 1 of 2: 1/2 of the selection is left to other tasks" in shown.err
+    assert "4 of its tiles are missing by now" in shown.err
+    said = json.loads(shown.out)
+    assert (said["num_parts"], said["tiles_missing_in_store"], said["complete"]) == (2, 4, False)
     assert command([*arguments, "--num-parts", "1", "--part-id", "0"]) == 0
-    assert "SLURM" not in capsys.readouterr().err
-    assert [(options.num_parts, options.part_id) for options in asked] == [(2, 1), (1, 0)]
+    shown = capsys.readouterr()
+    assert "SLURM" not in shown.err
+    assert "other tasks" not in shown.err
+    said = json.loads(shown.out)
+    assert (said["tiles_missing_in_store"], said["complete"]) == (0, True)
+    assert command(arguments) == 0
+    assert "it is complete by now" in capsys.readouterr().err
+    assert [(options.num_parts, options.part_id) for options in asked] == [(2, 1), (1, 0), (2, 1)]
     assert EmbeddingStore.open(tmp_path / "s.zarr").status().complete
 
 

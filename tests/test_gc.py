@@ -216,6 +216,32 @@ def test_a_store_that_no_run_refers_to_is_garbage_only_when_asked_for(tmp_path: 
     assert verify(used.path).ok == 3
 
 
+def test_a_store_that_a_run_names_through_a_link_is_used(tmp_path: Path) -> None:
+    store = filled(tmp_path / "data" / "s", n=3)
+    (tmp_path / "alias").symlink_to(tmp_path / "data")
+    make_run(tmp_path / "runs", store, stores=[str(tmp_path / "alias" / "s")], fingerprints=[])
+    assert find_garbage(store.path, references(tmp_path / "runs")) == []
+    make_run(tmp_path / "more", store, fingerprints=[])
+    assert find_garbage(tmp_path / "alias" / "s", references(tmp_path / "more")) == []
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_a_store_is_known_by_every_fingerprint_that_it_has_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compacted: bool
+) -> None:
+    store = filled(tmp_path / "s", n=3)
+    make_run(tmp_path / "runs", store, stores=["/gone/elsewhere.zarr"])
+    if compacted:
+        monkeypatch.setattr(compaction, "COMPACT_BYTES", 0)
+    for pixels in ("1" * 64, "2" * 64):
+        with store.writer() as writer:
+            writer.change_source({**store.spec.volume, "pixels": pixels}, [], np.zeros(3, bool))
+    again = EmbeddingStore.open(store.path)
+    assert (again.state.snapshot is not None) is compacted
+    assert len({again.fingerprint, *again.state.former}) == 3
+    assert find_garbage(store.path, references(tmp_path / "runs")) == []
+
+
 def test_an_unused_store_with_foreign_files_is_not_removed(tmp_path: Path) -> None:
     store, used = filled(tmp_path / "s", n=3), filled(tmp_path / "used", n=3)
     make_run(tmp_path / "runs", used, fingerprints=[])

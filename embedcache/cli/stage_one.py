@@ -64,7 +64,21 @@ def encode(volume: str, like: str | None, as_json: bool, **wishes: Any) -> None:
         print_json(result.to_dict())
     else:
         _print_encode(result)
+    _say_rest(result)
     click.get_current_context().exit(result.exit_code)
+
+
+def _say_rest(result: EncodeResult) -> None:
+    """Tell at the end of a part's run that the others have a share, and what the store lacks by now."""
+    part = result.part
+    if part is None or part.of == 1:
+        return
+    missing = result.missing_in_store
+    state = f"{missing:,} of its tiles are missing by now" if missing else "it is complete by now"
+    click.echo(
+        f"{part}: {part.of - 1}/{part.of} of the selection is left to other tasks; {result.store.path}: {state}.",
+        err=True,
+    )
 
 
 def _print_encode(result: EncodeResult) -> None:

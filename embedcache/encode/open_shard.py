@@ -5,14 +5,9 @@ from __future__ import annotations
 import time
 
 import numpy as np
-import numpy.typing as npt
 
 from embedcache.encode.tile_reader import ReadTile
-from embedcache.store.quantise import Quantised
-from embedcache.store.shard import extremes
-
-Embedding = npt.NDArray[np.float16] | Quantised
-"""One embedding as it is stored."""
+from embedcache.store.shard import Stored, extremes
 
 
 class OpenShard:
@@ -20,7 +15,7 @@ class OpenShard:
 
     def __init__(self, shard: int) -> None:
         self.shard = shard
-        self.embeddings: dict[int, Embedding] = {}
+        self.embeddings: dict[int, Stored] = {}
         self.digests: dict[int, str] = {}
         self.skipped: dict[int, str] = {}
         self.failed: dict[int, str] = {}
@@ -36,7 +31,7 @@ class OpenShard:
         self._twins[tile.number] = tile.digest
         return False
 
-    def add(self, tile: ReadTile, embedding: Embedding) -> None:
+    def add(self, tile: ReadTile, embedding: Stored) -> None:
         """Take an embedding in, or note why it cannot be stored: checked after the cast, where it overflows."""
         problem = why_not_stored(embedding)
         if problem is None:
@@ -45,7 +40,7 @@ class OpenShard:
         else:
             self.failed[tile.number] = problem
 
-    def copy(self, tile: ReadTile, embedding: Embedding) -> None:
+    def copy(self, tile: ReadTile, embedding: Stored) -> None:
         """Take in the embedding of another tile of equal pixels."""
         self.embeddings[tile.number] = embedding
         self.digests[tile.number] = tile.digest
@@ -80,7 +75,7 @@ class OpenShard:
         return not (self.embeddings or self.skipped or self.failed or self._twins)
 
 
-def why_not_stored(embedding: Embedding) -> str | None:
+def why_not_stored(embedding: Stored) -> str | None:
     """The reason why an embedding cannot be stored; None when it can."""
     # int8 too: a value that is not finite makes its channel's scale so, and what exceeds float16 has no record
     if np.isfinite(extremes(embedding)).all():  # of all values, at a twentieth of the time

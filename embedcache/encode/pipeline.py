@@ -9,6 +9,7 @@ how many parts did it.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,8 @@ def run_encode(options: EncodeOptions, progress: Progress, stop: Stop = lambda: 
     with stages.measure("prepare"):
         job = prepare(options, progress)
         whole = job.plan()
-        whole.require_space(free_bytes(job.store_path), str(job.store_path))  # parts fill one disk
+        at_hand = _bytes_at_hand(job.store_path, job.store, whole)  # for all: parts fill one disk
+        whole.require_space(at_hand, str(job.store_path))
     run = EncodeRun(job, stages, progress, stop)
     if options.changed == REENCODE and job.store is not None:
         store, plan = _reencode(job, job.store, whole, run, progress)
@@ -89,6 +91,7 @@ def _encode(
     plan = whole if part is None else whole.within(part.shards(whole.selected, whole.shard_tiles))
     run.compared = check_pixels(job, plan, progress)
     if job.store is not None and _nothing_new(job.store, job, whole, plan):
+        job.store.make_durable()  # its last writer may have been killed before the last fsync
         return job.store, plan
     store = job.store or _create(job)
     shards = None if part is None else part.shards(whole.selected, store.shard_tiles)
@@ -109,7 +112,7 @@ def _encode(
 def _reencode(
     job: EncodeJob, store: EmbeddingStore, whole: EncodePlan, run: EncodeRun, progress: Progress
 ) -> tuple[EmbeddingStore, EncodePlan]:
-    """Encode the selection and every tile whose pixels changed, wherever it lies."""
+    """Encode the selection and every tile whose pixels changed, wherever it lies; the plan is the selection's."""
     with store.writer() as writer:
         job.seen.require(store, all_images=True)
         found = take_over_changes(job, store, writer, progress, run.stop_if_asked)
@@ -118,9 +121,21 @@ def _reencode(
         writer.add_selection(job.selection.to_dict(), whole.selected)
         # What an earlier, killed command marked as changed is missing like anything else that is wanted.
         plan = job.plan_for(store, whole.selected | store.missing)
+        at_hand = _bytes_at_hand(store.path, store, plan)
+        plan.require_space(at_hand, str(store.path), "The changed tiles are marked as missing.")
         run.encode_missing(plan, store, writer)
     store.refresh()
-    return store, plan
+    return store, replace(plan, selected=whole.selected, missing=plan.missing & whole.selected)
+
+
+def _bytes_at_hand(path: Path, store: EmbeddingStore | None, plan: EncodePlan) -> int:
+    """Bytes that the missing tiles may take: what is free, and what their shards hold that counts no longer."""
+    freed, sizes = 0, [] if store is None else store.state.shard_bytes.tolist()
+    for shard, _ in plan.shards():
+        if store is not None and shard < len(sizes):
+            kept = store.committed[shard * store.shard_tiles : (shard + 1) * store.shard_tiles].sum()
+            freed += max(0, sizes[shard] - int(kept) * plan.bytes_per_tile)
+    return free_bytes(path) + freed
 
 
 def _nothing_new(store: EmbeddingStore, job: EncodeJob, whole: EncodePlan, plan: EncodePlan) -> bool:

@@ -13,16 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache.errors import StorageError
-from embedcache.store.shard import form_of
+from embedcache.store.scales import ROW_BYTES
+from embedcache.store.shard import INT8, form_of, index_bytes
 
 FREE_MARGIN_BYTES = 64 << 20
 """Bytes that stay free beside the embeddings: journal, decoder, tile table."""
-
-INDEX_BYTES = 16
-"""Bytes of one tile's entry in the index of its shard."""
-
-SCALE_BYTES = 256 * 4
-"""Bytes of an int8 embedding's scales, one float32 a channel."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +81,8 @@ class EncodePlan:
             if len(members):  # np.split of nothing gives one empty part
                 yield int(members[0]) // self.shard_tiles, members.tolist()
 
-    def require_space(self, bytes_free: int, where: str) -> None:
-        """Refuse before the first byte when the disk cannot hold what is missing.
+    def require_space(self, bytes_free: int, where: str, so_far: str = "Nothing was written.") -> None:
+        """Refuse before the first byte when the disk cannot hold what is missing; ``so_far`` says what was done.
 
         Raises
         ------
@@ -98,7 +93,7 @@ class EncodePlan:
             return
         raise StorageError(
             f"{where}: {int(self.missing.sum()):,} embeddings need {readable_bytes(self.bytes_needed)}, "
-            f"but only {readable_bytes(bytes_free)} are free. Nothing was written.",
+            f"but only {readable_bytes(bytes_free)} are free. {so_far}",
             hint=self._what_fits(bytes_free),
         )
 
@@ -149,7 +144,9 @@ def plan_encode(
 
 def bytes_per_tile(store_dtype: str) -> int:
     """Bytes that one embedding takes in a store, with its checksum, index entry and scales."""
-    return form_of(store_dtype).chunk_bytes + INDEX_BYTES + (SCALE_BYTES if store_dtype == "int8" else 0)
+    form = form_of(store_dtype)
+    entry = index_bytes(2) - index_bytes(1)
+    return form.chunk_bytes + entry + (ROW_BYTES if form is INT8 else 0)
 
 
 def readable_bytes(count: float) -> str:

@@ -85,6 +85,11 @@ class EncodeResult:
         """0, or 7 when tiles failed."""
         return EXIT_FAILED_TILES if self.failed else EXIT_DONE
 
+    @property
+    def missing_in_store(self) -> int:
+        """Tiles that the store wants and has not yet, whoever is to encode them."""
+        return int(self.store.missing.sum())
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of ``embedcache encode --json``."""
         return {
@@ -108,6 +113,8 @@ class EncodeResult:
             "bytes_written": self.bytes_written,
             "device": self.device,
             "precision": self.precision,
+            "tiles_missing_in_store": self.missing_in_store,
+            "complete": self.store.status().complete,
             "part_id": None if self.part is None else self.part.number,
             "num_parts": None if self.part is None else self.part.of,
             "untrained": bool(self.store.provenance.get("untrained")),

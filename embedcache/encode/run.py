@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from embedcache.encode.open_shard import Embedding, OpenShard
+from embedcache.encode.open_shard import OpenShard
 from embedcache.encode.parts import Part
 from embedcache.encode.plan import EncodePlan
 from embedcache.encode.prepare import EncodeJob, device_name
@@ -21,6 +21,7 @@ from embedcache.progress import Progress
 from embedcache.sam.encoder import Encoder
 from embedcache.store import EmbeddingStore, StoreWriter
 from embedcache.store.quantise import Quantised, quantise
+from embedcache.store.shard import Stored
 
 COMMIT_SECONDS = 300.0
 """A shard that takes longer is committed in part, and completed later byte for byte the same."""
@@ -207,7 +208,7 @@ class EncodeRun:
         )
 
 
-def as_stored(embeddings: torch.Tensor, store_dtype: str) -> list[Embedding]:
+def as_stored(embeddings: torch.Tensor, store_dtype: str) -> list[Stored]:
     """Embeddings in the form that a store keeps: made on their device, so that few bytes cross to the host."""
     if store_dtype == "int8":
         values, scales = (tensor.cpu().numpy() for tensor in quantise(embeddings))

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from embedcache.encode.open_shard import Embedding
 from embedcache.errors import CorruptionError, MissingTilesError, StorageError
 from embedcache.store import EmbeddingStore
 from embedcache.store.quantise import Quantised
+from embedcache.store.shard import Stored
 
 REMEMBERED = 8
 """Embeddings kept in memory: of a volume's air there is one."""
@@ -32,7 +32,7 @@ class Twins:
 
     def __init__(self, store: EmbeddingStore) -> None:
         self._reader = store.reader()
-        self._remembered: OrderedDict[bytes, Embedding] = OrderedDict()
+        self._remembered: OrderedDict[bytes, Stored] = OrderedDict()
         self._learned: dict[bytes, int] = {}
         numbers, digests = store.recorded_inputs()
         if (
@@ -43,7 +43,7 @@ class Twins:
         order = np.argsort(keys, kind="stable")
         self._keys, self._numbers, self._digests = keys[order], numbers[order], digests[order]
 
-    def find(self, digest: str) -> Embedding | None:
+    def find(self, digest: str) -> Stored | None:
         """The embedding of these pixels; None when it is not known, or what is stored of it is damaged."""
         wanted = bytes.fromhex(digest)
         known = self._remembered.get(wanted)
@@ -74,7 +74,7 @@ class Twins:
                 return int(self._numbers[at])
         return None
 
-    def _read(self, number: int) -> Embedding | None:
+    def _read(self, number: int) -> Stored | None:
         try:
             values, scales = self._reader.read_stored([number])
         except (CorruptionError, MissingTilesError, StorageError):

@@ -8,22 +8,16 @@ holds the whole store's lock, and looks once more at what is there after it was 
 
 from __future__ import annotations
 
-import fcntl
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from embedcache.errors import InputError, StorageError
-from embedcache.files import PARTIAL_SUFFIX, mutex, range_lock, remove_file, remove_tree
-from embedcache.files.locks import CLAIMS
+from embedcache.files import CLAIMS, LITTER_NAME, is_free, mutex, range_lock, remove_file, remove_tree
 from embedcache.store import layout
 from embedcache.store.snapshot import is_snapshot
 from embedcache.store.store import EmbeddingStore
-
-LITTER_NAME = re.compile(rf".+\.\d+{re.escape(PARTIAL_SUFFIX)}")
-"""Names under which this package gathers a file's bytes: ``NAME.PROCESS.partial``."""
 
 OURS = {
     layout.GROUP_FILE,
@@ -61,7 +55,7 @@ class Garbage:
 
 @dataclass(frozen=True)
 class References:
-    """What a folder of runs refers to: paths and fingerprints of stores."""
+    """What a folder of runs refers to: paths, free of links, and fingerprints of stores."""
 
     runs: int
     paths: frozenset[str]
@@ -91,7 +85,7 @@ def references(runs: Path) -> References:
             raise InputError(
                 f"{config} does not say which stores its run was trained on. Nothing was removed."
             )
-        paths |= {str(Path(str(store)).absolute()) for store in stores}
+        paths |= {str(Path(str(store)).resolve()) for store in stores}
         fingerprints |= {str(text) for text in prints}
     return References(len(configs), frozenset(paths), frozenset(fingerprints))
 
@@ -119,11 +113,17 @@ def find_garbage(root: Path, used: References | None = None) -> list[Garbage]:
     if not (root / layout.GROUP_FILE).exists():
         return [_half_made(root)]
     store = EmbeddingStore.open(root)
-    if used is not None and str(root) not in used.paths and store.fingerprint not in used.fingerprints:
+    if used is not None and not _is_used(store, used):
         _refuse_foreign(root)
         why = f"none of the {used.runs} runs was trained on it"
         return [Garbage(root, tree_bytes(root), "unused store", why)]
     return [*partial_files(root), *_dead_locks(root), *_older_snapshots(store), *unrecorded_shards(store)]
+
+
+def _is_used(store: EmbeddingStore, used: References) -> bool:
+    """Whether a run names the store, by whichever path, or one of the fingerprints that it has or had."""
+    prints = {store.fingerprint, *store.state.former}
+    return str(store.path.resolve()) in used.paths or not prints.isdisjoint(used.fingerprints)
 
 
 def remove_garbage(root: Path, used: References | None = None) -> list[Garbage]:
@@ -155,7 +155,7 @@ def partial_files(root: Path) -> Iterator[Garbage]:
     """Files under temporary names, anywhere in the store: of a killed writer, or of one that is at work."""
     for path in _files(root):
         if LITTER_NAME.fullmatch(path.name):
-            yield _garbage(path, "partial file", "a killed writer left it")
+            yield _garbage(path, "partial file", "a killed writer left it, or one is writing it now")
 
 
 def unrecorded_shards(store: EmbeddingStore) -> Iterator[Garbage]:
@@ -207,25 +207,11 @@ def _dead_locks(root: Path) -> Iterator[Garbage]:
     folder = root / layout.JOURNAL
     try:
         with mutex(folder, guarded=root):
-            dead = [path for path in sorted((folder / CLAIMS).glob("*.lock")) if _is_free(path)]
+            dead = [path for path in sorted((folder / CLAIMS).glob("*.lock")) if is_free(path)]
     except StorageError:  # a read-only store: what can only be looked at by writing is left alone
         return
     for path in dead:
         yield _garbage(path, "dead lock", "the process that held it is gone")
-
-
-def _is_free(path: Path) -> bool:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True
 
 
 def _older_snapshots(store: EmbeddingStore) -> Iterator[Garbage]:
