@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from embedcache.geometry import EMBEDDING_SHAPE
 from embedcache.store import EmbeddingStore, EncodeSpec
+from embedcache.store.journal import JournalFile, Place
 from embedcache.store.quantise import Quantised, quantise
 from embedcache.store.shard import INT8
 from embedcache.volume.preprocess import Preprocess
@@ -92,3 +94,8 @@ def file_bytes(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def journal_records(path: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """The records of one journal file."""
+    return JournalFile(path.parent, path).records()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from store_samples import journal_records
 
 from embedcache.errors import CorruptionError
 from embedcache.files import append_line
@@ -20,7 +21,6 @@ from embedcache.store.journal import (
     journal_files,
     line_tail,
     read_record,
-    read_records,
 )
 from embedcache.store.packing import pack, pack_flags, unpack_flags
 from embedcache.store.record import ShardRecord
@@ -58,9 +58,9 @@ def test_a_journal_cut_anywhere_gives_its_whole_lines_and_goes_on(
     path = tmp_path_factory.mktemp("journal") / "main.jsonl"
     path.write_bytes(whole[:cut])
     kept = whole[:cut].count(b"\n")
-    assert [record for _, record in read_records(path)] == written[:kept]
+    assert [record for _, record in journal_records(path)] == written[:kept]
     append_line(path, encode_line({"kind": "next"}))
-    assert [record for _, record in read_records(path)] == [*written[:kept], {"kind": "next"}]
+    assert [record for _, record in journal_records(path)] == [*written[:kept], {"kind": "next"}]
 
 
 @pytest.mark.parametrize("body", [b"[1", b'{"a":' + b"[" * 100_000, b'"a"', b"{a"])
@@ -74,7 +74,7 @@ def test_a_damaged_line_in_the_middle_is_corruption_and_named(tmp_path: Path) ->
     lines[1] = lines[1].replace('"n":1', '"n":7')
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(CorruptionError, match="line 2"):
-        list(read_records(path))
+        list(journal_records(path))
 
 
 @pytest.mark.parametrize("garbage", [b"\x00" * 100, b"{}", b""])
@@ -84,21 +84,21 @@ def test_a_last_line_with_its_break_that_is_wrong_is_corruption_not_torn(
     path = tmp_path / "main.jsonl"
     path.write_bytes(encode_line({"kind": "x"}).encode() + b"\n" + garbage + b"\n")
     with pytest.raises(CorruptionError, match="line 2"):
-        list(read_records(path))
+        list(journal_records(path))
 
 
 def test_records_can_be_read_again_even_when_the_file_has_lost_its_name(tmp_path: Path) -> None:
     path = tmp_path / "main.jsonl"
     for n in range(3):
         append_record(tmp_path, path, {"kind": "x", "n": n})
-    places = [place for place, _ in read_records(path)]
+    places = [place for place, _ in journal_records(path)]
     path.unlink()
     assert [read_record(place) for place in places] == [{"kind": "x", "n": n} for n in range(3)]
 
 
 def test_a_record_that_changed_since_is_corruption(tmp_path: Path) -> None:
     append_record(tmp_path, tmp_path / "main.jsonl", {"kind": "x"})
-    place, _ = next(read_records(tmp_path / "main.jsonl"))
+    place, _ = next(journal_records(tmp_path / "main.jsonl"))
     place.path.write_bytes(b" " * place.length)
     with pytest.raises(CorruptionError, match="checksum"):
         read_record(place)

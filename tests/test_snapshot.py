@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from disk_faults import InterruptedDisk, refuse
-from store_samples import DIGEST, IMAGES, commit, embedding, file_bytes, make_store, table
+from store_samples import DIGEST, IMAGES, commit, embedding, file_bytes, journal_records, make_store, table
 
 from embedcache.errors import CorruptionError, StorageError
 from embedcache.files import crc32c
 from embedcache.files.disk import set_disk
 from embedcache.store import EmbeddingStore, compaction
-from embedcache.store.journal import CREATED, encode_line, read_records
+from embedcache.store.journal import CREATED, encode_line
 from embedcache.store.snapshot import STALE, is_snapshot
 
 
@@ -131,7 +131,7 @@ def test_a_snapshot_is_a_safetensors_file_with_the_documented_columns(tmp_path: 
     assert columns["inputs"][8].tobytes().hex() == DIGEST
     assert columns["crc"][0] == store.record(0).crc32c
     assert columns["shard_bytes"].tolist() == store.state.shard_bytes.tolist()
-    (_, about), (_, record) = read_records(tmp_path / "s" / "journal" / CREATED)
+    (_, about), (_, record) = journal_records(tmp_path / "s" / "journal" / CREATED)
     assert about["attributes"] == store.attributes
     assert f"{crc32c(path.read_bytes()):08x}" == record["file_crc32c"]
 
@@ -327,7 +327,7 @@ def change_snapshot(path: Path, change: Callable[[dict[str, Any], dict[str, Any]
 
 def write_snapshot(path: Path, file: Path, data: bytes) -> None:
     file.write_bytes(data)
-    (_, about), (_, record) = read_records(path / "journal" / CREATED)
+    (_, about), (_, record) = journal_records(path / "journal" / CREATED)
     record |= {"bytes": len(data), "file_crc32c": f"{crc32c(data):08x}"}
     (path / "journal" / CREATED).write_text(encode_line(about) + "\n" + encode_line(record) + "\n")
 
@@ -395,7 +395,7 @@ def test_a_tile_in_a_state_that_there_is_not_is_refused(tmp_path: Path, eager: N
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "snapshot-1.safetensors/..", "", 3])
 def test_a_snapshot_is_never_looked_for_elsewhere(tmp_path: Path, eager: None, name: object) -> None:
     busy_store(tmp_path / "s")
-    (_, about), (_, record) = read_records(tmp_path / "s" / "journal" / CREATED)
+    (_, about), (_, record) = journal_records(tmp_path / "s" / "journal" / CREATED)
     lines = encode_line(about), encode_line({**record, "file": name})
     (tmp_path / "s" / "journal" / CREATED).write_text("\n".join(lines) + "\n")
     with pytest.raises(CorruptionError, match="malformed"):

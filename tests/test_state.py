@@ -15,7 +15,6 @@ from store_samples import DIGEST, IMAGES, commit, embedding, make_store
 
 from embedcache.errors import CorruptionError, InputError, MismatchError, StorageError
 from embedcache.store import EmbeddingStore, journal
-from embedcache.store.creation import recorded_attributes
 from embedcache.store.journal import JournalFile, encode_line
 from embedcache.store.packing import pack, pack_flags
 from embedcache.store.record import ShardRecord, is_name, table_record
@@ -345,22 +344,6 @@ def test_attributes_that_differ_from_the_journal_are_corrupt_and_named(tmp_path:
     with pytest.raises(CorruptionError, match=r"provenance\.source") as caught:
         EmbeddingStore.open(tmp_path)
     assert "embedcache repair" in str(caught.value)
-
-
-def test_the_journal_says_what_the_attributes_are(tmp_path: Path) -> None:
-    store = make_store(tmp_path / "s")
-    (tmp_path / "s" / "zarr.json").unlink()
-    assert recorded_attributes(tmp_path / "s") == store.attributes
-    assert recorded_attributes(tmp_path / "elsewhere") is None
-    created = tmp_path / "s" / "journal" / "created.jsonl"
-    lines = created.read_text().splitlines()
-    created.write_text(lines[1] + "\n")
-    assert recorded_attributes(tmp_path / "s") is None
-    for tiles in (0, 10**9, "64"):
-        created.write_text(
-            encode_line({"kind": "store", "seq": 0, "attributes": {"shard_tiles": tiles}}) + "\n"
-        )
-        assert recorded_attributes(tmp_path / "s") is None
 
 
 def test_a_store_changed_between_two_looks_is_looked_at_again(

@@ -24,9 +24,8 @@ from embedcache.files import (
     write_file,
 )
 from embedcache.store import layout
-from embedcache.store.journal import CREATED, JournalFile, encode_line
+from embedcache.store.journal import CREATED, encode_line
 from embedcache.store.record import table_record
-from embedcache.store.replay import read_state
 from embedcache.store.spec import FORMAT, EncodeSpec, leaf_differences
 from embedcache.store.state import StoreState
 from embedcache.volume.volume import ImageRecord
@@ -170,31 +169,6 @@ def agreed_attributes(root: Path, found: Mapping[str, Any], state: StoreState) -
         )
     check_attributes(root, state.attributes)
     return state.attributes
-
-
-def recorded_attributes(root: Path) -> dict[str, Any] | None:
-    """The attributes as the journal has them, whatever ``zarr.json`` says; ``None`` where it has none.
-
-    Raises
-    ------
-    CorruptionError
-        When the journal is broken.
-    InputError, MismatchError
-        As of :func:`check_attributes`.
-    StorageError
-        When it cannot be read.
-    """
-    path = root / layout.JOURNAL / CREATED
-    try:
-        _, first = next(JournalFile(root, path).records())
-        tiles = first["attributes"]["shard_tiles"] if first["kind"] == "store" else None
-    except (FileNotFoundError, NotADirectoryError, StopIteration, LookupError, TypeError):
-        return None
-    if not (isinstance(tiles, int) and 1 <= tiles <= SHARD_TILES_LIMIT):
-        return None
-    attributes = read_state(root, tiles).attributes
-    check_attributes(root, attributes or {})
-    return attributes
 
 
 def _repair(root: Path) -> str:

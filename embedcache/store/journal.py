@@ -276,11 +276,6 @@ def journal_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names) if name.endswith(SUFFIX) and name != CREATED]
 
 
-def read_records(path: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
-    """Yield the records of one journal file; errors as of :class:`JournalFile` and its ``records``."""
-    yield from JournalFile(path.parent, path).records()
-
-
 def read_record(place: Place) -> dict[str, Any]:
     """Read one record again.
 

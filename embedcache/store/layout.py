@@ -213,12 +213,23 @@ def has_rows(root: Path, n_tiles: int) -> bool:
     """Whether the files of ``tiles`` are long enough for so many tile numbers.
 
     Asked before a number that a journal claims decides how much memory is taken.
+
+    Raises
+    ------
+    StorageError
+        When the system refuses to look.
     """
     chunks = -(-n_tiles // TILE_ROWS)
+    return all(_has_chunk(tiles_path(root, chunk)) for chunk in range(chunks))
+
+
+def _has_chunk(path: Path) -> bool:
     try:
-        return all(tiles_path(root, chunk).lstat().st_size == _CHUNK_BYTES for chunk in range(chunks))
-    except OSError:
+        return path.lstat().st_size == _CHUNK_BYTES
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError as error:
+        raise read_error(error, path) from error
 
 
 def write_tiles(root: Path, table: npt.NDArray[np.int64], *, first: int = 0) -> None:
