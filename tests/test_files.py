@@ -159,12 +159,13 @@ def test_a_file_is_cut_or_the_refusal_named(tmp_path: Path, on_disk: None) -> No
 
 
 def test_litter_is_removed_and_nothing_else(tmp_path: Path) -> None:
-    for name in ("a", "a.1.partial", "deep/b.2.partial", "deep/b"):
+    for name in ("a", "a.1.partial", "deep/b.2.partial", "deep/b", "my-notes.partial", ".3.partial"):
         files.write_file(tmp_path / name, b"x")
-    (tmp_path / "link.partial").symlink_to(tmp_path / "a")
+    (tmp_path / "link.1.partial").symlink_to(tmp_path / "a")
     assert files.remove_litter(tmp_path, deep=False) == 1
     assert files.remove_litter(tmp_path) == 1
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "deep", "link.partial"]
+    kept = [".3.partial", "a", "b", "deep", "link.1.partial", "my-notes.partial"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == kept
 
 
 def test_removing_says_whether_there_was_something(tmp_path: Path, on_disk: None) -> None:
@@ -193,3 +194,81 @@ def test_canonical_json_does_not_depend_on_order_and_refuses_nan() -> None:
     assert files.canonical_json({"b": 1, "a": [1.5, "ä"]}) == '{"a":[1.5,"\\u00e4"],"b":1}'
     with pytest.raises(ValueError):
         files.canonical_json(float("nan"))
+
+
+# ---- what a process that was killed left behind is not taken for durable
+
+
+class Notes(Disk):
+    """A disk that notes which folders were fsynced."""
+
+    def __init__(self) -> None:
+        self.folders: list[Path] = []
+
+    def fsync_folder(self, folder: Path) -> None:
+        self.folders.append(folder)
+        super().fsync_folder(folder)
+
+
+def test_a_folder_that_is_there_is_made_durable_once_and_again_when_it_is_another(
+    tmp_path: Path, on_disk: None
+) -> None:
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)  # by a process that was killed before it fsynced anything
+    notes = Notes()
+    set_disk(notes)
+    files.make_folder(folder)
+    assert notes.folders[-2:] == [tmp_path, tmp_path / "a"]
+    notes.folders.clear()
+    files.make_folder(folder)
+    assert notes.folders == []
+    folder.rmdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other").rename(folder)
+    files.make_folder(folder)
+    assert notes.folders in ([], [tmp_path / "a"])  # the system may give the number of the old one again
+    files.remove_tree(tmp_path / "a")
+    files.make_folder(folder)
+    assert folder.is_dir()
+
+
+def test_the_name_of_a_file_that_is_there_is_made_durable_by_the_first_line(
+    tmp_path: Path, on_disk: None
+) -> None:
+    (tmp_path / "log").write_text("")
+    notes = Notes()
+    set_disk(notes)
+    for line in ("one", "two"):
+        files.append_line(tmp_path / "log", line)
+    assert notes.folders.count(tmp_path) == 1
+    files.append_line(tmp_path / "log2", "one")
+    assert notes.folders.count(tmp_path) == 2
+
+
+def test_names_and_contents_that_somebody_else_wrote_are_made_durable(tmp_path: Path, on_disk: None) -> None:
+    (tmp_path / "a").write_text("x")
+    notes = Notes()
+    set_disk(notes)
+    files.sync_file(tmp_path / "a")
+    files.sync_names(tmp_path)
+    files.sync_names(tmp_path / "missing")
+    assert notes.folders[-1] == tmp_path
+    set_disk(FailingDisk("fsync", errno.EIO))
+    with pytest.raises(StorageError, match="Input/output error"):
+        files.sync_file(tmp_path / "a")
+    set_disk(FailingDisk("fsync_folder", errno.EIO))
+    with pytest.raises(StorageError, match="Input/output error"):
+        files.sync_names(tmp_path)
+
+
+def test_a_line_is_refused_before_its_first_byte_where_the_file_ends_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    files.append_line(path, "one", at=0)
+    for at in (0, 3, 8):
+        with pytest.raises(StorageError, match="somebody else"):
+            files.append_line(path, "two", at=at)
+    assert path.read_text() == "one\n"
+    with path.open("a") as stream:
+        stream.write("torn")
+    assert files.append_line(path, "two", at=4) == 4
+    assert path.read_text() == "one\ntwo\n"

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedcache.errors import LockedError, StorageError
-from embedcache.files import Claim, exclusive_lock, living_claims, mutex, range_lock
+from embedcache.files import (
+    Claim,
+    exclusive_lock,
+    holder_name,
+    is_free,
+    living_claims,
+    mutex,
+    range_lock,
+)
 from embedcache.files import locks as locks_module
 from embedcache.files.disk import Disk, set_disk
 
@@ -170,3 +178,125 @@ def test_a_link_in_the_place_of_a_lock_file_is_not_followed(tmp_path: Path) -> N
     with pytest.raises(StorageError, match="lock"):
         exclusive_lock(tmp_path / "lock").__enter__()
     assert not (tmp_path / "elsewhere").exists()
+
+
+# ---- what network file systems, forks and people do to locks
+
+
+def test_locks_work_where_only_a_file_open_for_writing_can_be_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS, where flock is a record lock of the server."""
+    real = fcntl.flock
+
+    def flock(descriptor: int, operation: int) -> None:
+        read_only = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+        if operation & fcntl.LOCK_EX and read_only:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with another_process(lambda: range_lock(tmp_path, range(0, 2), guarded=tmp_path)):
+        with range_lock(tmp_path, range(2, 4), guarded=tmp_path):
+            assert len(living_claims(tmp_path)) == 2
+        with pytest.raises(LockedError, match="shards 0 to 1"):
+            range_lock(tmp_path, range(1, 2), guarded=tmp_path).__enter__()
+    (dead,) = (tmp_path / "locks").iterdir()
+    assert is_free(dead)
+    with range_lock(tmp_path, None, guarded=tmp_path):
+        assert not dead.exists()
+
+
+def test_a_lock_file_of_a_living_writer_is_not_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with range_lock(tmp_path, None, guarded=tmp_path):
+        (own,) = (tmp_path / "locks").iterdir()
+        assert not is_free(own)
+
+        def refuse(*_: object) -> None:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+        with monkeypatch.context() as patched:
+            patched.setattr(fcntl, "flock", refuse)
+            with pytest.raises(StorageError, match="refuses to lock files"):
+                is_free(own)
+    assert not is_free(own)
+
+
+def test_another_users_lock_file_is_looked_at_although_it_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.open
+
+    def denied(path: object, flags: int, *rest: int, **named: int) -> int:
+        if str(path).endswith(".lock") and Path(str(path)).parent.name == "locks" and flags & os.O_RDWR:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(path, flags, *rest, **named)  # type: ignore[arg-type]
+
+    with another_process(lambda: range_lock(tmp_path, range(0, 2), guarded=tmp_path)):
+        monkeypatch.setattr(os, "open", denied)
+        assert [claim.shards for claim in living_claims(tmp_path)] == [range(0, 2)]
+
+
+def test_a_forked_child_that_leaves_the_block_releases_nothing(tmp_path: Path) -> None:
+    with range_lock(tmp_path, None, guarded=tmp_path), ExitStack() as stack:
+        stack.enter_context(exclusive_lock(tmp_path / "other"))
+        stack.enter_context(range_lock(tmp_path / "more", None, guarded=tmp_path))
+        child = os.fork()
+        if child == 0:
+            stack.close()
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        for folder in (tmp_path, tmp_path / "more"):
+            with pytest.raises(LockedError):
+                range_lock(folder, None, guarded=tmp_path).__enter__()
+        with pytest.raises(LockedError, match=holder_name()):
+            exclusive_lock(tmp_path / "other").__enter__()
+
+
+def test_a_forked_child_does_not_keep_the_lock_of_a_parent_that_died(tmp_path: Path) -> None:
+    """A data loader's worker that outlives its parent must not block the next writer."""
+    ready, done = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        range_lock(tmp_path, None, guarded=tmp_path).__enter__()
+        worker = os.fork()
+        if worker == 0:
+            signal.pause()
+        os.write(done, str(worker).encode())
+        os._exit(0)
+    os.waitpid(parent, 0)
+    worker = int(os.read(ready, 20))
+    try:
+        with range_lock(tmp_path, None, guarded=tmp_path):
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
+
+
+def test_a_lock_whose_file_was_removed_is_none(tmp_path: Path) -> None:
+    with range_lock(tmp_path, None, guarded=tmp_path) as held:
+        held.require()
+        child = os.fork()
+        if child == 0:
+            try:
+                held.require()
+            except StorageError:
+                os._exit(7)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        held.path.unlink()
+        with pytest.raises(StorageError, match="its lock file was removed"):
+            held.require()
+
+
+def test_who_waits_for_the_mutex_in_vain_is_told_who_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks_module, "MUTEX_SECONDS", 0.05)
+    with (
+        another_process(lambda: mutex(tmp_path, guarded=tmp_path)) as holder,
+        pytest.raises(LockedError, match=f"process {holder} on "),
+    ):
+        mutex(tmp_path, guarded=tmp_path).__enter__()
+    with mutex(tmp_path, guarded=tmp_path), pytest.raises(LockedError, match=holder_name()):
+        mutex(tmp_path, guarded=tmp_path).__enter__()

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from disk_faults import InterruptedDisk
-from store_samples import DIGEST, IMAGES, commit, embedding, file_bytes, make_store, spec, table
+from faults.power import Model, RecordingDisk
+from other_disks import watched
+from store_samples import DIGEST, IMAGES, commit, embedding, file_bytes, make_store, spec, stored, table
 
 from embedcache.errors import CorruptionError, EmbedcacheError, LockedError, MismatchError, StorageError
 from embedcache.files import append_line
@@ -239,6 +245,213 @@ def test_a_file_that_somebody_else_writes_is_seen(tmp_path: Path, monkeypatch: p
 
     with pytest.raises(StorageError, match="somebody else"):
         write_while_another_does()
+    monkeypatch.undo()
+    assert EmbeddingStore.open(tmp_path).committed.tolist() == [True, False, False, False]
+
+
+@pytest.fixture
+def other_host(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
+    """While its ``"here"`` is set, sizes of files are as old as the last open: what NFS says to a client."""
+    seen: dict[int, os.stat_result] = {}
+    switch = {"here": False}
+    real_open, real_stat = os.open, os.fstat
+
+    def open_(*given: Any, **named: Any) -> int:
+        descriptor = real_open(*given, **named)
+        if switch["here"]:
+            found = real_stat(descriptor)
+            seen[found.st_ino] = found
+        return descriptor
+
+    def fstat(descriptor: int) -> os.stat_result:
+        found = real_stat(descriptor)
+        return seen.setdefault(found.st_ino, found) if switch["here"] else found
+
+    def written(descriptor: int, *_: Any) -> Any:
+        return real_fsync(descriptor), seen.pop(real_stat(descriptor).st_ino, None)
+
+    real_fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", written)  # what a host writes itself, it knows
+    monkeypatch.setattr(os, "open", open_)
+    monkeypatch.setattr(os, "fstat", fstat)
+    return switch
+
+
+def test_a_host_sees_what_another_has_just_journalled_although_its_file_system_remembers_old_sizes(
+    tmp_path: Path, other_host: dict[str, bool]
+) -> None:
+    commit(make_store(tmp_path, n=8), 0)
+    mine = EmbeddingStore.open(tmp_path)
+    other_host["here"] = True
+    theirs = EmbeddingStore.open(tmp_path)
+    for file in theirs.state.files.values():
+        assert file.size == file.end
+    other_host["here"] = False
+    with mine.writer(range(2)) as writer:
+        writer.decide_numerics({"threads": 1})
+        writer.add_selection({"a": 1}, np.ones(8, np.bool_))
+        other_host["here"] = True
+        with theirs.writer(range(2, 4)) as second:
+            with pytest.raises(MismatchError, match="other numerics"):
+                second.decide_numerics({"threads": 2})
+            second.decide_numerics({"threads": 1})
+            commit_tiles(second, theirs, 4)
+        other_host["here"] = False
+        commit_tiles(writer, mine, 1)
+    found = EmbeddingStore.open(tmp_path)
+    assert found.state.numerics == [{"threads": 1}]
+    assert found.committed.tolist() == [True, True, False, False, True, False, False, False]
+
+
+def test_a_writer_follows_a_compaction_of_its_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedcache.store.compaction.COMPACT_BYTES", 0)
+    first, second = make_store(tmp_path, n=8), make_store(tmp_path, n=8)
+    for tile in range(4):
+        commit((first, second)[tile % 2], tile)
+    for seen in (second, EmbeddingStore.open(tmp_path)):
+        assert seen.committed.tolist() == [True] * 4 + [False] * 4
+        assert seen.state.snapshot is not None
+
+
+def test_a_writer_whose_lock_file_was_removed_commits_no_more(tmp_path: Path) -> None:
+    store = make_store(tmp_path, n=4)
+    for shards in (None, range(1)):
+        with store.writer(shards) as writer:
+            for path in (tmp_path / "journal" / "locks").iterdir():
+                path.unlink()
+            with pytest.raises(StorageError, match="its lock file was removed"):
+                commit_tiles(writer, store, 0)
+    assert not EmbeddingStore.open(tmp_path).committed.any()
+
+
+def test_a_users_own_files_are_left_alone(tmp_path: Path) -> None:
+    store = make_store(tmp_path, n=4)
+    own = [tmp_path / "my-notes.partial", tmp_path / "image_embeddings" / "draft.partial"]
+    left = [tmp_path / "zarr.json.4711.partial", tmp_path / "image_embeddings" / "0.4711.partial"]
+    for path in own + left:
+        path.write_text("x")
+    commit(store, 0)
+    assert [path.exists() for path in own + left] == [True, True, False, False]
+
+
+def test_a_damaged_journal_names_the_command_that_mends_it(tmp_path: Path) -> None:
+    commit(make_store(tmp_path / "my store"), 0)
+    path = tmp_path / "my store" / "journal" / "main.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"shard", b"shart", 1))
+    with pytest.raises(CorruptionError) as caught:
+        EmbeddingStore.open(tmp_path / "my store")
+    assert f"embedcache repair {tmp_path / 'my store'}" in str(caught.value)
+
+
+def test_a_certificate_leaves_the_snapshot_that_a_writer_of_the_same_object_uses(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    with store.writer() as writer:
+        commit_tiles(writer, store, 0)
+        before = store.state
+        store.add_certificate({"number": 0})
+        assert store.state is before
+        commit_tiles(writer, store, 1)
+        assert store.certificate == {"number": 0}
+    assert EmbeddingStore.open(tmp_path).certificate == {"number": 0}
+
+
+# ---- killed, run again to the end, then a power cut
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_what_the_run_after_a_kill_reports_is_there_after_a_power_cut(tmp_path: Path, dtype: str) -> None:
+    """A kill leaves steps that nobody fsynced; the next run must not take them for safe."""
+    commit(make_store(tmp_path / "begin", n=4, spec=spec(store_dtype=dtype)), 0)
+    whole = make_store(tmp_path / "whole", n=4, spec=spec(store_dtype=dtype))
+    for shard in range(2):
+        commit(whole, 2 * shard, 2 * shard + 1)
+    expected = [whole[tile] for tile in range(4)]
+    here, step = tmp_path / "here", 0
+    finished = False
+    while not finished:
+        step += 1
+        shutil.rmtree(here, ignore_errors=True)
+        shutil.copytree(tmp_path / "begin", here / "s")
+        disk = Model(here)
+        finished = recorded(tmp_path / "log1", here / "s", step)
+        assert recorded(tmp_path / "log2", here / "s", None)
+        for log in ("log1", "log2"):
+            for taken in steps_of(tmp_path / log):
+                disk.step(*taken)
+        disk.write("strict", Random(step))
+        found = EmbeddingStore.open(here / "s")
+        assert found.committed.all(), f"killed at step {step}"
+        for tile in range(4):
+            assert torch.equal(found[tile], expected[tile]), f"killed at step {step}"
+    assert step > 12
+
+
+CHANGES = ("mkdir", "replace", "write", "truncate")
+"""Steps after which something is not durable yet: the moments at which a kill matters."""
+
+
+def recorded(log: Path, path: Path, at: int | None) -> bool:
+    """In a child, commit what is missing and write the steps down; killed at a change. Whether it came to the end."""
+
+    class Killed(RecordingDisk):
+        left = at
+
+        def note(self, *step: Any) -> None:
+            super().note(*step)
+            if self.left is not None and step[0] in CHANGES:
+                self.left -= 1
+                if self.left == 0:
+                    os._exit(9)
+
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            set_disk(Killed(log))
+            store = EmbeddingStore.open(path)
+            if store.committed.all():
+                store.make_durable()
+            else:
+                with store.writer() as writer:
+                    missing = {tile: stored(store, tile) for tile in range(4) if not store.committed[tile]}
+                    for shard in {tile // 2 for tile in missing}:
+                        given = {tile: row for tile, row in missing.items() if tile // 2 == shard}
+                        digests = dict.fromkeys(given, DIGEST)
+                        writer.commit_shard(shard, embeddings=given, input_digests=digests)
+            code = 0
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, 9)
+    return code == 0
+
+
+def steps_of(log: Path) -> list[tuple[Any, ...]]:
+    found = []
+    with log.open("rb") as stream:
+        while stream.tell() < log.stat().st_size:
+            found.append(pickle.load(stream))
+    return found
+
+
+def test_making_durable_a_store_that_may_only_be_read_does_nothing_and_a_failing_disk_is_told(
+    tmp_path: Path,
+) -> None:
+    store = make_store(tmp_path)
+
+    def refuse(number: int) -> Callable[[str, tuple[Any, ...]], None]:
+        def before(step: str, _: tuple[Any, ...]) -> None:
+            if step == "open_kept":
+                raise OSError(number, os.strerror(number))
+
+        return before
+
+    with watched(refuse(errno.EROFS)):
+        store.make_durable()
+    with watched(refuse(errno.EIO)), pytest.raises(StorageError, match="Input/output"):
+        store.make_durable()
 
 
 def test_threads_of_one_writer_take_turns(tmp_path: Path) -> None:
