@@ -393,7 +393,7 @@ CHANGES = ("mkdir", "replace", "write", "truncate")
 
 
 def recorded(log: Path, path: Path, at: int | None) -> bool:
-    """In a child, commit what is missing and write the steps down; killed at a change. Whether it came to the end."""
+    """In a child, commit what is missing and note the steps; killed at a change. Whether it came to the end."""
 
     class Killed(RecordingDisk):
         left = at

@@ -22,8 +22,6 @@ from embedcache.files.durable import (
     create_file,
     cut_file,
     free_bytes,
-    fsync_folder,
-    make_folder,
     partial_name,
     publish_file,
     remove_file,
@@ -31,17 +29,16 @@ from embedcache.files.durable import (
     remove_tree,
     stage_file,
     sync_file,
-    sync_names,
     write_file,
 )
+from embedcache.files.folders import fsync_folder, make_folder, sync_names
+from embedcache.files.held import Held, holder_name
 from embedcache.files.locks import (
     CLAIMS,
     MUTEX,
     Claim,
-    Held,
     claims_under_mutex,
     exclusive_lock,
-    holder_name,
     is_free,
     living_claims,
     mutex,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import stat
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 from embedcache.errors import StorageError
 from embedcache.files import disk as _seam
 from embedcache.files.digests import Buffer
+from embedcache.files.folders import make_folder, sync_name
 from embedcache.files.refusals import storage_error
 
 PARTIAL_SUFFIX = ".partial"
@@ -24,9 +24,6 @@ GATHERED_BYTES = 8 << 20
 """Pieces are handed to the system in groups of about so many bytes, so that a checksum is no write of its own."""
 
 GATHERED_PIECES = 512  # below the system's limit of 1,024
-
-_known: set[tuple[str, int, int]] = set()
-"""Names, with device and number, that this process knows to be durable: it fsynced the folder they stand in."""
 
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 
@@ -221,12 +218,10 @@ def append_line(path: Path, line: str, *, at: int | None = None) -> int:
         descriptor = _seam.disk.open_kept(path)
         try:
             start = _append(descriptor, line.encode("utf-8") + b"\n", path, at)
-            name = _identity(path, os.fstat(descriptor))
+            status = os.fstat(descriptor)
         finally:
             os.close(descriptor)
-        if name not in _known:  # the file may be a killed process's, who came as far as making it
-            _seam.disk.fsync_folder(path.parent)
-            _known.add(name)
+        sync_name(path, status)  # the file may be a killed process's, who came as far as making it
     except OSError as error:
         raise storage_error(error, path) from error
     return start
@@ -280,71 +275,6 @@ def cut_file(path: Path, size: int) -> None:
             os.close(descriptor)
     except OSError as error:
         raise storage_error(error, path) from error
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make the folder's entries (new and renamed names) durable."""
-    _seam.disk.fsync_folder(folder)
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder and its missing parents, durably.
-
-    A folder that is there may have been made by a process that was killed before its name was durable: so the
-    parents of folders that are there are fsynced too, once per process, as far up as this user may have made them.
-    """
-    unsure: list[tuple[Path, os.stat_result | None]] = []
-    here = folder
-    while True:
-        status = _folder_status(here)
-        if status is not None and (_identity(here, status) in _known or not _may_be_ours(here, status)):
-            break
-        unsure.append((here, status))
-        here = here.parent
-    for new, status in reversed(unsure):
-        if status is None:
-            _seam.disk.mkdir(new)
-        _seam.disk.fsync_folder(new.parent)
-        _known.add(_identity(new, new.stat()))
-
-
-def _folder_status(path: Path) -> os.stat_result | None:
-    try:
-        status = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return status if stat.S_ISDIR(status.st_mode) else None
-
-
-def _identity(path: Path, status: os.stat_result) -> tuple[str, int, int]:
-    return str(path), status.st_dev, status.st_ino
-
-
-def _may_be_ours(folder: Path, status: os.stat_result) -> bool:
-    """Whether this user can have made a folder: not a mount point, nor in a parent that is closed to us."""
-    above = folder.parent
-    if above == folder:
-        return False
-    try:
-        return above.stat().st_dev == status.st_dev and os.access(above, os.R_OK | os.W_OK)
-    except OSError:
-        return False
-
-
-def sync_names(folder: Path) -> None:
-    """Make durable what a killed process may have renamed in a folder, and the folder itself; if it is there.
-
-    Raises
-    ------
-    StorageError
-        When the disk refuses.
-    """
-    try:
-        if folder.is_dir():
-            make_folder(folder)
-            _seam.disk.fsync_folder(folder)
-    except OSError as error:
-        raise storage_error(error, folder) from error
 
 
 def sync_file(path: Path) -> None:

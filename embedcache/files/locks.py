@@ -11,7 +11,6 @@ import errno
 import fcntl
 import json
 import os
-import socket
 import time
 import uuid
 from collections.abc import Iterator
@@ -21,7 +20,8 @@ from pathlib import Path
 
 from embedcache.errors import LockedError, StorageError
 from embedcache.files import disk as _seam
-from embedcache.files.durable import make_folder
+from embedcache.files.folders import make_folder
+from embedcache.files.held import SIGNATURE_BYTES, Held, holder_name
 from embedcache.files.refusals import storage_error
 
 MUTEX = "writer.lock"
@@ -34,88 +34,7 @@ MUTEX_SECONDS = 30.0
 """How long the mutex is waited for: it is held while a journal is compacted, never while tiles are encoded."""
 
 _POLL_SECONDS = 0.02
-_CLAIM_BYTES = 4096
 _NOT_OURS_TO_WRITE = {errno.EACCES, errno.EPERM, errno.EROFS}
-
-_open: set[int] = set()
-"""Descriptors that hold a lock in this process. A forked child closes its copies: it holds none of them."""
-
-
-def _forget() -> None:
-    for descriptor in _open:
-        with suppress(OSError):
-            os.close(descriptor)
-    _open.clear()
-
-
-os.register_at_fork(after_in_child=_forget)
-
-
-class Held:
-    """A lock that is held, by the process that took it and by no child of it.
-
-    Parameters
-    ----------
-    path : Path
-        The lock file.
-    descriptor : int
-        Holds its lock until it is closed.
-    """
-
-    def __init__(self, path: Path, descriptor: int) -> None:
-        self.path = path
-        self._descriptor = descriptor
-        self._process = os.getpid()
-        _open.add(descriptor)
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether this is the process that took it."""
-        return os.getpid() == self._process
-
-    def require(self) -> None:
-        """Refuse to go on with a lock that is no longer one.
-
-        Raises
-        ------
-        StorageError
-            When its file was removed, so that somebody else may hold another; or in a forked child.
-        """
-        if not self.is_ours:
-            raise StorageError(f"{self.path} is held by the process that this one was forked from.")
-        try:
-            there = os.fstat(self._descriptor).st_nlink > 0
-        except OSError as error:
-            if error.errno != errno.ESTALE:  # of a network file system: it was removed elsewhere
-                raise storage_error(error, self.path) from error
-            there = False
-        if not there:
-            raise StorageError(
-                f"{self.path}: its lock file was removed, so that another process may be writing too.",
-                hint="Leave a store's locks alone; run the same command again, it resumes.",
-            )
-
-    def sign(self, text: str) -> None:
-        """Write into the file who holds it. A full disk is no reason to fail: see :func:`_read_claim`."""
-        with suppress(OSError):
-            data = text.encode("utf-8")
-            if os.pread(self._descriptor, _CLAIM_BYTES, 0) == data:
-                return
-            _seam.disk.truncate(self._descriptor, 0)
-            if data:
-                _seam.disk.write(self._descriptor, [memoryview(data)], 0)
-
-    def release(self, *, sign: str | None = None, remove: bool = False) -> None:
-        """Let go, after a last signature or the removal of the file; a forked child has nothing to let go."""
-        if not self.is_ours:
-            return
-        if sign is not None:
-            self.sign(sign)
-        if remove:
-            with suppress(OSError):
-                _seam.disk.unlink(self.path)
-        _open.discard(self._descriptor)
-        os.close(self._descriptor)
 
 
 @dataclass(frozen=True)
@@ -311,7 +230,7 @@ def _probe(path: Path) -> tuple[int, bool]:
 def _read_claim(descriptor: int) -> Claim:
     """What a living holder wrote; where that cannot be understood (a full disk), it holds everything."""
     try:
-        values = json.loads(os.pread(descriptor, _CLAIM_BYTES, 0))
+        values = json.loads(os.pread(descriptor, SIGNATURE_BYTES, 0))
         span = values["shards"]
         shards = None if span is None else range(int(span[0]), int(span[1]))
         return Claim(shards, str(values["holder"]))
@@ -342,7 +261,7 @@ def _flock(descriptor: int, path: Path, guarded: Path, until: float) -> None:
             return
         except BlockingIOError as error:
             if time.monotonic() >= until:
-                holder = os.pread(descriptor, _CLAIM_BYTES, 0).decode("utf-8", "replace").strip()
+                holder = os.pread(descriptor, SIGNATURE_BYTES, 0).decode("utf-8", "replace").strip()
                 raise LockedError(
                     f"{guarded} is being written by {holder or 'another process'}.",
                     hint="Wait until it has finished, or stop it; what it has committed is kept.",
@@ -381,8 +300,3 @@ def _file_system(path: Path) -> str:
             if path.absolute().is_relative_to(point) and len(point) >= len(best[0]):
                 best = (point, f"{after.split()[0]}, mounted at {point}")
     return best[1]
-
-
-def holder_name() -> str:
-    """This process and this machine, in the words by which a lock and a journal record name them."""
-    return f"process {os.getpid()} on {socket.gethostname()}"
