@@ -281,7 +281,7 @@ ROWS = (
         "a store copied file by file while it is being written",
         "every embedding that the copy gives is right; it is found to be broken, or can be finished",
         _copied_meanwhile,
-        trials=20,
+        trials=12,
         prepare=_prepare,
         weight=20,
     ),

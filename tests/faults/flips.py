@@ -192,7 +192,7 @@ ROWS = (
         "one bit flipped in any other file: journal, metadata, tile table, decoder",
         FOUND_OR_HARMLESS,
         _flip_trial(lambda stage: stage.whole, other_files, verify_share=1.0),
-        trials=20,
+        trials=14,
         weight=60,
     ),
     Row(

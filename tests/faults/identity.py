@@ -231,7 +231,7 @@ ROWS: Sequence[Row] = (
         "one weight changed by one ulp, in a file of the same name and time",
         "exit 3 naming the encoder's digest, not a byte written",
         _one_ulp,
-        trials=20,
+        trials=12,
         weight=8,
     ),
     Row(
@@ -239,7 +239,7 @@ ROWS: Sequence[Row] = (
         "a stopped encode resumed with another model, another volume, or both, at the same paths",
         "exit 3, not a byte written (micro-sam: mixed without a word)",
         _mixed,
-        trials=20,
+        trials=12,
         weight=8,
     ),
     Row(
@@ -247,7 +247,7 @@ ROWS: Sequence[Row] = (
         "one voxel changed, file time kept; `--check-pixels all`",
         "exit 3 naming the plane",
         _voxel_trial("all"),
-        trials=60,
+        trials=40,
         prepare=_prepare_long,
         weight=10,
     ),
@@ -257,7 +257,7 @@ ROWS: Sequence[Row] = (
         f"found with probability {SAMPLED / RECORDED:.2f} (1 − (1 − f)^n = "
         f"{1 - (1 - 1 / RECORDED) ** SAMPLED:.2f}), and it is said how many were compared",
         _voxel_trial(str(SAMPLED)),
-        trials=200,
+        trials=120,
         prepare=_prepare_long,
         weight=30,
     ),
@@ -266,7 +266,7 @@ ROWS: Sequence[Row] = (
         "voxels of some planes changed; `--changed reencode`",
         "refused first; then exactly these tiles are encoded, and the bytes are those of a new store",
         _changed_again,
-        trials=15,
+        trials=8,
         weight=12,
     ),
 )

@@ -104,7 +104,7 @@ ROWS = (
         "SIGKILL while shards are replaced (a selection is widened)",
         "the same; tiles committed before stay as well",
         kill_widen,
-        trials=60,
+        trials=50,
         prepare=prepare,
         weight=50,
     ),

@@ -146,9 +146,9 @@ ROWS = (
         needs=lambda: None if has_command("gc") else "this version has no gc",
         weight=25,
     ),
-    kill_row(COMPACT, "kill-compact", 0.2, 30, 25),
-    kill_row(REENCODE, "kill-reencode", 0.2, 30, 25),
-    kill_row(REPAIR, "kill-repair", 0.3, 30, 25),
+    kill_row(COMPACT, "kill-compact", 0.2, 20, 15),
+    kill_row(REENCODE, "kill-reencode", 0.2, 20, 15),
+    kill_row(REPAIR, "kill-repair", 0.3, 20, 15),
     Row(
         "repair",
         "bits flipped, files damaged, removed or swapped; then `repair`",

@@ -316,5 +316,5 @@ ROWS = (
     power_row(COMPACT, "power-compact", 30, 1),
     power_row(REENCODE, "power-reencode", 30, 2),
     power_row(INT8, "power-int8", 20, 1),
-    power_row(IMAGES, "power-images", 25, 1),
+    power_row(IMAGES, "power-images", 15, 2),
 )

@@ -78,7 +78,7 @@ ROWS = (
         "SIGINT or SIGTERM at a random moment",
         "130 or 143, every encoded tile committed, the lock free, no litter",
         _once,
-        cases=lambda _: [*NUMBERS] * 15,
+        cases=lambda _: [*NUMBERS] * 10,
         prepare=prepare,
         weight=25,
     ),

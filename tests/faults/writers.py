@@ -184,7 +184,7 @@ ROWS = (
         "three parts at once, one of them killed and run again",
         "the bytes of one undisturbed run",
         _parts,
-        trials=15,
+        trials=10,
         prepare=_prepare,
         weight=20,
     ),
