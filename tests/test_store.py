@@ -299,10 +299,18 @@ def test_a_number_without_a_tile_is_said_to_be_one(tmp_path: Path) -> None:
             store.tile(number)
 
 
-def test_wanted_of_another_length_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shape", [(6,), (5, 1), ()])
+def test_wanted_of_tiles_that_are_not_there_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
     store = make_store(tmp_path)
     with store.writer() as writer, pytest.raises(InputError, match="tile numbers"):
+        writer.add_selection({}, np.ones(shape, np.bool_))
+
+
+def test_tiles_behind_the_end_of_a_shorter_selection_are_not_wanted(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    with store.writer() as writer:
         writer.add_selection({}, np.ones(3, np.bool_))
+    assert EmbeddingStore.open(tmp_path).missing.tolist() == [True, True, True, False, False]
 
 
 def test_what_is_there_can_be_iterated_and_shown(tmp_path: Path) -> None:
