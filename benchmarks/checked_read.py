@@ -25,8 +25,8 @@ import torch
 from embedcache.geometry import EMBEDDING_SHAPE
 from embedcache.store import EmbeddingStore, EncodeSpec
 from embedcache.store.layout import shard_path
-from embedcache.store.quantise import Quantised, quantise
-from embedcache.store.shard import FLOAT16
+from embedcache.store.shards.quantise import Quantised, quantise
+from embedcache.store.shards.shard import FLOAT16
 from embedcache.volume.preprocess import Preprocess
 from embedcache.volume.tiles import TileGrid
 

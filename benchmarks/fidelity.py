@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 import embedcache as ec
-from embedcache.encode.fidelity import certify
+from embedcache.encode.care.fidelity import certify
 
 
 def main() -> None:

@@ -28,9 +28,9 @@ import zarr
 from embedcache.encode.plan import plan_encode
 from embedcache.encode.survey import selected_tiles
 from embedcache.store import EmbeddingStore, EncodeSpec
-from embedcache.store.journal import MAIN, encode_line
-from embedcache.store.packing import pack_flags
-from embedcache.store.shard import FLOAT16
+from embedcache.store.journal.lines import MAIN, encode_line
+from embedcache.store.journal.packing import pack_flags
+from embedcache.store.shards.shard import FLOAT16
 from embedcache.volume import Preprocess, Selection, TileGrid, open_volume
 
 TILES_PER_PLANE = 100

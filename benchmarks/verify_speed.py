@@ -26,9 +26,9 @@ import torch
 
 from embedcache.geometry import EMBEDDING_SHAPE
 from embedcache.store import EmbeddingStore, EncodeSpec
-from embedcache.store.quantise import Quantised, quantise
-from embedcache.store.verification import Scope
-from embedcache.store.verify import verify
+from embedcache.store.care.verification import Scope
+from embedcache.store.care.verify import verify
+from embedcache.store.shards.quantise import Quantised, quantise
 from embedcache.volume import Preprocess, TileGrid
 
 SIDE = 32

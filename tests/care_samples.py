@@ -11,9 +11,9 @@ from store_samples import DIGEST, embedding, make_store, spec
 
 from embedcache.files import append_line
 from embedcache.store import EmbeddingStore
-from embedcache.store.journal import encode_line
+from embedcache.store.journal.lines import encode_line
 from embedcache.store.layout import shard_path
-from embedcache.store.quantise import Quantised, quantise
+from embedcache.store.shards.quantise import Quantised, quantise
 
 
 def filled(path: Path, n: int = 6, shard_tiles: int = 3, **changes: Any) -> EmbeddingStore:

@@ -12,9 +12,9 @@ import torch
 
 from embedcache.geometry import EMBEDDING_SHAPE
 from embedcache.store import EmbeddingStore, EncodeSpec
-from embedcache.store.journal import JournalFile, Place
-from embedcache.store.quantise import Quantised, quantise
-from embedcache.store.shard import INT8
+from embedcache.store.journal.lines import JournalFile, Place
+from embedcache.store.shards.quantise import Quantised, quantise
+from embedcache.store.shards.shard import INT8
 from embedcache.volume.preprocess import Preprocess
 from embedcache.volume.tiles import TileGrid
 from embedcache.volume.volume import ImageRecord

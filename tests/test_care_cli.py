@@ -13,7 +13,7 @@ from care_samples import flip, shard
 from encode_samples import quick
 
 from embedcache.cli.app import run
-from embedcache.encode import fidelity
+from embedcache.encode.care import fidelity
 from embedcache.store import EmbeddingStore
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from store_samples import commit, make_store, spec
 
-from embedcache.encode.repair import repair
+from embedcache.encode.care.repair import repair
 from embedcache.errors import CorruptionError
 from embedcache.store import EmbeddingStore
-from embedcache.store.journal import encode_line
-from embedcache.store.verify import verify
-from embedcache.store.verify_files import expected_table
+from embedcache.store.care.verify import verify
+from embedcache.store.care.verify_files import expected_table
+from embedcache.store.journal.lines import encode_line
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:

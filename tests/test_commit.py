@@ -20,10 +20,10 @@ from store_samples import DIGEST, commit, embedding, file_bytes, make_store, qua
 from embedcache.errors import CorruptionError, EmbedcacheError, StorageError
 from embedcache.files import crc32c, sha256_file
 from embedcache.store import EmbeddingStore, layout
-from embedcache.store.quantise import Quantised
-from embedcache.store.record import ShardRecord
-from embedcache.store.scales import CHANNELS, read_scales
-from embedcache.store.shard import FLOAT16, INT8, Form, payload
+from embedcache.store.journal.record import ShardRecord
+from embedcache.store.shards.quantise import Quantised
+from embedcache.store.shards.scales import CHANNELS, read_scales
+from embedcache.store.shards.shard import FLOAT16, INT8, Form, payload
 
 FIXTURE = Path(__file__).parent / "fixtures" / "store-format-1-first.tar.xz"
 FORMS = [FLOAT16, INT8]
@@ -190,7 +190,7 @@ def unshare(store: EmbeddingStore) -> None:
     """Make a shard's file and record what the first writer would have made of identical tiles."""
     from dataclasses import replace
 
-    from embedcache.store.shard import encode_index, shard_index
+    from embedcache.store.shards.shard import encode_index, shard_index
 
     record = store.shard_record(0)
     assert record is not None

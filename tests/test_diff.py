@@ -8,7 +8,7 @@ import numpy as np
 from care_samples import filled, filled_int8, replace_tiles
 from store_samples import DIGEST, commit, embedding, make_store, spec, table
 
-from embedcache.store.diff import diff
+from embedcache.store.care.diff import diff
 from embedcache.volume.tiles import TileGrid
 from embedcache.volume.volume import ImageRecord
 

@@ -13,9 +13,9 @@ import torch
 from encode_samples import quick
 from store_samples import make_store
 
-from embedcache.encode import fidelity
-from embedcache.encode.against import compare_with
-from embedcache.encode.fidelity import Measured, certify
+from embedcache.encode.care import fidelity
+from embedcache.encode.care.against import compare_with
+from embedcache.encode.care.fidelity import Measured, certify
 from embedcache.errors import CorruptionError, InputError, MismatchError, VolumeError
 from embedcache.progress import Silent
 from embedcache.store import EmbeddingStore

@@ -17,8 +17,9 @@ import tensorstore
 import torch
 from store_samples import DIGEST, commit, embedding, make_store, spec
 
-from embedcache.store import EmbeddingStore, compaction
-from embedcache.store.quantise import Quantised, quantise
+from embedcache.store import EmbeddingStore
+from embedcache.store.journal import compaction
+from embedcache.store.shards.quantise import Quantised, quantise
 
 FIXTURE = Path(__file__).parent / "fixtures" / "store-format-1-first.tar.xz"
 

@@ -14,9 +14,10 @@ from care_samples import filled, filled_int8, flip, replace_tiles, shard
 from store_samples import file_bytes, make_store
 
 from embedcache.errors import CorruptionError, InputError, LockedError
-from embedcache.store import EmbeddingStore, compaction, layout
-from embedcache.store.gc import find_garbage, references, remove_garbage
-from embedcache.store.verify import verify
+from embedcache.store import EmbeddingStore, layout
+from embedcache.store.care.gc import find_garbage, references, remove_garbage
+from embedcache.store.care.verify import verify
+from embedcache.store.journal import compaction
 
 
 def make_run(runs: Path, store: EmbeddingStore, name: str = "one", **changes: object) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from store_samples import journal_records
 
-from embedcache.errors import CorruptionError
+from embedcache.errors import CorruptionError, StorageError
 from embedcache.files import append_line
-from embedcache.store.journal import (
+from embedcache.store.journal.lines import (
     append_record,
     decode_line,
     encode_line,
@@ -22,8 +24,8 @@ from embedcache.store.journal import (
     line_tail,
     read_record,
 )
-from embedcache.store.packing import pack, pack_flags, unpack_flags
-from embedcache.store.record import ShardRecord
+from embedcache.store.journal.packing import pack, pack_flags, unpack_flags
+from embedcache.store.journal.record import ShardRecord
 
 records = st.dictionaries(
     st.text(max_size=8).filter(lambda name: name != "crc32c"),
@@ -159,3 +161,34 @@ def test_the_line_in_the_documentation_is_a_real_one() -> None:
 def test_a_folder_that_is_not_there_holds_no_journal(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert journal_files(tmp_path / "nothing") == journal_files(tmp_path / "file") == []
+
+
+@pytest.mark.parametrize(
+    ("number", "told", "why"),
+    [
+        (errno.ESTALE, FileNotFoundError, r"main\.jsonl"),  # NFS: another host has removed it
+        (errno.EIO, StorageError, "Input/output error"),
+    ],
+)
+def test_an_open_journal_file_that_is_gone_on_a_server_is_gone_a_failing_disk_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, told: type[Exception], why: str
+) -> None:
+    path = tmp_path / "main.jsonl"
+    append_record(tmp_path, path, {"kind": "x"})
+    file = JournalFile(tmp_path, path)
+
+    real, held = os.fstat, file._descriptor
+
+    def refuse(descriptor: int) -> os.stat_result:
+        if descriptor == held:
+            raise OSError(number, os.strerror(number))
+        return real(descriptor)
+
+    opened = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", refuse)
+        with pytest.raises(told, match=why):
+            file.reopen()
+    assert len(os.listdir("/proc/self/fd")) == opened
+    file.reopen()
+    assert [record for _, record in file.records()] == [{"kind": "x"}]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from embedcache.store.journal import decode_line, encode_line
-from embedcache.store.journal_damage import damaged_lines, mend, mend_line
+from embedcache.store.care.journal_damage import damaged_lines, mend, mend_line
+from embedcache.store.journal.lines import decode_line, encode_line
 
 LINES = [
     encode_line({"kind": "table", "tiles": 5, "images": [], "seq": 0}).encode(),

@@ -14,10 +14,10 @@ from encode_samples import QUICK, Listener, all_bytes, change, quick, scan
 from PIL import Image
 
 from embedcache.cli.app import run as command
+from embedcache.encode.identity.refusals import command_line
+from embedcache.encode.identity.words import Request, asked_words, same_source
 from embedcache.encode.options import options_from
-from embedcache.encode.refusals import command_line
 from embedcache.encode.survey import survey
-from embedcache.encode.words import Request, asked_words, same_source
 from embedcache.errors import ConfigError, CorruptionError, MismatchError
 from embedcache.progress import Silent
 from embedcache.sam import random_weights

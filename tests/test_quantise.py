@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from embedcache.store.quantise import LEVELS, dequantise, quantise
+from embedcache.store.shards.quantise import LEVELS, dequantise, quantise
 
 TINY = float(torch.finfo(torch.float32).tiny)
 

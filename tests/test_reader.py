@@ -22,8 +22,8 @@ from store_samples import DIGEST, commit, embedding, make_store, quantised, spec
 from embedcache.errors import CorruptionError, InputError, MissingTilesError, StorageError
 from embedcache.store import EmbeddingReader, EmbeddingStore
 from embedcache.store.layout import EMBEDDINGS, SCALES, scales_path, shard_path
-from embedcache.store.quantise import dequantise
-from embedcache.store.shard import INT8
+from embedcache.store.shards.quantise import dequantise
+from embedcache.store.shards.shard import INT8
 
 INT8_SPEC = spec(store_dtype="int8")
 

@@ -20,11 +20,12 @@ from encode_samples import QUICK, quick
 from store_samples import file_bytes, make_store, spec
 
 from embedcache.encode import encode
-from embedcache.encode.repair import RepairResult, repair
+from embedcache.encode.care.repair import RepairResult, repair
 from embedcache.errors import InputError, LockedError, MismatchError, StorageError
-from embedcache.store import EmbeddingStore, compaction, layout
-from embedcache.store.mend import mend_decoder, mend_files, rebuild_shard
-from embedcache.store.verify import verify
+from embedcache.store import EmbeddingStore, layout
+from embedcache.store.care.mend import mend_decoder, mend_files, rebuild_shard
+from embedcache.store.care.verify import verify
+from embedcache.store.journal import compaction
 from embedcache.volume.tiles import TileGrid
 
 LOCKS = "journal/writer.lock"
@@ -449,7 +450,7 @@ def test_another_decoder_is_never_written(half: EmbeddingStore) -> None:
 
 def test_too_many_damaged_copies_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = filled(tmp_path / "s")
-    monkeypatch.setattr("embedcache.store.mend.COPIES", 1)
+    monkeypatch.setattr("embedcache.store.care.mend.COPIES", 1)
     path = store.path / "journal" / "main.jsonl"
     path.with_name("main.jsonl.damaged").write_text("of another day")
     flip(path, 80)

@@ -12,7 +12,7 @@ import zarr
 from embedcache.errors import CorruptionError, StorageError
 from embedcache.files import crc32c
 from embedcache.store import layout
-from embedcache.store.scales import CHANNELS, read_scales, row_crc, scales_bytes
+from embedcache.store.shards.scales import CHANNELS, read_scales, row_crc, scales_bytes
 
 SHARD_TILES = 3
 

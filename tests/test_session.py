@@ -26,9 +26,9 @@ from embedcache.errors import CorruptionError, EmbedcacheError, LockedError, Mis
 from embedcache.files import append_line
 from embedcache.files.disk import set_disk
 from embedcache.store import EmbeddingStore
-from embedcache.store.journal import encode_line, shards_file
+from embedcache.store.journal.lines import encode_line, shards_file
 from embedcache.store.layout import shard_path
-from embedcache.store.quantise import Quantised, quantise
+from embedcache.store.shards.quantise import Quantised, quantise
 from embedcache.store.writer import StoreWriter
 
 
@@ -234,7 +234,7 @@ def test_a_line_that_a_failed_append_left_all_the_same_is_taken_in(
 
 def test_a_file_that_somebody_else_writes_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = make_store(tmp_path, n=4)
-    monkeypatch.setattr("embedcache.store.replay.catch_up", lambda state: None)
+    monkeypatch.setattr("embedcache.store.journal.replay.catch_up", lambda state: None)
     line = encode_line({"kind": "numerics", "numerics": {}, "seq": 99})
 
     def write_while_another_does() -> None:
@@ -306,7 +306,7 @@ def test_a_host_sees_what_another_has_just_journalled_although_its_file_system_r
 def test_a_writer_follows_a_compaction_of_its_journal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("embedcache.store.compaction.COMPACT_BYTES", 0)
+    monkeypatch.setattr("embedcache.store.journal.compaction.COMPACT_BYTES", 0)
     first, second = make_store(tmp_path, n=8), make_store(tmp_path, n=8)
     for tile in range(4):
         commit((first, second)[tile % 2], tile)

@@ -15,8 +15,8 @@ from store_samples import embedding, quantised
 from embedcache.errors import CorruptionError, InputError, StorageError
 from embedcache.files import crc32c
 from embedcache.store import layout
-from embedcache.store.quantise import Quantised
-from embedcache.store.shard import (
+from embedcache.store.shards.quantise import Quantised
+from embedcache.store.shards.shard import (
     FLOAT16,
     INT8,
     NOT_STORED,
@@ -133,10 +133,14 @@ def test_an_index_may_point_anywhere_and_nothing_but_whole_chunks_is_read(
 
 
 @pytest.mark.parametrize("offset", [1, FLOAT16.chunk_bytes + 1, SIZE, 2**63, NOT_STORED])
-def test_an_index_with_the_right_length_may_point_anywhere_too(tmp_path: Path, root: Path, offset: int) -> None:
+def test_an_index_with_the_right_length_may_point_anywhere_too(
+    tmp_path: Path, root: Path, offset: int
+) -> None:
     index = shard_index(SLOTS, np.arange(2), FLOAT16, SHARD_TILES)
     index[0, 0] = offset
-    write_shard(tmp_path, layout.shard_path(root, 0).read_bytes()[: 2 * FLOAT16.chunk_bytes] + encode_index(index))
+    write_shard(
+        tmp_path, layout.shard_path(root, 0).read_bytes()[: 2 * FLOAT16.chunk_bytes] + encode_index(index)
+    )
     with pytest.raises(CorruptionError):
         read(opened(tmp_path), 0)
 
@@ -170,7 +174,9 @@ def test_anything_but_a_regular_file_is_corruption(tmp_path: Path, root: Path, h
         opened(tmp_path)
 
 
-def test_a_refusal_of_the_system_is_not_called_corruption(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_of_the_system_is_not_called_corruption(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def failing(*_: object) -> int:
         raise OSError(5, "Input/output error")
 

@@ -19,9 +19,10 @@ from store_samples import DIGEST, IMAGES, commit, embedding, file_bytes, journal
 from embedcache.errors import CorruptionError, StorageError
 from embedcache.files import crc32c
 from embedcache.files.disk import set_disk
-from embedcache.store import EmbeddingStore, compaction
-from embedcache.store.journal import CREATED, encode_line
-from embedcache.store.snapshot import STALE, is_snapshot
+from embedcache.store import EmbeddingStore
+from embedcache.store.journal import compaction
+from embedcache.store.journal.lines import CREATED, encode_line
+from embedcache.store.journal.snapshot import STALE, is_snapshot
 
 
 @pytest.fixture
@@ -282,7 +283,7 @@ def test_a_journal_that_is_replaced_each_time_it_is_read_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_store(tmp_path / "s")
-    monkeypatch.setattr("embedcache.store.journal.JournalFile.is_current", lambda _: False)
+    monkeypatch.setattr("embedcache.store.journal.lines.JournalFile.is_current", lambda _: False)
     with pytest.raises(CorruptionError, match="another journal each"):
         EmbeddingStore.open(tmp_path / "s")
 
@@ -417,7 +418,7 @@ def test_a_snapshot_that_cannot_be_read_is_a_refusal_not_damage(
         store.recorded_inputs()
     with pytest.raises(StorageError, match="Cannot read"):
         EmbeddingStore.open(tmp_path / "s")
-    monkeypatch.setattr("embedcache.store.snapshot.open_inside", refuse)
+    monkeypatch.setattr("embedcache.store.journal.snapshot.open_inside", refuse)
     with pytest.raises(StorageError, match="Cannot read"):
         EmbeddingStore.open(tmp_path / "s")
     monkeypatch.setattr(os, "preadv", lambda *_: 0)

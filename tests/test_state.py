@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from store_samples import DIGEST, IMAGES, commit, embedding, make_store
 
 from embedcache.errors import CorruptionError, InputError, MismatchError, StorageError
-from embedcache.store import EmbeddingStore, journal
-from embedcache.store.journal import JournalFile, encode_line
-from embedcache.store.packing import pack, pack_flags
-from embedcache.store.record import ShardRecord, is_name, table_record
-from embedcache.store.replay import read_state
-from embedcache.store.shard import FLOAT16
+from embedcache.store import EmbeddingStore
+from embedcache.store.journal import lines as journal
+from embedcache.store.journal.lines import JournalFile, encode_line
+from embedcache.store.journal.packing import pack, pack_flags
+from embedcache.store.journal.record import ShardRecord, is_name, table_record
+from embedcache.store.journal.replay import read_state
+from embedcache.store.shards.shard import FLOAT16
 from embedcache.volume.volume import ImageRecord
 
 
@@ -142,7 +143,7 @@ def test_a_file_that_is_gone_before_it_is_opened_is_looked_for_again(
 ) -> None:
     make_store(tmp_path)
     lists = [[tmp_path / "journal" / "main.jsonl"], []]
-    monkeypatch.setattr("embedcache.store.replay.journal_files", lambda folder: lists.pop(0))
+    monkeypatch.setattr("embedcache.store.journal.replay.journal_files", lambda folder: lists.pop(0))
     assert read_state(tmp_path, 2).n_tiles == 5
     assert not lists
 

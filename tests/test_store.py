@@ -36,7 +36,7 @@ from embedcache.files import append_line, sha256_hex
 from embedcache.files.disk import set_disk
 from embedcache.store import EmbeddingStore
 from embedcache.store.creation import refuse_foreign
-from embedcache.store.journal import encode_line
+from embedcache.store.journal.lines import encode_line
 from embedcache.store.layout import shard_path
 from embedcache.volume.preprocess import Preprocess
 

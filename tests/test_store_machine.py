@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from store_samples import embedding, make_store
 
-from embedcache.store import EmbeddingStore, compaction
-from embedcache.store.journal import MAIN, shards_file
+from embedcache.store import EmbeddingStore
+from embedcache.store.journal import compaction
+from embedcache.store.journal.lines import MAIN, shards_file
 
 TILES, SHARD = 6, 2
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None

@@ -18,11 +18,11 @@ from store_samples import commit, embedding, file_bytes, make_store, spec, table
 from embedcache.errors import CorruptionError, InputError, MismatchError
 from embedcache.files import crc32c
 from embedcache.store import EmbeddingStore, layout
-from embedcache.store.newest import NewestState
-from embedcache.store.state import StoreState
-from embedcache.store.verification import Scope
-from embedcache.store.verify import judge_shard, verify
-from embedcache.store.verify_files import check_files, expected_table
+from embedcache.store.care.verification import Scope
+from embedcache.store.care.verify import judge_shard, verify
+from embedcache.store.care.verify_files import check_files, expected_table
+from embedcache.store.journal.newest import NewestState
+from embedcache.store.journal.state import StoreState
 from embedcache.volume.tiles import TileGrid
 from embedcache.volume.volume import ImageRecord
 

@@ -14,8 +14,8 @@ from embedcache.encode.plan import readable_bytes
 from embedcache.errors import EXIT_DONE, ConfigError, EmbedcacheError
 from embedcache.progress import Terminal
 from embedcache.store import EmbeddingStore
-from embedcache.store.diff import diff as compare_stores
-from embedcache.store.gc import Garbage, References, find_garbage, references, remove_garbage
+from embedcache.store.care.diff import diff as compare_stores
+from embedcache.store.care.gc import Garbage, References, find_garbage, references, remove_garbage
 
 
 @app.command(
@@ -32,7 +32,7 @@ def repair(store: str, volume: str | None, checkpoint: str | None, device: str, 
 
     What is intact is not touched. It can be stopped at any time and run again.
     """
-    from embedcache.encode.repair import repair as repair_store
+    from embedcache.encode.care.repair import repair as repair_store
 
     with stop_at_once():
         result = repair_store(store, volume=volume, checkpoint=checkpoint, device=device, progress=Terminal())

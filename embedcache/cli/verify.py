@@ -15,9 +15,9 @@ from embedcache.encode.plan import readable_bytes
 from embedcache.errors import EXIT_DONE, EXIT_MISMATCH, ConfigError, StorageError
 from embedcache.progress import Terminal
 from embedcache.store import EmbeddingStore
+from embedcache.store.care.verification import NAMED_TILES, Scope, Verification
+from embedcache.store.care.verify import verify as verify_store
 from embedcache.store.certificate import Certificate
-from embedcache.store.verification import NAMED_TILES, Scope, Verification
-from embedcache.store.verify import verify as verify_store
 
 _SHOWN = 10
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -79,7 +79,7 @@ def verify(
 
 
 def _against(store: EmbeddingStore, found: Verification, volume: str) -> dict[str, Any]:
-    from embedcache.encode.against import compare_with
+    from embedcache.encode.care.against import compare_with
 
     return compare_with(store, volume, found.verified, Terminal()).to_dict(NAMED_TILES)
 
@@ -87,7 +87,7 @@ def _against(store: EmbeddingStore, found: Verification, volume: str) -> dict[st
 def _certify(
     found: Verification, count: int, volume: str | None, checkpoint: str | None, device: str
 ) -> dict[str, Any]:
-    from embedcache.encode.fidelity import certify
+    from embedcache.encode.care.fidelity import certify
 
     assert found.opened is not None
     certificate = certify(

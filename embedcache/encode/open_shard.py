@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from embedcache.encode.tile_reader import ReadTile
-from embedcache.store.shard import Stored, extremes
+from embedcache.store.shards.shard import Stored, extremes
 
 
 class OpenShard:

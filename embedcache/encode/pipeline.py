@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from embedcache.encode.changed import take_over_changes
-from embedcache.encode.check_pixels import check_pixels
+from embedcache.encode.identity.changed import take_over_changes
+from embedcache.encode.identity.check_pixels import check_pixels
 from embedcache.encode.options import REENCODE, EncodeOptions, options_from
 from embedcache.encode.parts import Part, part_of
 from embedcache.encode.plan import EncodePlan

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache.errors import StorageError
-from embedcache.store.scales import ROW_BYTES
-from embedcache.store.shard import INT8, form_of, index_bytes
+from embedcache.store.shards.scales import ROW_BYTES
+from embedcache.store.shards.shard import INT8, form_of, index_bytes
 
 FREE_MARGIN_BYTES = 64 << 20
 """Bytes that stay free beside the embeddings: journal, decoder, tile table."""

@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from embedcache.encode.identity.place import image_table, locate
+from embedcache.encode.identity.unchanged import Seen
+from embedcache.encode.identity.words import Request, asked_words
 from embedcache.encode.options import EncodeOptions
-from embedcache.encode.place import image_table, locate
 from embedcache.encode.plan import EncodePlan, plan_encode
 from embedcache.encode.survey import selected_tiles, survey, tile_table
-from embedcache.encode.unchanged import Seen
-from embedcache.encode.words import Request, asked_words
 from embedcache.progress import Progress
 from embedcache.sam.encoder import Precision, resolve_device, resolve_precision
 from embedcache.sam.weights import Weights, resolve_weights

@@ -20,8 +20,8 @@ from embedcache.geometry import Tile
 from embedcache.progress import Progress
 from embedcache.sam.encoder import Encoder
 from embedcache.store import EmbeddingStore, StoreWriter
-from embedcache.store.quantise import Quantised, quantise
-from embedcache.store.shard import Stored
+from embedcache.store.shards.quantise import Quantised, quantise
+from embedcache.store.shards.shard import Stored
 
 COMMIT_SECONDS = 300.0
 """A shard that takes longer is committed in part, and completed later byte for byte the same."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from embedcache.encode.identity.words import is_sampled
 from embedcache.encode.options import EncodeOptions
-from embedcache.encode.words import is_sampled
 from embedcache.errors import VolumeError
 from embedcache.progress import Progress
 from embedcache.volume import (

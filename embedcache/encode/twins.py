@@ -14,8 +14,8 @@ import numpy as np
 
 from embedcache.errors import CorruptionError, MissingTilesError, StorageError
 from embedcache.store import EmbeddingStore
-from embedcache.store.quantise import Quantised
-from embedcache.store.shard import Stored
+from embedcache.store.shards.quantise import Quantised
+from embedcache.store.shards.shard import Stored
 
 REMEMBERED = 8
 """Embeddings kept in memory: of a volume's air there is one."""

@@ -24,10 +24,10 @@ from embedcache.files import (
     write_file,
 )
 from embedcache.store import layout
-from embedcache.store.journal import CREATED, encode_line
-from embedcache.store.record import table_record
+from embedcache.store.journal.lines import CREATED, encode_line
+from embedcache.store.journal.record import table_record
+from embedcache.store.journal.state import StoreState
 from embedcache.store.spec import FORMAT, EncodeSpec, leaf_differences
-from embedcache.store.state import StoreState
 from embedcache.volume.volume import ImageRecord
 
 SHARD_TILES = 64

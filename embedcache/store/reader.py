@@ -22,11 +22,11 @@ from torch import Tensor
 
 from embedcache.errors import CorruptionError, InputError, MissingTilesError
 from embedcache.geometry import EMBEDDING_SHAPE
-from embedcache.store.newest import PATIENCE_SECONDS, NewestState
-from embedcache.store.quantise import dequantise
-from embedcache.store.scales import CHANNELS, ShardScales, read_scales
-from embedcache.store.shard import INT8, ShardFile
-from embedcache.store.state import COMMITTED, FAILED, SKIPPED, StoreState
+from embedcache.store.journal.newest import PATIENCE_SECONDS, NewestState
+from embedcache.store.journal.state import COMMITTED, FAILED, SKIPPED, StoreState
+from embedcache.store.shards.quantise import dequantise
+from embedcache.store.shards.scales import CHANNELS, ShardScales, read_scales
+from embedcache.store.shards.shard import INT8, ShardFile
 
 if TYPE_CHECKING:
     from embedcache.store.store import EmbeddingStore
@@ -137,7 +137,7 @@ class EmbeddingReader:
         -------
         values : Tensor of float16 or int8, shape (B, 256, 64, 64)
         scales : Tensor of float32, shape (B, 256), or None
-            Of an int8 store: see :func:`~embedcache.store.quantise.dequantise`.
+            Of an int8 store: see :func:`~embedcache.store.shards.quantise.dequantise`.
 
         Raises
         ------

@@ -25,8 +25,8 @@ from embedcache.files import (
     sync_names,
 )
 from embedcache.store import layout
-from embedcache.store.compaction import compact, is_due
-from embedcache.store.journal import SUFFIX
+from embedcache.store.journal.compaction import compact, is_due
+from embedcache.store.journal.lines import SUFFIX
 from embedcache.store.writer import StoreWriter
 
 if TYPE_CHECKING:

@@ -31,13 +31,13 @@ from embedcache.store.creation import (
     refuse_foreign,
     write_new,
 )
-from embedcache.store.journal import CREATED, MAIN
+from embedcache.store.journal.lines import CREATED, MAIN
+from embedcache.store.journal.replay import append, catch_up, read_state
+from embedcache.store.journal.state import StoreState
 from embedcache.store.predictor import StorePredictor
 from embedcache.store.reader import EmbeddingReader
-from embedcache.store.replay import append, catch_up, read_state
 from embedcache.store.session import make_durable, writing
 from embedcache.store.spec import EncodeSpec
-from embedcache.store.state import StoreState
 from embedcache.store.view import StoreView
 from embedcache.store.writer import StoreWriter
 from embedcache.volume.volume import ImageRecord, Volume

@@ -13,11 +13,11 @@ import numpy.typing as npt
 
 from embedcache.errors import MissingTilesError, NoTileError
 from embedcache.geometry import Tile
-from embedcache.store.record import DIGEST_BYTES, ShardRecord, TileRecord
-from embedcache.store.scales import ROW_BYTES
-from embedcache.store.shard import CRC_BYTES, Form, form_of
+from embedcache.store.journal.record import DIGEST_BYTES, ShardRecord, TileRecord
+from embedcache.store.journal.state import COMMITTED, FAILED, SKIPPED, StoreState
+from embedcache.store.shards.scales import ROW_BYTES
+from embedcache.store.shards.shard import CRC_BYTES, Form, form_of
 from embedcache.store.spec import EncodeSpec
-from embedcache.store.state import COMMITTED, FAILED, SKIPPED, StoreState
 from embedcache.store.status import StoreStatus
 from embedcache.volume.volume import ImageRecord
 

@@ -17,11 +17,11 @@ import numpy.typing as npt
 from embedcache.errors import CorruptionError, EmbedcacheError, InputError, MismatchError
 from embedcache.files import holder_name, mutex
 from embedcache.store import layout
-from embedcache.store.commit import Embeddings, GivenTiles, commit_shard, settle_shard
-from embedcache.store.journal import MAIN, shards_file
-from embedcache.store.packing import pack_flags
-from embedcache.store.record import table_record
-from embedcache.store.replay import append
+from embedcache.store.journal.lines import MAIN, shards_file
+from embedcache.store.journal.packing import pack_flags
+from embedcache.store.journal.record import table_record
+from embedcache.store.journal.replay import append
+from embedcache.store.shards.commit import Embeddings, GivenTiles, commit_shard, settle_shard
 from embedcache.store.spec import leaf_differences
 from embedcache.volume.volume import ImageRecord
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from embedcache.store import EncodeSpec
-from embedcache.store import shard as shard_module
-from embedcache.store.state import StoreState
+from embedcache.store.journal.state import StoreState
+from embedcache.store.shards import shard as shard_module
 from embedcache.store.writer import StoreWriter
 
 from . import power

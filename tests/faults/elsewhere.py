@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from embedcache.store import EmbeddingStore
-from embedcache.store.journal import encode_line
+from embedcache.store.journal.lines import encode_line
 
 from . import encoder
+from .attacks import attributes, rewrite
 from .child import call
-from .hostile import _attributes, rewrite
 from .identity import every_byte
 from .outcome import LostError, Outcome, Row, SilentError, detected, survived
 from .stage import CHUNK_BYTES, Stage, content, known, require_same, stored
@@ -74,7 +74,7 @@ def _by_layout(store: Path, shard_tiles: int, number: int) -> bytes:
 
 
 def _extend(store: Path, tile: int, like: int) -> None:
-    from embedcache.store.quantise import Quantised, quantise
+    from embedcache.store.shards.quantise import Quantised, quantise
 
     opened = EmbeddingStore.open(store)
     embedding: Any = opened.reader().read([like])
@@ -109,7 +109,7 @@ def _unknown_in_created(store: Path, _: Path) -> None:
 
 
 NEWER: dict[str, Callable[[Path, Path], None]] = {
-    "format 2": _attributes(format=2),
+    "format 2": attributes(format=2),
     "format 2 in the spec alone": _format_in_spec,
     "a record of an unknown kind": _unknown_kind,
     "a first record of an unknown kind": _unknown_in_created,

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from embedcache.geometry import EMBEDDING_SHAPE
-from embedcache.store import EmbeddingStore, EncodeSpec, compaction
-from embedcache.store.quantise import Quantised, quantise
+from embedcache.store import EmbeddingStore, EncodeSpec
+from embedcache.store.journal import compaction
+from embedcache.store.shards.quantise import Quantised, quantise
 from embedcache.volume import Preprocess, TileGrid
 
 from .elsewhere import FIXTURES

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from embedcache.files import disk as disk_module
-from embedcache.store import compaction
+from embedcache.store.journal import compaction
 
 from .child import Before, Child
 from .outcome import LostError

@@ -23,7 +23,7 @@ from embedcache.errors import CorruptionError, EmbedcacheError, InputError
 from embedcache.files import crc32c, open_inside, read_error
 from embedcache.geometry import EMBEDDING_VALUES
 from embedcache.store import layout
-from embedcache.store.quantise import Quantised
+from embedcache.store.shards.quantise import Quantised
 
 CRC_BYTES = 4
 

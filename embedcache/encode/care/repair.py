@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from embedcache.encode.against import recorded_digests
-from embedcache.encode.origin import command_words, encoder_of, read_again, source_of, weights_of
+from embedcache.encode.care.against import recorded_digests
+from embedcache.encode.care.origin import command_words, encoder_of, read_again, source_of, weights_of
 from embedcache.errors import (
     EXIT_CORRUPTION,
     EXIT_DONE,
@@ -32,12 +32,12 @@ from embedcache.progress import Progress, Silent
 from embedcache.sam.encoder import Encoder, resolve_device
 from embedcache.sam.weights import Weights
 from embedcache.store import EmbeddingStore, StoreWriter, layout
-from embedcache.store.mend import mend_decoder, mend_files, rebuild_shard
-from embedcache.store.newest import NewestState
-from embedcache.store.quantise import Quantised, quantise
-from embedcache.store.shard import Stored
-from embedcache.store.verify import judge_shard, verify
-from embedcache.store.verify_shard import ShardVerdict
+from embedcache.store.care.mend import mend_decoder, mend_files, rebuild_shard
+from embedcache.store.care.verify import judge_shard, verify
+from embedcache.store.care.verify_shard import ShardVerdict
+from embedcache.store.journal.newest import NewestState
+from embedcache.store.shards.quantise import Quantised, quantise
+from embedcache.store.shards.shard import Stored
 from embedcache.volume import Volume
 
 _NAMED = 10

@@ -16,7 +16,7 @@ from pathlib import Path
 from embedcache.errors import InputError, StorageError
 from embedcache.files import CLAIMS, LITTER_NAME, is_free, mutex, range_lock, remove_file, remove_tree
 from embedcache.store import layout
-from embedcache.store.snapshot import is_snapshot
+from embedcache.store.journal.snapshot import is_snapshot
 from embedcache.store.store import EmbeddingStore
 
 OURS = {

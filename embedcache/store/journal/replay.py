@@ -14,8 +14,16 @@ from typing import Any
 
 from embedcache.errors import CorruptionError
 from embedcache.store import layout
-from embedcache.store.journal import CREATED, MAIN, JournalFile, Place, append_record, hint_for, journal_files
-from embedcache.store.state import StoreState
+from embedcache.store.journal.lines import (
+    CREATED,
+    MAIN,
+    JournalFile,
+    Place,
+    append_record,
+    hint_for,
+    journal_files,
+)
+from embedcache.store.journal.state import StoreState
 
 TRIES = 20
 """How often a journal that is compacted while it is read is read again."""

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache.errors import EXIT_CORRUPTION, EXIT_DONE, InputError
+from embedcache.store.care.verify_files import Problem
+from embedcache.store.care.verify_shard import ShardVerdict
 from embedcache.store.store import EmbeddingStore
-from embedcache.store.verify_files import Problem
-from embedcache.store.verify_shard import ShardVerdict
 
 NAMED_TILES = 1000
 """Tiles that one problem names at most in JSON; the counts are of all."""

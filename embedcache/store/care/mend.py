@@ -34,21 +34,21 @@ from embedcache.files import (
     write_file,
 )
 from embedcache.store import layout
+from embedcache.store.care.journal_damage import flipped_bit, mend
+from embedcache.store.care.verify_files import JOURNAL_LIMIT, expected_table, group_attributes, journal_damage
 from embedcache.store.creation import check_attributes
-from embedcache.store.journal import CREATED, JournalFile, decode_line, journal_files
-from embedcache.store.journal_damage import flipped_bit, mend
-from embedcache.store.kept import KeptTiles
-from embedcache.store.quantise import Quantised
-from embedcache.store.record import ShardRecord
-from embedcache.store.replay import catch_up
-from embedcache.store.rows import rows_of
-from embedcache.store.scales import scales_bytes
-from embedcache.store.shard import CRC_BYTES, NOT_STORED, Stored, encode_index, payload
-from embedcache.store.snapshot import is_snapshot
+from embedcache.store.journal.lines import CREATED, JournalFile, decode_line, journal_files
+from embedcache.store.journal.record import ShardRecord
+from embedcache.store.journal.replay import catch_up
+from embedcache.store.journal.snapshot import is_snapshot
+from embedcache.store.journal.state import StoreState
+from embedcache.store.shards.kept import KeptTiles
+from embedcache.store.shards.quantise import Quantised
+from embedcache.store.shards.rows import rows_of
+from embedcache.store.shards.scales import scales_bytes
+from embedcache.store.shards.shard import CRC_BYTES, NOT_STORED, Stored, encode_index, payload
 from embedcache.store.spec import EncodeSpec
-from embedcache.store.state import StoreState
 from embedcache.store.store import EmbeddingStore
-from embedcache.store.verify_files import JOURNAL_LIMIT, expected_table, group_attributes, journal_damage
 
 DAMAGED = ".damaged"
 """Ending under which a journal file is kept as it was found, before anything is written."""

@@ -23,10 +23,10 @@ import numpy.typing as npt
 from embedcache.errors import CorruptionError
 from embedcache.files import open_inside, read_error
 from embedcache.store import layout
-from embedcache.store.journal import hint_for
-from embedcache.store.known import COMMITTED, FAILED, SKIPPED
-from embedcache.store.packing import pack, whole
-from embedcache.store.record import DIGEST_BYTES, ShardRecord, read_image
+from embedcache.store.journal.known import COMMITTED, FAILED, SKIPPED
+from embedcache.store.journal.lines import hint_for
+from embedcache.store.journal.packing import pack, whole
+from embedcache.store.journal.record import DIGEST_BYTES, ShardRecord, read_image
 
 STALE = 0x80
 """Bit of the column ``flags`` of a tile that its shard's file holds but that counts no longer."""

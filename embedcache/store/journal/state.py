@@ -15,11 +15,11 @@ import numpy as np
 
 from embedcache.errors import CorruptionError, MismatchError
 from embedcache.store import layout
-from embedcache.store.journal import JournalFile, Place, hint_for, read_record
-from embedcache.store.known import COMMITTED, FAILED, SKIPPED, KnownTiles
-from embedcache.store.packing import unpack_flags
-from embedcache.store.record import ShardRecord, read_image
-from embedcache.store.snapshot import Snapshot
+from embedcache.store.journal.known import COMMITTED, FAILED, SKIPPED, KnownTiles
+from embedcache.store.journal.lines import JournalFile, Place, hint_for, read_record
+from embedcache.store.journal.packing import unpack_flags
+from embedcache.store.journal.record import ShardRecord, read_image
+from embedcache.store.journal.snapshot import Snapshot
 from embedcache.volume.volume import ImageRecord
 
 __all__ = ["COMMITTED", "FAILED", "SKIPPED", "StoreState"]

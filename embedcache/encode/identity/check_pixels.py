@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.encode.comparing import comparable, compare, planes_in_words
+from embedcache.encode.identity.comparing import comparable, compare, planes_in_words
+from embedcache.encode.identity.refusals import ways_out
 from embedcache.encode.plan import EncodePlan
 from embedcache.encode.prepare import EncodeJob
-from embedcache.encode.refusals import ways_out
 from embedcache.errors import MismatchError
 from embedcache.progress import Progress
 from embedcache.store import EmbeddingStore

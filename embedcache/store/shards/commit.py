@@ -19,13 +19,13 @@ from embedcache.errors import CorruptionError, EmbedcacheError, StorageError
 from embedcache.files import partial_name, publish_file, remove_file, require_no_links, stage_file, sync_names
 from embedcache.geometry import EMBEDDING_SHAPE
 from embedcache.store import layout
-from embedcache.store.body import ShardBody
-from embedcache.store.kept import KeptTiles
-from embedcache.store.quantise import NO_VALUE, Quantised
-from embedcache.store.record import DIGEST_BYTES, ShardRecord
-from embedcache.store.rows import empty, rows_of, with_reasons, with_rows
-from embedcache.store.scales import CHANNELS, scales_bytes
-from embedcache.store.shard import FLOAT16, INT8, Form, ShardFile, Stored
+from embedcache.store.journal.record import DIGEST_BYTES, ShardRecord
+from embedcache.store.shards.body import ShardBody
+from embedcache.store.shards.kept import KeptTiles
+from embedcache.store.shards.quantise import NO_VALUE, Quantised
+from embedcache.store.shards.rows import empty, rows_of, with_reasons, with_rows
+from embedcache.store.shards.scales import CHANNELS, scales_bytes
+from embedcache.store.shards.shard import FLOAT16, INT8, Form, ShardFile, Stored
 
 if TYPE_CHECKING:
     from embedcache.store.store import EmbeddingStore

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedcache.encode.words import Request, same_source
+from embedcache.encode.identity.words import Request, same_source
 from embedcache.errors import EmbedcacheError
 from embedcache.files import read_error
 from embedcache.progress import Progress
 from embedcache.store import EncodeSpec
 from embedcache.store.creation import check_attributes
-from embedcache.store.journal import CREATED
+from embedcache.store.journal.lines import CREATED
 from embedcache.store.layout import ATTRIBUTE, GROUP_FILE, JOURNAL, read_json
 from embedcache.volume import ImageVolume
 

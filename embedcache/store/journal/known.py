@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.store.record import ShardRecord
+from embedcache.store.journal.record import ShardRecord
 
 COMMITTED, SKIPPED, FAILED = 1, 2, 3
 """Values of :attr:`KnownTiles.flags`; 0 is a tile of which nothing is known."""

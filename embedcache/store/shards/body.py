@@ -16,10 +16,18 @@ import numpy.typing as npt
 
 from embedcache.errors import EmbedcacheError
 from embedcache.files import Buffer
-from embedcache.store.kept import KeptTiles
-from embedcache.store.quantise import Quantised
-from embedcache.store.rows import TileRow, measure
-from embedcache.store.shard import CRC_BYTES, Form, Stored, chunk_numbers, encode_index, payload, shard_index
+from embedcache.store.shards.kept import KeptTiles
+from embedcache.store.shards.quantise import Quantised
+from embedcache.store.shards.rows import TileRow, measure
+from embedcache.store.shards.shard import (
+    CRC_BYTES,
+    Form,
+    Stored,
+    chunk_numbers,
+    encode_index,
+    payload,
+    shard_index,
+)
 
 _AHEAD = 32
 """Pieces that may wait for their digest, two to a chunk; each keeps its memory."""

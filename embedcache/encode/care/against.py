@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.encode.comparing import planes_in_words
-from embedcache.encode.origin import TilePixels, read_again, source_of
-from embedcache.encode.words import SAMPLED_WINDOW
+from embedcache.encode.care.origin import TilePixels, read_again, source_of
+from embedcache.encode.identity.comparing import planes_in_words
+from embedcache.encode.identity.words import SAMPLED_WINDOW
 from embedcache.progress import Progress
 from embedcache.store import EmbeddingStore
 from embedcache.volume import Volume, volume_identity

@@ -22,14 +22,14 @@ import numpy.typing as npt
 from embedcache.errors import CorruptionError, InputError, MismatchError
 from embedcache.progress import Progress, Silent
 from embedcache.store import layout
-from embedcache.store.gc import partial_files, unrecorded_shards
-from embedcache.store.newest import NewestState
-from embedcache.store.record import ShardRecord
-from embedcache.store.state import StoreState
+from embedcache.store.care.gc import partial_files, unrecorded_shards
+from embedcache.store.care.verification import Scope, Verification
+from embedcache.store.care.verify_files import Problem, check_files, check_journal
+from embedcache.store.care.verify_shard import ShardVerdict, check_shard
+from embedcache.store.journal.newest import NewestState
+from embedcache.store.journal.record import ShardRecord
+from embedcache.store.journal.state import StoreState
 from embedcache.store.store import EmbeddingStore
-from embedcache.store.verification import Scope, Verification
-from embedcache.store.verify_files import Problem, check_files, check_journal
-from embedcache.store.verify_shard import ShardVerdict, check_shard
 
 _THREADS = 4
 

@@ -19,11 +19,11 @@ from embedcache.errors import CorruptionError, EmbedcacheError, InputError
 from embedcache.files import read_inside
 from embedcache.geometry import PLANES_PER_BLOCK
 from embedcache.store import layout
-from embedcache.store.journal import CREATED, journal_files
-from embedcache.store.journal_damage import DamagedLine, damaged_lines
-from embedcache.store.newest import NewestState
+from embedcache.store.care.journal_damage import DamagedLine, damaged_lines
+from embedcache.store.journal.lines import CREATED, journal_files
+from embedcache.store.journal.newest import NewestState
+from embedcache.store.journal.state import StoreState
 from embedcache.store.spec import EncodeSpec
-from embedcache.store.state import StoreState
 from embedcache.store.store import EmbeddingStore
 from embedcache.volume.volume import ImageRecord
 

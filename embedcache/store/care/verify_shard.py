@@ -20,9 +20,9 @@ import numpy as np
 from embedcache.errors import CorruptionError, StorageError
 from embedcache.files import crc32c, open_inside
 from embedcache.store import layout
-from embedcache.store.record import ShardRecord
-from embedcache.store.scales import read_scales
-from embedcache.store.shard import CRC_BYTES, Form
+from embedcache.store.journal.record import ShardRecord
+from embedcache.store.shards.scales import read_scales
+from embedcache.store.shards.shard import CRC_BYTES, Form
 
 CUT_SHORT = "the file is cut short before its end"
 MISPLACED = "its bytes are whole, but not the ones recorded for this place (swapped?)"

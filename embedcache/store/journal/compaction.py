@@ -15,9 +15,9 @@ import numpy as np
 
 from embedcache.files import canonical_json, remove_file, require_no_links, write_file
 from embedcache.store import layout
-from embedcache.store.journal import CREATED, encode_line, journal_files
-from embedcache.store.record import DIGEST_BYTES
-from embedcache.store.snapshot import (
+from embedcache.store.journal.lines import CREATED, encode_line, journal_files
+from embedcache.store.journal.record import DIGEST_BYTES
+from embedcache.store.journal.snapshot import (
     DTYPES,
     HEADER_LIMIT,
     SHARD_COLUMNS,
@@ -28,7 +28,7 @@ from embedcache.store.snapshot import (
     is_snapshot,
     snapshot_name,
 )
-from embedcache.store.state import StoreState
+from embedcache.store.journal.state import StoreState
 
 COMPACT_BYTES = 4 << 20
 """Bytes of journal lines up to which nothing is compacted."""

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from embedcache.encode.against import pixels_again
-from embedcache.encode.origin import encoder_of, source_of, weights_of
+from embedcache.encode.care.against import pixels_again
+from embedcache.encode.care.origin import encoder_of, source_of, weights_of
 from embedcache.errors import InputError, MismatchError
 from embedcache.geometry import Tile
 from embedcache.progress import Progress
@@ -25,7 +25,7 @@ from embedcache.sam.decoder import Decoder, Prompts
 from embedcache.sam.encoder import Encoder, resolve_device
 from embedcache.store import EmbeddingStore
 from embedcache.store.certificate import Certificate
-from embedcache.store.quantise import quantise
+from embedcache.store.shards.quantise import quantise
 
 GRID = 4
 """Points per side of the grid of prompts."""

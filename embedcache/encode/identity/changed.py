@@ -13,7 +13,13 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.encode.comparing import Comparison, comparable, compare, planes_in_words, readable_now
+from embedcache.encode.identity.comparing import (
+    Comparison,
+    comparable,
+    compare,
+    planes_in_words,
+    readable_now,
+)
 from embedcache.encode.prepare import EncodeJob
 from embedcache.geometry import Tile
 from embedcache.progress import Progress

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.encode.comparing import comparable, compare, planes_in_words
-from embedcache.encode.lookup import Listed, look_up
+from embedcache.encode.identity.comparing import comparable, compare, planes_in_words
+from embedcache.encode.identity.lookup import Listed, look_up
+from embedcache.encode.identity.refusals import Differences, only_the_volume, other_identity, ways_out
+from embedcache.encode.identity.words import Request, real_source
 from embedcache.encode.options import REENCODE, EncodeOptions
-from embedcache.encode.refusals import Differences, only_the_volume, other_identity, ways_out
-from embedcache.encode.words import Request, real_source
 from embedcache.errors import ConfigError, MismatchError, VolumeError
 from embedcache.files import digest_json, storage_error
 from embedcache.progress import Progress, Silent

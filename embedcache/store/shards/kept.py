@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache.errors import CorruptionError
-from embedcache.store.record import ShardRecord
-from embedcache.store.rows import TileRow
-from embedcache.store.scales import ShardScales, read_scales
-from embedcache.store.shard import Form, ShardFile
+from embedcache.store.journal.record import ShardRecord
+from embedcache.store.shards.rows import TileRow
+from embedcache.store.shards.scales import ShardScales, read_scales
+from embedcache.store.shards.shard import Form, ShardFile
 
 
 class KeptTiles:

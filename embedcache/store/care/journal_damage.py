@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from embedcache.store.journal import TAIL_BYTES, decode_line, line_tail
+from embedcache.store.journal.lines import TAIL_BYTES, decode_line, line_tail
 
 _POLYNOMIAL = 0x82F63B78
 _BREAK = 0x0A

@@ -15,12 +15,20 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache.errors import CorruptionError, InputError
-from embedcache.store.packing import by_reason, by_slot, flagged_slots, pack, slot_flags, unpack, whole
-from embedcache.store.shard import chunk_numbers, shard_index
+from embedcache.store.journal.packing import (
+    by_reason,
+    by_slot,
+    flagged_slots,
+    pack,
+    slot_flags,
+    unpack,
+    whole,
+)
+from embedcache.store.shards.shard import chunk_numbers, shard_index
 from embedcache.volume.volume import ImageRecord
 
 if TYPE_CHECKING:
-    from embedcache.store.shard import Form
+    from embedcache.store.shards.shard import Form
 
 DIGEST_BYTES = 32
 

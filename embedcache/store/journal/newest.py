@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from embedcache.errors import EmbedcacheError
 from embedcache.store import layout
-from embedcache.store.state import StoreState
+from embedcache.store.journal.state import StoreState
 
 if TYPE_CHECKING:
     from embedcache.store.store import EmbeddingStore

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from embedcache.files import crc32c
-from embedcache.store.packing import pack
-from embedcache.store.quantise import Quantised
-from embedcache.store.record import ShardRecord
-from embedcache.store.scales import row_crc
-from embedcache.store.shard import Stored, extremes, payload
+from embedcache.store.journal.packing import pack
+from embedcache.store.journal.record import ShardRecord
+from embedcache.store.shards.quantise import Quantised
+from embedcache.store.shards.scales import row_crc
+from embedcache.store.shards.shard import Stored, extremes, payload
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What care of a store needs its volume and its encoder for: comparing, certifying, repairing."""

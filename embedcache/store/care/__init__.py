@@ -1,0 +1,1 @@
+"""Checking, mending, cleaning and comparing stores; nothing here encodes."""

@@ -1,0 +1,1 @@
+"""What is said of a store: checksummed lines, their replay, snapshots of them."""

@@ -1,0 +1,1 @@
+"""The embeddings' own bytes: shard files, scales, and committing them."""
