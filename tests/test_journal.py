@@ -17,6 +17,7 @@ from store_samples import journal_records
 from embedcache.errors import CorruptionError, StorageError
 from embedcache.files import append_line
 from embedcache.store.journal.lines import (
+    JournalFile,
     append_record,
     decode_line,
     encode_line,
@@ -184,11 +185,11 @@ def test_an_open_journal_file_that_is_gone_on_a_server_is_gone_a_failing_disk_is
             raise OSError(number, os.strerror(number))
         return real(descriptor)
 
-    opened = len(os.listdir("/proc/self/fd"))
+    opened = len(list(Path("/proc/self/fd").iterdir()))
     with monkeypatch.context() as patch:
         patch.setattr(os, "fstat", refuse)
         with pytest.raises(told, match=why):
             file.reopen()
-    assert len(os.listdir("/proc/self/fd")) == opened
+    assert len(list(Path("/proc/self/fd").iterdir())) == opened
     file.reopen()
     assert [record for _, record in file.records()] == [{"kind": "x"}]

@@ -1,4 +1,4 @@
-"""What can be done to a store so that it harms whoever opens it: links, pipes and devices, and claims of any size."""
+"""What can be done to a store so that it harms whoever opens it: links, pipes, devices, claims of any size."""
 
 from __future__ import annotations
 
