@@ -21,7 +21,7 @@ from store_samples import file_bytes, make_store, spec
 
 from embedcache.encode import encode
 from embedcache.encode.care.repair import RepairResult, repair
-from embedcache.errors import InputError, LockedError, MismatchError, StorageError
+from embedcache.errors import CorruptionError, InputError, LockedError, MismatchError, StorageError
 from embedcache.store import EmbeddingStore, layout
 from embedcache.store.care.mend import mend_decoder, mend_files, rebuild_shard
 from embedcache.store.care.verify import verify
@@ -238,6 +238,16 @@ def test_a_link_in_place_of_a_shard_is_replaced_and_not_followed(
     mended(half, damage)
     assert not path.is_symlink()
     assert (tmp_path / "elsewhere").exists()
+
+
+def test_no_lock_is_written_through_a_journal_that_is_a_link(half: EmbeddingStore, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    (half.path / "journal").rename(outside)
+    (half.path / "journal").symlink_to(outside)
+    before = file_bytes(outside)
+    with pytest.raises(CorruptionError, match="is a link"):
+        repair(half.path)
+    assert file_bytes(outside) == before
 
 
 # ---- the small files

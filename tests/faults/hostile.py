@@ -26,7 +26,7 @@ ADDRESS_SPACE = 2 << 30
 """Bytes that a command may reserve beyond what it starts with."""
 
 MEMORY = 300 << 20
-SECONDS = 15.0
+SECONDS = 30.0
 REFUSED = {2, 3, 4, 6}
 
 

@@ -27,7 +27,7 @@ from embedcache.errors import (
     InputError,
     MismatchError,
 )
-from embedcache.files import range_lock
+from embedcache.files import CLAIMS, range_lock, require_no_links
 from embedcache.progress import Progress, Silent
 from embedcache.sam.encoder import Encoder, resolve_device
 from embedcache.sam.weights import Weights
@@ -116,6 +116,8 @@ def repair(
     ------
     InputError
         When the folder is no store.
+    CorruptionError
+        When its journal is a link: nothing is written outside the store.
     MismatchError
         When pixels of broken tiles are not the ones that were encoded; all other damage is mended by then.
     LockedError
@@ -126,6 +128,7 @@ def repair(
     root, progress = Path(path).absolute(), progress or Silent()
     result = RepairResult(root)
     if (root / layout.JOURNAL).is_dir():
+        require_no_links(root, root / layout.JOURNAL / CLAIMS)  # the lock is written there
         with range_lock(root / layout.JOURNAL, None, guarded=root):
             mended = mend_files(root)
         result.mended += mended.done
