@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from care_samples import filled, filled_int8, flip, replace_tiles, shard
-from store_samples import file_bytes, make_store
+from store_samples import commit, file_bytes, make_store
 
 from embedcache.errors import CorruptionError, InputError, LockedError
 from embedcache.store import EmbeddingStore, layout
@@ -41,7 +41,7 @@ def littered(path: Path) -> EmbeddingStore:
     return store
 
 
-KINDS = ["partial file", "partial file", "dead lock", "older snapshot", "unrecorded shard"]
+KINDS = ["partial file", "partial file", "dead lock", "older snapshot"]  # not the shard without a record
 
 
 def test_a_clean_store_holds_no_garbage(tmp_path: Path) -> None:
@@ -263,3 +263,17 @@ def test_a_run_that_does_not_say_its_stores_stops_it(tmp_path: Path, changes: di
     with pytest.raises(InputError, match="does not say"):
         references(tmp_path / "runs")
     assert (tmp_path / "s" / layout.GROUP_FILE).exists()
+
+
+def test_a_journal_that_lost_its_lines_is_damage_and_gc_leaves_what_they_spoke_of(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s", n=4, shard_tiles=2)
+    with store.writer() as writer:
+        writer.decide_numerics({"attention": "mask", "batch": 1})
+    commit(store, 0)
+    commit(store, 2)
+    (store.path / "journal" / "main.jsonl").unlink()
+    verdict = verify(store.path)
+    assert verdict.exit_code == 4
+    assert any("lines of the journal are lost" in problem.reason for problem in verdict.problems)
+    remove_garbage(store.path)
+    assert all(shard(store, number).exists() for number in (0, 1))

@@ -68,7 +68,7 @@ def repair(store: str, volume: str | None, checkpoint: str | None, device: str, 
 @click.option("--delete", is_flag=True, help="Remove what is shown; otherwise nothing is removed.")
 @json_option
 def gc(stores: tuple[str, ...], cache_dir: str, runs: str, unused: bool, delete: bool, as_json: bool) -> None:
-    """Show what killed writers left and nobody needs: partial files, dead locks, shards without a record.
+    """Show what killed writers left and nobody needs: partial files, dead locks, old snapshots.
 
     Only with --delete is it removed, while the whole store is locked. Files that are not embedcache's are never
     touched.

@@ -97,7 +97,7 @@ BROKEN: dict[str, tuple[Callable[[], None], str, tuple[str, ...]]] = {
 """What breaks embedcache, the row that has to notice it, and the counts of which one has to be above 0."""
 
 ROUNDS = {"mixed-resume": 30}
-"""More rounds than the usual 10: another volume alone is found by its pixels too, so another model must be tried."""
+"""More rounds than the usual 10: another volume alone is found by its pixels too, so models must be tried."""
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
 """Turns store folders into a list of what nobody needs, and, when told to, removes exactly that.
 
 Only what this package itself leaves behind is ever listed: files under temporary names, locks of dead writers,
-older snapshots of the journal, shard files that no record speaks of, stores whose making was interrupted, and, on
-request, stores that no run refers to. No link is followed, and a file that is not ours is never touched. Removing
-holds the whole store's lock, and looks once more at what is there after it was taken.
+older snapshots of the journal, stores whose making was interrupted, and, on request, stores that no run refers to.
+No link is followed, and a file that is not ours is never touched. Removing holds the whole store's lock, and looks
+once more at what is there after it was taken.
 """
 
 from __future__ import annotations
@@ -117,7 +117,8 @@ def find_garbage(root: Path, used: References | None = None) -> list[Garbage]:
         _refuse_foreign(root)
         why = f"none of the {used.runs} runs was trained on it"
         return [Garbage(root, tree_bytes(root), "unused store", why)]
-    return [*partial_files(root), *_dead_locks(root), *_older_snapshots(store), *unrecorded_shards(store)]
+    # shard files without a record are left: where a journal lost lines they are all there is of acknowledged work
+    return [*partial_files(root), *_dead_locks(root), *_older_snapshots(store)]
 
 
 def _is_used(store: EmbeddingStore, used: References) -> bool:
@@ -170,7 +171,9 @@ def unrecorded_shards(store: EmbeddingStore) -> Iterator[Garbage]:
     for shard, path in found:
         recorded = shard < len(state.shard_bytes) and state.shard_bytes[shard] > 0
         if not recorded and shard not in state.intents:
-            yield _garbage(path, "unrecorded shard", "no record speaks of it: it was never committed")
+            yield _garbage(
+                path, "unrecorded shard", "no record speaks of it: never committed, or the journal lost lines"
+            )
 
 
 def tree_bytes(root: Path) -> int:
