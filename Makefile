@@ -18,7 +18,7 @@ demo: $(STAMP) ## the whole path on a made-up scroll, into ./embedcache-demo
 	$(BIN)/embedcache demo
 
 test: $(STAMP) ## the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
 lint: $(STAMP) ## ruff (lint and format), mypy --strict, the floors of the house, generated docs up to date
 	$(BIN)/ruff check .

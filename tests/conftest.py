@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+
+# Before torch: tests fork, and a fork takes none of OpenMP's threads along (the child would wait for them).
+os.environ["OMP_NUM_THREADS"] = "1"
+
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
