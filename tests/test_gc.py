@@ -15,7 +15,7 @@ from store_samples import commit, file_bytes, make_store
 
 from embedcache.errors import CorruptionError, InputError, LockedError
 from embedcache.store import EmbeddingStore, layout
-from embedcache.store.care.gc import find_garbage, references, remove_garbage
+from embedcache.store.care.gc import find_garbage, partial_files, references, remove_garbage
 from embedcache.store.care.verify import verify
 from embedcache.store.journal import compaction
 
@@ -55,6 +55,17 @@ def test_litter_is_shown_with_its_bytes_and_nothing_is_removed(tmp_path: Path) -
     assert sorted(item.what for item in found) == sorted(KINDS)
     assert {item.bytes for item in found if item.what == "partial file"} == {1, 2}
     assert file_bytes(store.path) == before
+
+
+def test_a_file_that_is_published_while_litter_is_listed_is_passed_over(tmp_path: Path) -> None:
+    folder = tmp_path / "image_embeddings"
+    folder.mkdir()
+    for name in ("0.1.partial", "1.1.partial"):
+        (folder / name).write_bytes(b"x")
+    found = partial_files(tmp_path)
+    assert next(found).path.name == "0.1.partial"
+    (folder / "1.1.partial").unlink()
+    assert list(found) == []
 
 
 def test_only_what_was_shown_is_removed(tmp_path: Path) -> None:

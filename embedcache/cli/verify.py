@@ -11,7 +11,7 @@ from embedcache.cli.app import app
 from embedcache.cli.common import json_option
 from embedcache.cli.output import numbers_in_words, print_json, print_pairs
 from embedcache.cli.signals import stop_at_once
-from embedcache.encode.plan import readable_bytes
+from embedcache.encode.sizes import readable_bytes
 from embedcache.errors import EXIT_DONE, EXIT_MISMATCH, ConfigError, StorageError
 from embedcache.progress import Terminal
 from embedcache.store import EmbeddingStore
@@ -138,10 +138,12 @@ def _print_verify(found: Verification, figures: dict[str, Any]) -> None:
         click.echo(f"changed: the volume's {name}: recorded {before!r}, now {now!r}", err=True)
     for line in found.litter[:_SHOWN]:
         click.echo(f"litter: {line}", err=True)
+    for line in found.unclaimed[:_SHOWN]:
+        click.echo(f"unclaimed: {line}", err=True)
     if found.problems:
         click.echo(f"Mend it: embedcache repair {found.store}", err=True)
     if found.litter:
-        click.echo(f"Litter does no harm; `embedcache gc {found.store}` shows it.", err=True)
+        click.echo("Litter does no harm; the next writer clears it away.", err=True)
 
 
 def _say_more(count: int) -> None:

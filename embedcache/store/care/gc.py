@@ -9,7 +9,8 @@ once more at what is there after it was taken.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,8 +42,7 @@ class Garbage:
     bytes : int
         What it takes.
     what : str
-        Its kind: "partial file", "dead lock", "older snapshot", "unrecorded shard", "half-made store", "unused
-        store".
+        Its kind: "partial file", "dead lock", "older snapshot", "half-made store", "unused store".
     why : str
         Why nobody needs it.
     """
@@ -156,24 +156,7 @@ def partial_files(root: Path) -> Iterator[Garbage]:
     """Files under temporary names, anywhere in the store: of a killed writer, or of one that is at work."""
     for path in _files(root):
         if LITTER_NAME.fullmatch(path.name):
-            yield _garbage(path, "partial file", "a killed writer left it, or one is writing it now")
-
-
-def unrecorded_shards(store: EmbeddingStore) -> Iterator[Garbage]:
-    """Shard and scale files of which the journal, as it is now on disk, does not speak."""
-    found = [
-        *_numbered(store.path, layout.EMBEDDINGS, ("0", "0", "0")),
-        *_numbered(store.path, layout.SCALES, ("0",)),
-    ]
-    if not found:
-        return
-    state = store.read_state()  # later than the list: a shard that was published meanwhile is recorded by now
-    for shard, path in found:
-        recorded = shard < len(state.shard_bytes) and state.shard_bytes[shard] > 0
-        if not recorded and shard not in state.intents:
-            yield _garbage(
-                path, "unrecorded shard", "no record speaks of it: never committed, or the journal lost lines"
-            )
+            yield from _garbage(path, "partial file", "a killed writer left it, or one is writing it now")
 
 
 def tree_bytes(root: Path) -> int:
@@ -214,7 +197,7 @@ def _dead_locks(root: Path) -> Iterator[Garbage]:
     except StorageError:  # a read-only store: what can only be looked at by writing is left alone
         return
     for path in dead:
-        yield _garbage(path, "dead lock", "the process that held it is gone")
+        yield from _garbage(path, "dead lock", "the process that held it is gone")
 
 
 def _older_snapshots(store: EmbeddingStore) -> Iterator[Garbage]:
@@ -222,19 +205,7 @@ def _older_snapshots(store: EmbeddingStore) -> Iterator[Garbage]:
     named = "" if snapshot is None else snapshot.path.name
     for path in sorted((store.path / layout.JOURNAL).iterdir()):
         if is_snapshot(path.name) and path.name != named and not path.is_symlink():
-            yield _garbage(path, "older snapshot", "the journal does not name it")
-
-
-def _numbered(root: Path, array: str, rest: Sequence[str]) -> Iterator[tuple[int, Path]]:
-    """Files of an array's chunks, with the number of their shard; folders that are links are passed over."""
-    top = root / array / "c"
-    if top.is_symlink() or not top.is_dir():
-        return
-    for entry in sorted(os.scandir(top), key=lambda entry: entry.name):
-        path = Path(entry.path).joinpath(*rest)
-        inner = [Path(entry.path).joinpath(*rest[:depth]) for depth in range(len(rest) + 1)]
-        if entry.name.isdecimal() and path.is_file() and not any(part.is_symlink() for part in inner):
-            yield int(entry.name), path
+            yield from _garbage(path, "older snapshot", "the journal does not name it")
 
 
 def _files(root: Path) -> Iterator[Path]:
@@ -243,5 +214,7 @@ def _files(root: Path) -> Iterator[Path]:
         yield from (Path(folder) / name for name in sorted(files))
 
 
-def _garbage(path: Path, what: str, why: str) -> Garbage:
-    return Garbage(path, path.lstat().st_size, what, why)
+def _garbage(path: Path, what: str, why: str) -> Iterator[Garbage]:
+    """The file as garbage; nothing where somebody has renamed or removed it since it was listed."""
+    with suppress(FileNotFoundError):
+        yield Garbage(path, path.lstat().st_size, what, why)

@@ -69,7 +69,9 @@ class Verification:
     problems : tuple of Problem
         Everything that is not as it was written.
     litter : tuple of str
-        What may be removed; no damage.
+        What the next writer or ``gc`` removes; no damage.
+    unclaimed : tuple of str
+        Files that no record speaks of and nothing removes.
     broken : dict of int to ShardVerdict
         The shards that are not intact.
     verified : ndarray of int64
@@ -89,6 +91,7 @@ class Verification:
     seed: int = 0
     problems: tuple[Problem, ...] = ()
     litter: tuple[str, ...] = ()
+    unclaimed: tuple[str, ...] = ()
     broken: dict[int, ShardVerdict] = field(default_factory=dict)
     verified: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     opened: EmbeddingStore | None = None
@@ -124,4 +127,5 @@ class Verification:
             "seed": self.seed,
             "problems": [problem.to_dict(NAMED_TILES) for problem in self.problems],
             "litter": list(self.litter),
+            "unclaimed": list(self.unclaimed),
         }

@@ -2,8 +2,8 @@
 
 Read-only: no lock is taken and nothing is written, so a store that is being encoded, or that cannot be written, is
 verified as well. The journal is read once; before a shard is accused, the journal is read again, as its writer may
-have replaced it meanwhile. What a killed writer left (a torn last line, a file under a temporary name, a shard
-file without a record) is litter and no corruption.
+have replaced it meanwhile. What a killed writer left (a torn last line, a file under a temporary name) is litter
+and no corruption; a shard file without a record is named as what nobody claims.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import numpy.typing as npt
 from embedcache.errors import CorruptionError, InputError, MismatchError
 from embedcache.progress import Progress, Silent
 from embedcache.store import layout
-from embedcache.store.care.gc import partial_files, unrecorded_shards
+from embedcache.store.care.gc import partial_files
+from embedcache.store.care.unclaimed import unrecorded_shards
 from embedcache.store.care.verification import Scope, Verification
 from embedcache.store.care.verify_files import Problem, check_files, check_journal
 from embedcache.store.care.verify_shard import ShardVerdict, check_shard
@@ -196,7 +197,8 @@ def _account(
         seconds=time.perf_counter() - begin,
         seed=seed,
         problems=tuple(problems),
-        litter=(*unfinished, *_litter(store.path, store)),
+        litter=(*unfinished, *_litter(store.path)),
+        unclaimed=_unclaimed(store),
         broken={verdict.record.shard: verdict for verdict in verdicts if not verdict.intact},
         verified=np.concatenate(numbers) if numbers else np.zeros(0, np.int64),
         opened=store,
@@ -225,11 +227,11 @@ def _by_reason(slots: Mapping[int, str], base: int) -> list[tuple[str, tuple[int
     return [(reason, tuple(tiles)) for reason, tiles in grouped.items()]
 
 
-def _litter(root: Path, store: EmbeddingStore | None = None) -> tuple[str, ...]:
-    found = [*partial_files(root)]
-    if store is not None:
-        with suppress(
-            CorruptionError, MismatchError
-        ):  # of a journal damaged meanwhile; the next look says so
-            found += unrecorded_shards(store)
-    return tuple(f"{item.path}: {item.what}; {item.why}" for item in found)
+def _litter(root: Path) -> tuple[str, ...]:
+    return tuple(f"{item.path}: {item.what}; {item.why}" for item in partial_files(root))
+
+
+def _unclaimed(store: EmbeddingStore) -> tuple[str, ...]:
+    with suppress(CorruptionError, MismatchError):  # of a journal damaged meanwhile; the next look says so
+        return tuple(str(item) for item in unrecorded_shards(store))
+    return ()

@@ -159,19 +159,19 @@ def _compare(
     if path == store.path / layout.GROUP_FILE and state.superseded is not None:
         behind.append(layout.root_metadata(state.superseded, state.n_tiles))
     lengths = not store.uniform  # an array's never change
-    if path == store.path / layout.GROUP_FILE and _is_ahead(store, found):
+    if path == store.path / layout.GROUP_FILE and _is_ahead(state, found):
         return f"{path} names numerics that the journal does not: lines of the journal are lost", ""
     if any(_timeless(found, lengths) == _timeless(metadata, lengths) for metadata in behind):
         return "", "it is behind the journal; the next writer brings it up to date"
     return f"{path} is not what it has to be", ""
 
 
-def _is_ahead(store: EmbeddingStore, found: dict[str, Any]) -> bool:
-    """Whether the group's metadata has numerics of which the journal, as it is now, does not speak."""
+def _is_ahead(state: StoreState, found: dict[str, Any]) -> bool:
+    """Whether the group's metadata has numerics of which the journal does not speak."""
     attributes = found.get("attributes")
     ours = attributes.get(layout.ATTRIBUTE) if isinstance(attributes, dict) else None
     numerics = ours.get("numerics") if isinstance(ours, dict) else None
-    return isinstance(numerics, list) and len(numerics) > len(store.read_state().numerics)
+    return isinstance(numerics, list) and len(numerics) > len(state.numerics)
 
 
 def _timeless(metadata: Any, lengths: bool) -> Any:
