@@ -14,7 +14,8 @@ from result_samples import make_checkpoint, make_store
 
 from embedcache.encode import encode, run_encode
 from embedcache.encode.estimate import estimate
-from embedcache.encode.options import options_from, recipe_of
+from embedcache.encode.options import options_from
+from embedcache.encode.recipe import recipe_of
 from embedcache.encode.survey import survey
 from embedcache.errors import (
     ConfigError,

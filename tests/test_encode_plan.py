@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedcache.encode.plan import FREE_MARGIN_BYTES, plan_encode, readable_bytes
+from embedcache.encode.plan import FREE_MARGIN_BYTES, plan_encode
+from embedcache.encode.sizes import readable_bytes
 from embedcache.errors import StorageError
 
 

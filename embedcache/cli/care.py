@@ -10,7 +10,7 @@ from embedcache.cli.app import app
 from embedcache.cli.common import cache_dir_option, json_option
 from embedcache.cli.output import numbers_in_words, print_json, print_pairs, print_table
 from embedcache.cli.signals import stop_at_once
-from embedcache.encode.plan import readable_bytes
+from embedcache.encode.sizes import readable_bytes
 from embedcache.errors import EXIT_DONE, ConfigError, EmbedcacheError
 from embedcache.progress import Terminal
 from embedcache.store import EmbeddingStore

@@ -10,8 +10,9 @@ import click
 from click.core import ParameterSource
 
 from embedcache.encode import EncodeOptions
-from embedcache.encode.options import RECIPE_FIELDS, options_from
+from embedcache.encode.options import ATTENTIONS, COMPILES, options_from
 from embedcache.encode.parts import part_of_array_job
+from embedcache.encode.recipe import RECIPE_FIELDS
 from embedcache.errors import ConfigError
 from embedcache.store.spec import STORE_DTYPES
 
@@ -51,6 +52,46 @@ def machine_options(function: Decorated) -> Decorated:
             default="embeddings",
             show_default=True,
             help="Where stores live; $EMBEDCACHE_DIR sets it too.",
+        ),
+    )
+
+
+def engine_options(function: Decorated) -> Decorated:
+    """Add how the encoder runs and how many of it: no part of a store's identity."""
+    return _apply(
+        function,
+        click.option(
+            "--attention",
+            type=click.Choice(ATTENTIONS),
+            default="auto",
+            show_default=True,
+            help="How attention is computed, with the same result; auto: what is fastest here.",
+        ),
+        click.option(
+            "--compile",
+            type=click.Choice(COMPILES),
+            default="auto",
+            show_default=True,
+            help="Compile the encoder first; auto: where the tiles to encode repay the minute it takes.",
+        ),
+        click.option(
+            "--threads", type=int, metavar="N", help="CPU threads per encoder.  [default: what suits]"
+        ),
+        click.option(
+            "--workers",
+            type=int,
+            default=1,
+            show_default=True,
+            metavar="N",
+            help="Processes of this machine that encode together, one encoder (and GPU) each.",
+        ),
+        click.option("--scheduler", metavar="ADDRESS", help="Encode on the workers of a dask scheduler."),
+        click.option(
+            "--read-memory",
+            default="2GiB",
+            show_default=True,
+            metavar="BYTES",
+            help="Decoded source pixels kept until their last tile is read, so that each chunk is read once.",
         ),
     )
 

@@ -12,7 +12,7 @@ from embedcache.cli.app import app
 from embedcache.cli.common import cache_dir_option, json_option, warn_untrained
 from embedcache.cli.defaults import stores_in
 from embedcache.cli.output import print_json, print_pairs, print_table
-from embedcache.encode.plan import readable_bytes
+from embedcache.encode.sizes import readable_bytes
 from embedcache.errors import EmbedcacheError
 from embedcache.store import EmbeddingStore
 from embedcache.store.certificate import Certificate

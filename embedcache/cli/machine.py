@@ -16,7 +16,7 @@ from embedcache.cli.common import json_option
 from embedcache.cli.config import CONFIG_NAME, first_config
 from embedcache.cli.output import print_json, print_pairs, print_table
 from embedcache.cli.signals import stop_at_once
-from embedcache.encode.plan import readable_bytes
+from embedcache.encode.sizes import readable_bytes
 from embedcache.errors import ConfigError
 from embedcache.files import create_file
 from embedcache.progress import Terminal

@@ -10,6 +10,7 @@ from embedcache.cli.app import app
 from embedcache.cli.common import json_option, warn_untrained
 from embedcache.cli.encode_options import (
     encode_options,
+    engine_options,
     machine_options,
     part_of_environment,
     part_options,
@@ -21,7 +22,7 @@ from embedcache.cli.signals import interruptible, stop_at_once
 from embedcache.encode import EncodeResult, run_encode
 from embedcache.encode.estimate import estimate
 from embedcache.encode.options import CHANGED
-from embedcache.encode.plan import readable_bytes
+from embedcache.encode.sizes import readable_bytes
 from embedcache.progress import Terminal
 
 
@@ -33,6 +34,7 @@ from embedcache.progress import Terminal
 @recipe_options
 @selection_options
 @machine_options
+@engine_options
 @part_options
 @click.option(
     "--check-pixels",
@@ -51,6 +53,7 @@ from embedcache.progress import Terminal
 @click.option(
     "--allow-numerics", is_flag=True, help="Go on although this machine rounds differently than the first."
 )
+@click.option("--profile", metavar="FILE", help="Write a trace of the run, for chrome://tracing or Perfetto.")
 @json_option
 def encode(volume: str, like: str | None, as_json: bool, **wishes: Any) -> None:
     """Encode a volume: run SAM's image encoder once over every tile and keep the embeddings in a Zarr store.
@@ -134,6 +137,7 @@ def _print_encode(result: EncodeResult) -> None:
 @recipe_options
 @selection_options
 @machine_options
+@engine_options
 @part_options
 @json_option
 def plan(volume: str, like: str | None, as_json: bool, **wishes: Any) -> None:

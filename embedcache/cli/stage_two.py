@@ -12,7 +12,7 @@ from embedcache.cli.common import cache_dir_option, json_option, say_certificate
 from embedcache.cli.defaults import store_and_labels
 from embedcache.cli.output import print_json, print_pairs
 from embedcache.cli.signals import stop_at_once
-from embedcache.encode.plan import readable_bytes
+from embedcache.encode.sizes import readable_bytes
 from embedcache.progress import Terminal
 
 

@@ -1,40 +1,33 @@
-"""Turns a recipe (of a store or a checkpoint) and a caller's wishes into ``EncodeOptions``.
-
-A *recipe* is the part of the options that decides the embedding space and the grid: a plain JSON object kept in
-every store's provenance and in every checkpoint, so that a new volume can be encoded in the same way.
-"""
+"""Turns a recipe (of a store or a checkpoint) and a caller's wishes into ``EncodeOptions``."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
-from embedcache.errors import ConfigError, InputError
-from embedcache.store import EmbeddingStore
+from embedcache.encode.recipe import RECIPE_FIELDS, recipe_of
+from embedcache.encode.sizes import parse_bytes
+from embedcache.errors import ConfigError
 from embedcache.store.spec import STORE_DTYPES
-
-RECIPE_FIELDS = (
-    "model",
-    "checkpoint",
-    "tile",
-    "overlap",
-    "level",
-    "channels",
-    "window",
-    "precision",
-    "store_dtype",
-)
-
 
 REENCODE = "reencode"
 CHANGED = ("stop", REENCODE)
 """What may be done about recorded tiles whose pixels changed."""
+
+ATTENTIONS = ("auto", "folded", "mask", "flex", "stock")
+"""Ways to compute the same attention; ``auto`` takes the fastest here."""
+
+COMPILES = ("auto", "on", "off")
+"""When the encoder is compiled; ``auto``: where the tiles to encode repay it."""
+
+READ_MEMORY = 2 << 30
+"""Bytes of decoded source pixels that are kept until their last tile is read."""
+
+AWAITED = ("attention", "compile", "threads", "workers", "scheduler", "read_memory", "profile")
+"""Options that nothing obeys yet, so that they are refused rather than ignored."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +66,20 @@ class EncodeOptions:
         How many recorded tiles are read again and compared before their embeddings are reused; None: all.
     changed : str
         What to do about recorded tiles whose pixels changed: ``stop``, or ``reencode`` exactly these in place.
+    attention : str
+        How the encoder computes attention: ``auto``, ``folded``, ``mask``, ``flex`` or ``stock``.
+    compile : str
+        Whether the encoder is compiled: ``auto`` where the tiles to encode repay it, ``on`` or ``off``.
+    threads : int, optional
+        CPU threads per encoder.
+    workers : int
+        Processes of this machine that encode together, each with an encoder (and a GPU) of its own.
+    scheduler : str, optional
+        Address of a dask scheduler whose workers encode.
+    read_memory : int
+        Bytes of decoded source pixels kept for tiles that are still to be read.
+    profile : str, optional
+        Where a trace of the run is written, for chrome://tracing or Perfetto.
     num_parts, part_id : int, optional
         Encode one of several parts, counted from 0; the others are encoded by other processes.
     allow_numerics : bool
@@ -102,6 +109,13 @@ class EncodeOptions:
     cache_dir: str = field(default_factory=lambda: default_cache_dir())
     check_pixels: int | None = 16
     changed: str = "stop"
+    attention: str = "auto"
+    compile: str = "auto"
+    threads: int | None = None
+    workers: int = 1
+    scheduler: str | None = None
+    read_memory: int = READ_MEMORY
+    profile: str | None = None
     num_parts: int | None = None
     part_id: int | None = None
     allow_numerics: bool = False
@@ -124,6 +138,37 @@ class EncodeOptions:
             raise ConfigError(f"--shard-tiles {self.shard_tiles}: must lie between 1 and 4096.")
         if self.check_pixels is not None and self.check_pixels < 0:
             raise ConfigError(f"--check-pixels {self.check_pixels}: give a number of tiles from 0, or 'all'.")
+        self._require_sensible_machine()
+
+    def _require_sensible_machine(self) -> None:
+        """Refuse what no machine could do, or what contradicts itself."""
+        for option, value, known in (
+            ("--attention", self.attention, ATTENTIONS),
+            ("--compile", self.compile, COMPILES),
+        ):
+            if value not in known:
+                raise ConfigError(f"{option} {value}: expected {', '.join(known[:-1])} or {known[-1]}.")
+        for option, number in (("--threads", self.threads), ("--workers", self.workers)):
+            if number is not None and number < 1:
+                raise ConfigError(f"{option} {number}: must be at least 1.")
+        if self.read_memory < 0:
+            raise ConfigError(f"--read-memory {self.read_memory}: must be at least 0 bytes.")
+        together = "--scheduler" if self.scheduler else "--workers" if self.workers > 1 else None
+        if together and (self.num_parts or 1) > 1:
+            raise ConfigError(
+                f"{together} was given beside --num-parts: both share the work out.",
+                hint="Parts are for processes that do not know each other; give one of the two. In a SLURM array "
+                "also give --num-parts 1 --part-id 0 to encode everything with workers.",
+            )
+        if self.scheduler and self.workers > 1:
+            raise ConfigError(
+                "--workers was given beside --scheduler, whose workers are there already.",
+                hint="Leave --workers out.",
+            )
+        default = {option.name: option.default for option in fields(self)}
+        for name in AWAITED:
+            if getattr(self, name) != default[name]:
+                raise ConfigError(f"--{name.replace('_', '-')} is not obeyed yet.")
 
     @property
     def skips_empty(self) -> bool:
@@ -158,11 +203,13 @@ def options_from(volume: str | Path, wishes: Mapping[str, Any], like: object = N
             f"encode has no option {', '.join(unknown)}.", hint=f"Known: {', '.join(sorted(names))}."
         )
     given = {name: value for name, value in wishes.items() if value is not None or name == "check_pixels"}
-    for path_option in ("store", "cache_dir", "mask", "checkpoint"):
+    for path_option in ("store", "cache_dir", "mask", "checkpoint", "profile"):
         if path_option in given:
             given[path_option] = str(given[path_option])
     if "tile" in given:
         given["tile"] = parse_tile(given["tile"])
+    if "read_memory" in given:
+        given["read_memory"] = parse_bytes(given["read_memory"], "--read-memory")
     options = EncodeOptions(volume=str(volume), **given)
     return options if like is None else options.with_recipe(recipe_of(like))
 
@@ -178,39 +225,3 @@ def parse_tile(text: object) -> int | None:
     if tile < 16:
         raise ConfigError(f"--tile {text}: expected 'full' or a number of pixels from 16.")
     return tile
-
-
-def recipe_of(like: object) -> dict[str, Any]:
-    """The recipe of a store, a checkpoint, a run folder, or of an object that has one.
-
-    Raises
-    ------
-    InputError
-        When ``like`` holds no recipe.
-    """
-    if isinstance(like, Mapping):
-        return dict(like)
-    if isinstance(like, EmbeddingStore):
-        return dict(like.provenance["recipe"])
-    recipe = getattr(like, "recipe", None)
-    if isinstance(recipe, Mapping):
-        return dict(recipe)
-    path = Path(str(getattr(like, "checkpoint", like)))  # a Run names its best checkpoint
-    if path.is_dir() and (path / "best.safetensors").is_file():
-        path = path / "best.safetensors"
-    if path.is_dir():
-        return dict(EmbeddingStore.open(path).provenance["recipe"])
-    return _recipe_of_checkpoint(path)
-
-
-def _recipe_of_checkpoint(path: Path) -> dict[str, Any]:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-        recipe = dict(json.loads(json.loads(metadata["embedcache"])["facts"])["recipe"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path}: neither a store nor a checkpoint of embedcache ({error}).",
-            hint="--like takes a store (a .zarr folder), a run folder, or a run's best.safetensors.",
-        ) from error
-    return recipe

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from embedcache.encode.sizes import readable_bytes
 from embedcache.errors import StorageError
 from embedcache.store.shards.scales import ROW_BYTES
 from embedcache.store.shards.shard import INT8, form_of, index_bytes
@@ -147,12 +148,3 @@ def bytes_per_tile(store_dtype: str) -> int:
     form = form_of(store_dtype)
     entry = index_bytes(2) - index_bytes(1)
     return form.chunk_bytes + entry + (ROW_BYTES if form is INT8 else 0)
-
-
-def readable_bytes(count: float) -> str:
-    """Bytes with a unit, as people read them: ``1.9 GiB``."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if count < 1024 or unit == "TiB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError("unreachable")

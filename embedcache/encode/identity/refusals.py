@@ -6,7 +6,8 @@ import shlex
 from dataclasses import fields, replace
 from pathlib import Path
 
-from embedcache.encode.options import RECIPE_FIELDS, REENCODE, EncodeOptions
+from embedcache.encode.options import REENCODE, EncodeOptions
+from embedcache.encode.recipe import RECIPE_FIELDS
 from embedcache.errors import MismatchError
 
 Differences = dict[str, tuple[object, object]]
