@@ -7,6 +7,7 @@ method of :class:`~embedcache.files.disk.Disk`, so that the fault tests can let 
 and the hint to the system to begin writing, change nothing there and bypass it.
 """
 
+from embedcache.files.appending import append_line, cut_file, sync_file
 from embedcache.files.digests import (
     Buffer,
     canonical_json,
@@ -16,19 +17,11 @@ from embedcache.files.digests import (
     sha256_hex,
 )
 from embedcache.files.durable import (
-    LITTER_NAME,
-    PARTIAL_SUFFIX,
-    append_line,
     create_file,
-    cut_file,
     free_bytes,
     partial_name,
     publish_file,
-    remove_file,
-    remove_litter,
-    remove_tree,
     stage_file,
-    sync_file,
     write_file,
 )
 from embedcache.files.folders import fsync_folder, make_folder, sync_names
@@ -46,6 +39,7 @@ from embedcache.files.locks import (
 )
 from embedcache.files.reading import open_inside, read_inside, require_no_links
 from embedcache.files.refusals import read_error, storage_error
+from embedcache.files.removal import LITTER_NAME, PARTIAL_SUFFIX, remove_file, remove_litter, remove_tree
 
 __all__ = [
     "CLAIMS",

@@ -1,24 +1,17 @@
-"""Turns bytes into durable files: temp, fsync, rename, fsync of the folder; append and fsync; remove."""
+"""Turns bytes into durable files: temp, fsync, rename, fsync of the folder."""
 
 from __future__ import annotations
 
 import errno
 import os
-import re
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
-from embedcache.errors import StorageError
 from embedcache.files import disk as _seam
 from embedcache.files.digests import Buffer
-from embedcache.files.folders import make_folder, sync_name
+from embedcache.files.folders import make_folder
 from embedcache.files.refusals import storage_error
-
-PARTIAL_SUFFIX = ".partial"
-
-LITTER_NAME = re.compile(rf".+\.\d+{re.escape(PARTIAL_SUFFIX)}")
-"""Names under which a file's bytes are gathered: ``NAME.PROCESS.partial``. A user's own is called otherwise."""
+from embedcache.files.removal import PARTIAL_SUFFIX, remove_quietly
 
 GATHERED_BYTES = 8 << 20
 """Pieces are handed to the system in groups of about so many bytes, so that a checksum is no write of its own."""
@@ -84,10 +77,10 @@ def stage_file(partial: Path, pieces: Iterable[Buffer]) -> int:
         make_folder(partial.parent)
         return _write_and_sync(partial, pieces)
     except OSError as error:
-        _remove_quietly(partial)
+        remove_quietly(partial)
         raise storage_error(error, partial) from error
     except BaseException:
-        _remove_quietly(partial)
+        remove_quietly(partial)
         raise
 
 
@@ -105,7 +98,7 @@ def publish_file(partial: Path, path: Path) -> None:
         _seam.disk.replace(partial, path)
         _seam.disk.fsync_folder(path.parent)
     except OSError as error:
-        _remove_quietly(partial)
+        remove_quietly(partial)
         raise storage_error(error, path) from error
 
 
@@ -131,7 +124,7 @@ def create_file(path: Path, data: Buffer) -> None:
     except OSError as error:
         raise storage_error(error, path) from error
     finally:
-        _remove_quietly(partial)
+        remove_quietly(partial)
 
 
 def _publish_new(partial: Path, path: Path) -> None:
@@ -157,10 +150,10 @@ def _write_and_sync(path: Path, pieces: Iterable[Buffer]) -> int:
             group.append(view)
             gathered += len(view)
             if gathered >= GATHERED_BYTES or len(group) >= GATHERED_PIECES:
-                _write_all(descriptor, group, written)
+                write_all(descriptor, group, written)
                 _start_writing(descriptor, written, gathered)
                 written, group, gathered = written + gathered, [], 0
-        _write_all(descriptor, group, written)
+        write_all(descriptor, group, written)
         _seam.disk.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -176,7 +169,7 @@ def _start_writing(descriptor: int, offset: int, length: int) -> None:
         os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
 
 
-def _write_all(descriptor: int, pieces: list[memoryview], offset: int) -> None:
+def write_all(descriptor: int, pieces: list[memoryview], offset: int) -> None:
     """Write all of the pieces, however few bytes the system takes at a time."""
     left = [piece for piece in pieces if len(piece)]
     while left:
@@ -188,176 +181,8 @@ def _write_all(descriptor: int, pieces: list[memoryview], offset: int) -> None:
             left[0] = left[0][taken:]
 
 
-def append_line(path: Path, line: str, *, at: int | None = None) -> int:
-    """Append one line to a file and make it durable before returning.
-
-    A last line without its line break was never acknowledged (its writer was killed); it is cut off first.
-    When the disk refuses, the file is cut back to where it was.
-
-    Parameters
-    ----------
-    path : Path
-        The file; made when missing.
-    line : str
-        Without its line break.
-    at : int, optional
-        Where the file's last whole line must end; when it ends elsewhere, nothing is written.
-
-    Returns
-    -------
-    int
-        Offset in the file at which the line begins.
-
-    Raises
-    ------
-    StorageError
-        When the disk refuses, or the file was written by somebody else.
-    """
-    try:
-        make_folder(path.parent)
-        descriptor = _seam.disk.open_kept(path)
-        try:
-            start = _append(descriptor, line.encode("utf-8") + b"\n", path, at)
-            status = os.fstat(descriptor)
-        finally:
-            os.close(descriptor)
-        sync_name(path, status)  # the file may be a killed process's, who came as far as making it
-    except OSError as error:
-        raise storage_error(error, path) from error
-    return start
-
-
-def _append(descriptor: int, data: bytes, path: Path, at: int | None) -> int:
-    start = _end_of_last_line(descriptor)
-    if at not in (None, start):
-        raise StorageError(
-            f"{path} was written by somebody else, although it was locked.",
-            hint="Put the store on a file system that locks, or see that only one writer runs.",
-        )
-    try:
-        if os.fstat(descriptor).st_size > start:
-            _seam.disk.truncate(descriptor, start)
-        _write_all(descriptor, [memoryview(data)], start)
-        _seam.disk.fsync(descriptor)
-    except OSError:
-        # whether the refusal comes from the write or the fsync: the line is not acknowledged and must not stay
-        _seam.disk.truncate(descriptor, start)
-        raise
-    return start
-
-
-def _end_of_last_line(descriptor: int) -> int:
-    """Offset behind the last line break of an open file."""
-    end = os.fstat(descriptor).st_size
-    while end > 0:
-        start = max(0, end - 65536)
-        found = os.pread(descriptor, end - start, start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
-        end = start
-    return 0
-
-
-def cut_file(path: Path, size: int) -> None:
-    """Cut a file to its first ``size`` bytes, durably.
-
-    Raises
-    ------
-    StorageError
-        When the disk refuses.
-    """
-    try:
-        descriptor = _seam.disk.open_kept(path)
-        try:
-            _seam.disk.truncate(descriptor, size)
-            _seam.disk.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise storage_error(error, path) from error
-
-
-def sync_file(path: Path) -> None:
-    """Make the content of a file durable that a killed process may have written.
-
-    Raises
-    ------
-    StorageError
-        When the disk refuses.
-    """
-    try:
-        descriptor = _seam.disk.open_kept(path)
-        try:
-            _seam.disk.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise storage_error(error, path) from error
-
-
-def remove_file(path: Path) -> bool:
-    """Remove a file's name (of a link: the link), durably; returns whether there was one.
-
-    Raises
-    ------
-    StorageError
-        When the disk refuses.
-    """
-    try:
-        _seam.disk.unlink(path)
-        _seam.disk.fsync_folder(path.parent)
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise storage_error(error, path) from error
-    return True
-
-
-def remove_tree(root: Path) -> None:
-    """Remove a folder and all below it; a link is removed, never what it points to.
-
-    Raises
-    ------
-    StorageError
-        When the disk refuses; what is left can be removed by a second try.
-    """
-    try:
-        with os.scandir(root) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                remove_tree(Path(entry.path))
-            else:
-                _seam.disk.unlink(Path(entry.path))
-        _seam.disk.rmdir(root)
-    except OSError as error:
-        raise storage_error(error, root) from error
-
-
-def remove_litter(folder: Path, *, deep: bool = True) -> int:
-    """Remove the files of :data:`LITTER_NAME` in ``folder`` (``deep``: and below it); return how many.
-
-    The writer's lock must be held: the files of a living writer look the same.
-    """
-    pattern = f"*{PARTIAL_SUFFIX}"
-    found = folder.rglob(pattern) if deep else folder.glob(pattern)
-    litter = [
-        path
-        for path in found
-        if LITTER_NAME.fullmatch(path.name) and path.is_file() and not path.is_symlink()
-    ]
-    for path in litter:
-        _remove_quietly(path)
-    return len(litter)
-
-
 def free_bytes(folder: Path) -> int:
     """Bytes that this user may still write on the file system of ``folder`` (or its nearest parent)."""
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     status = os.statvfs(existing)
     return status.f_bavail * status.f_frsize
-
-
-def _remove_quietly(path: Path) -> None:
-    with suppress(OSError):
-        _seam.disk.unlink(path)
