@@ -21,14 +21,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from made_up_store import fill, make_store
 
 from embedcache.geometry import EMBEDDING_SHAPE
-from embedcache.store import EmbeddingStore, EncodeSpec
+from embedcache.store import EmbeddingStore
 from embedcache.store.layout import shard_path
-from embedcache.store.shards.quantise import Quantised, quantise
 from embedcache.store.shards.shard import FLOAT16
-from embedcache.volume.preprocess import Preprocess
-from embedcache.volume.tiles import TileGrid
 
 SHARD_TILES = 64
 TILES = 2 * SHARD_TILES
@@ -44,36 +42,8 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_store(path: Path, embeddings: np.ndarray, store_dtype: str) -> EmbeddingStore:
-    table = np.tile(np.array([0, 0, 0, 32, 32], np.int64), (TILES, 1))
-    table[:, 0] = np.arange(TILES)
-    spec = EncodeSpec(
-        model_type="vit_b",
-        encoder_digest="sha256:" + "0" * 64,
-        precision="fp32",
-        preprocess=Preprocess("repeat", (0.0, 255.0)),
-        volume={"kind": "npy", "shape": [TILES, 32, 32], "dtype": "uint8"},
-        grid=TileGrid(32),
-        store_dtype=store_dtype,
-    )
-    state = {"mask_decoder.a": torch.zeros(1)}
-    store = EmbeddingStore.create(path, spec=spec, table=table, decoder_state=state, provenance={})
-    with store.writer() as writer:
-        for shard in range(TILES // SHARD_TILES):
-            tiles = range(shard * SHARD_TILES, (shard + 1) * SHARD_TILES)
-            writer.commit_shard(
-                shard,
-                embeddings={tile: as_stored(embeddings[tile], store_dtype) for tile in tiles},
-                input_digests={tile: f"{tile:064x}" for tile in tiles},
-            )
-    return store
-
-
-def as_stored(embedding: np.ndarray, store_dtype: str) -> np.ndarray | Quantised:
-    if store_dtype == "float16":
-        return embedding
-    values, scales = quantise(torch.from_numpy(embedding)[None])
-    return Quantised(values[0].numpy(), scales[0].numpy())
+def filled(path: Path, embeddings: np.ndarray, store_dtype: str) -> EmbeddingStore:
+    return fill(make_store(path, TILES, store_dtype), TILES, lambda tile: torch.from_numpy(embeddings[tile]))
 
 
 def main() -> None:
@@ -85,8 +55,8 @@ def main() -> None:
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
-        stored = make_store(folder / "half.zarr", embeddings, "float16")
-        reader, int8 = stored.reader(), make_store(folder / "int8.zarr", embeddings, "int8").reader()
+        stored = filled(folder / "half.zarr", embeddings, "float16")
+        reader, int8 = stored.reader(), filled(folder / "int8.zarr", embeddings, "int8").reader()
         np.save(folder / "plain.npy", embeddings)
         mapped = np.load(folder / "plain.npy", mmap_mode="r")
         del embeddings

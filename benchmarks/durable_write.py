@@ -20,13 +20,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
+from made_up_store import make_store
 
 from embedcache.geometry import EMBEDDING_SHAPE
-from embedcache.store import EmbeddingStore, EncodeSpec
 from embedcache.store.layout import shard_path
-from embedcache.volume.preprocess import Preprocess
-from embedcache.volume.tiles import TileGrid
 
 SHARD_TILES = 64
 RAW_PIECE = 32 << 20
@@ -47,22 +44,6 @@ def make_embeddings() -> dict[int, np.ndarray]:
         tile: generator.standard_normal(EMBEDDING_SHAPE, np.float32).astype(np.float16)
         for tile in range(SHARD_TILES)
     }
-
-
-def make_store(path: Path) -> EmbeddingStore:
-    table = np.tile(np.array([0, 0, 0, 32, 32], np.int64), (SHARD_TILES, 1))
-    table[:, 0] = np.arange(SHARD_TILES)
-    spec = EncodeSpec(
-        model_type="vit_b",
-        encoder_digest="sha256:" + "0" * 64,
-        precision="fp32",
-        preprocess=Preprocess("repeat", (0.0, 255.0)),
-        volume={"kind": "npy", "shape": [SHARD_TILES, 32, 32], "dtype": "uint8"},
-        grid=TileGrid(32),
-    )
-    return EmbeddingStore.create(
-        path, spec=spec, table=table, decoder_state={"mask_decoder.a": torch.zeros(1)}, provenance={}
-    )
 
 
 def write_raw(path: Path, pieces: list[memoryview]) -> None:
@@ -95,7 +76,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         for number in range(options.rounds + 1):
             raw = Path(folder) / f"{number}.raw"
-            store = make_store(Path(folder) / f"{number}.zarr")
+            store = make_store(Path(folder) / f"{number}.zarr", SHARD_TILES)
             with store.writer() as writer:
                 jobs = {
                     "raw": lambda raw=raw: write_raw(raw, pieces),

@@ -21,55 +21,21 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
+from made_up_store import fill, make_store
 
 from embedcache.geometry import EMBEDDING_SHAPE
-from embedcache.store import EmbeddingStore, EncodeSpec
+from embedcache.store import EmbeddingStore
 from embedcache.store.care.verification import Scope
 from embedcache.store.care.verify import verify
-from embedcache.store.shards.quantise import Quantised, quantise
-from embedcache.volume import Preprocess, TileGrid
 
-SIDE = 32
 PIECE = 1 << 20
 
 
-def make_store(folder: Path, count: int, dtype: str) -> EmbeddingStore:
+def noisy_store(folder: Path, count: int, dtype: str) -> EmbeddingStore:
     """A store of ``count`` noisy embeddings; one noise, another offset for each, so that all differ."""
-    spec = EncodeSpec(
-        model_type="vit_tiny",
-        encoder_digest="sha256:" + "0" * 64,
-        precision="fp32",
-        preprocess=Preprocess("repeat", (0.0, 255.0)),
-        volume={"kind": "npy", "shape": [count, SIDE, SIDE], "dtype": "uint8"},
-        grid=TileGrid(SIDE),
-        store_dtype=dtype,
-    )
-    store = EmbeddingStore.create(
-        folder / "store.zarr",
-        spec=spec,
-        table=TileGrid(SIDE).table_uniform(count, SIDE, SIDE),
-        decoder_state={"mask_decoder.a": torch.zeros(1)},
-        provenance={},
-    )
     noise = torch.randn(EMBEDDING_SHAPE, generator=torch.Generator().manual_seed(0))
-    with store.writer() as writer:
-        for shard in range(-(-count // store.shard_tiles)):
-            tiles = range(shard * store.shard_tiles, min((shard + 1) * store.shard_tiles, count))
-            writer.commit_shard(
-                shard,
-                embeddings={tile: in_form(noise + tile, dtype) for tile in tiles},
-                input_digests={tile: f"{tile:064x}" for tile in tiles},
-            )
-    return store
-
-
-def in_form(embedding: torch.Tensor, dtype: str) -> np.ndarray | Quantised:
-    if dtype == "float16":
-        return embedding.half().numpy()
-    values, scales = quantise(embedding[None])
-    return Quantised(values[0].numpy(), scales[0].numpy())
+    return fill(make_store(folder / "store.zarr", count, dtype), count, lambda tile: noise + tile)
 
 
 def plain_read(paths: list[Path]) -> float:
@@ -135,7 +101,7 @@ def main() -> None:
     wishes = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="verify-speed-", dir=wishes.folder))
     try:
-        store = make_store(folder, wishes.embeddings, wishes.dtype)
+        store = noisy_store(folder, wishes.embeddings, wishes.dtype)
         paths = sorted(path for path in (store.path / "image_embeddings" / "c").rglob("0") if path.is_file())
         plain_read(paths)  # warm
         warm = compare(store, paths, wishes.rounds, Scope(), cold=False)

@@ -1,0 +1,58 @@
+"""Turns a number of embeddings into a store of them with a made-up spec, for the benchmarks of reading and writing.
+
+The pixels are said to be 32 × 32, one plane for each embedding; nobody reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from embedcache.store import EmbeddingStore, EncodeSpec
+from embedcache.store.shards.quantise import Quantised, quantise
+from embedcache.volume import Preprocess, TileGrid
+
+SIDE = 32
+
+
+def make_store(path: Path, count: int, store_dtype: str = "float16") -> EmbeddingStore:
+    """An empty store with room for ``count`` embeddings."""
+    spec = EncodeSpec(
+        model_type="vit_b",
+        encoder_digest="sha256:" + "0" * 64,
+        precision="fp32",
+        preprocess=Preprocess("repeat", (0.0, 255.0)),
+        volume={"kind": "npy", "shape": [count, SIDE, SIDE], "dtype": "uint8"},
+        grid=TileGrid(SIDE),
+        store_dtype=store_dtype,
+    )
+    return EmbeddingStore.create(
+        path,
+        spec=spec,
+        table=TileGrid(SIDE).table_uniform(count, SIDE, SIDE),
+        decoder_state={"mask_decoder.a": torch.zeros(1)},
+        provenance={},
+    )
+
+
+def fill(store: EmbeddingStore, count: int, embedding: Callable[[int], torch.Tensor]) -> EmbeddingStore:
+    """Commit the first ``count`` tiles; ``embedding`` gives that of a tile, (256, 64, 64)."""
+    with store.writer() as writer:
+        for shard in range(-(-count // store.shard_tiles)):
+            tiles = range(shard * store.shard_tiles, min((shard + 1) * store.shard_tiles, count))
+            writer.commit_shard(
+                shard,
+                embeddings={tile: as_stored(embedding(tile), store.spec.store_dtype) for tile in tiles},
+                input_digests={tile: f"{tile:064x}" for tile in tiles},
+            )
+    return store
+
+
+def as_stored(embedding: torch.Tensor, store_dtype: str) -> np.ndarray | Quantised:
+    if store_dtype == "float16":
+        return embedding.half().numpy()
+    values, scales = quantise(embedding[None])
+    return Quantised(values[0].numpy(), scales[0].numpy())
