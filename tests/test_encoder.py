@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from embedcache.errors import InputError
-from embedcache.sam import Encoder, random_weights, resolve_device, resolve_precision
+from embedcache.sam import Encoder, is_out_of_memory, random_weights, resolve_device, resolve_precision
 from embedcache.sam.parts import build_encoder
 
 CPU = torch.device("cpu")
@@ -134,7 +134,40 @@ def test_given_numerics_are_obeyed_and_told(weights):
 def test_the_default_numerics_suit_the_cpu(weights, precision, attention):
     encoder = _encoder(weights, precision)
     assert (encoder.numerics["attention"], encoder.batch) == (attention, 1)
-    assert encoder.numerics["threads"] == torch.get_num_threads()
+    assert encoder.numerics["threads"] == (torch.get_num_threads() if precision == "fp32" else 0)
+
+
+def test_bfloat16_on_a_cpu_gives_the_same_bits_for_any_number_of_threads(weights, images):
+    before = torch.get_num_threads()
+    encoder, found = _encoder(weights, "bf16"), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(encoder(images[:1]))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[1], found[0])
+    assert torch.equal(found[2], found[0])
+
+
+def test_after_running_out_of_memory_the_batch_is_halved(weights, images):
+    encoder = _encoder(weights, "bf16", batch=3)
+    whole = encoder(images)
+    assert encoder.halve()
+    assert (encoder.batch, encoder.numerics["batch"]) == (1, 1)
+    assert torch.equal(encoder(images), whole)
+    assert not encoder.halve()
+    assert encoder.batch == 1
+
+
+def test_errors_that_mean_out_of_memory_are_known():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60)
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_out_of_memory(ValueError("out of memory"))
 
 
 @pytest.mark.parametrize(

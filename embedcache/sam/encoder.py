@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,68 +12,15 @@ from torch import Tensor
 from embedcache.errors import InputError, WeightsError
 from embedcache.geometry import EMBEDDING_SHAPE, IMAGE_SIZE
 from embedcache.sam.attention import replace_attention
+from embedcache.sam.device import Precision, resolve_device, resolve_precision
+from embedcache.sam.numerics import complete
 from embedcache.sam.parts import build_encoder, is_registered
 from embedcache.sam.weights import Weights
 
-Precision = Literal["bf16", "fp32"]
+__all__ = ["Encoder", "Precision", "is_out_of_memory", "resolve_device", "resolve_precision"]
 
-OWN = "own"
-"""``attention`` in the numerics of a registered encoder, which has whatever attention it has."""
-
-_BF16_FLAGS = {"amx_bf16", "avx512_bf16"}
 _INPUT_SHAPE = (3, IMAGE_SIZE, IMAGE_SIZE)
-_CUDA_BATCH = 8  # more gives nothing: published runs are no faster at 32
-
-
-def resolve_device(text: str) -> torch.device:
-    """``auto``, ``cpu``, ``cuda`` or ``cuda:N`` as a device that is there.
-
-    Raises
-    ------
-    InputError
-        When there is no such device.
-    """
-    if text == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, number = text.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()) or (kind == "cpu" and number):
-        raise InputError(f"There is no device {text!r}.", hint="Known: auto, cpu, cuda, cuda:N.")
-    if kind == "cuda":
-        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if int(number or 0) >= found:
-            raise InputError(
-                f"Device {text} is not there: torch {torch.__version__} sees {found} CUDA devices.",
-                hint="Use --device cpu, or install a CUDA build of torch.",
-            )
-    return torch.device(text)
-
-
-def resolve_precision(text: str, device: torch.device) -> Precision:
-    """``auto``, ``bf16`` or ``fp32`` as what is used; auto is bf16 where the device computes in it natively.
-
-    Raises
-    ------
-    InputError
-        When there is no such precision.
-    """
-    if text == "bf16":
-        return "bf16"
-    if text == "fp32":
-        return "fp32"
-    if text != "auto":
-        raise InputError(f"There is no precision {text!r}.", hint="Known: auto, bf16, fp32.")
-    return "bf16" if _has_bf16(device) else "fp32"
-
-
-def _has_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return False
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    return not _BF16_FLAGS.isdisjoint(flags.split())
+_NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "out of memory", "_ALLOC_FAILED")
 
 
 class Encoder:
@@ -89,8 +35,10 @@ class Encoder:
     precision : {"bf16", "fp32"}
         Of weights and activations.
     numerics : dict, optional
-        What may change bits but not meaning, from an earlier run; what it names of ``attention``, ``batch`` and
-        ``threads`` is obeyed. ``threads`` is set for the whole process, on a CPU only.
+        What may change bits but not meaning, from an earlier run or in part; what it names is obeyed. ``threads``
+        above 0 is set for the whole process, on a CPU only.
+    say : callable, optional
+        Told, in one line, what could not be done as asked.
 
     Attributes
     ----------
@@ -99,7 +47,7 @@ class Encoder:
     batch : int
         Static batch size: every batch is padded to it, so no embedding depends on its neighbours.
     numerics : dict of str to JSON
-        ``attention``, ``compiled``, ``batch``, ``threads`` (0 where they play no part), ``device``, ``torch``.
+        See :func:`embedcache.sam.numerics.complete`.
 
     Raises
     ------
@@ -114,27 +62,18 @@ class Encoder:
         device: torch.device,
         precision: Precision,
         numerics: Mapping[str, Any] | None = None,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        asked = dict(numerics or {})
-        if asked.get("compiled"):
+        registered = is_registered(weights.model_type)
+        self.numerics = complete(numerics, device=device, precision=precision, registered=registered)
+        if self.numerics["compiled"]:
             raise InputError("A compiled encoder was asked for; this version does not compile.")
-        on_cpu = device.type == "cpu"
-        usual = "mask" if precision == "fp32" else "folded"
-        attention = asked.get("attention", OWN if is_registered(weights.model_type) else usual)
         self.device, self.precision, self.calls = device, precision, 0
-        self.batch = _positive("batch", asked.get("batch", 1 if on_cpu else _CUDA_BATCH))
-        if on_cpu and asked.get("threads"):
-            torch.set_num_threads(_positive("threads", asked["threads"]))
-        self.numerics: dict[str, Any] = {
-            "attention": attention,
-            "compiled": False,
-            "batch": self.batch,
-            "threads": torch.get_num_threads() if on_cpu else 0,
-            "device": "cpu" if on_cpu else f"cuda:{torch.cuda.get_device_name(device)}",
-            "torch": torch.__version__.partition("+")[0],
-        }
+        self.batch: int = self.numerics["batch"]
+        if self.numerics["threads"]:
+            torch.set_num_threads(self.numerics["threads"])
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self._model = _load(weights, attention).to(device=device, dtype=self._dtype)
+        self._model = _load(weights, self.numerics["attention"]).to(device=device, dtype=self._dtype)
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Encode images.
@@ -166,6 +105,22 @@ class Encoder:
             ``(B, 256, 64, 64)`` float32 on the encoder's device.
         """
         return _joined(list(self._pieces(inputs)), self.device)
+
+    def halve(self) -> bool:
+        """After running out of memory: go on with half the static batch.
+
+        Returns
+        -------
+        bool
+            False where the batch is one image already, and nothing was changed.
+        """
+        if self.batch == 1:
+            return False
+        self.batch //= 2
+        self.numerics = {**self.numerics, "batch": self.batch}
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return True
 
     def _pieces(self, inputs: Tensor) -> Iterator[Tensor]:
         """The embeddings of each static batch, float32 on the device."""
@@ -200,17 +155,18 @@ class Encoder:
         return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on the device or on the host."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
 def _joined(pieces: list[Tensor], device: torch.device) -> Tensor:
     """One plain tensor, as inference tensors cannot take part in training."""
     if not pieces:
         return torch.empty(0, *EMBEDDING_SHAPE, device=device)
     return torch.cat(pieces).clone() if len(pieces) > 1 else pieces[0].clone()
-
-
-def _positive(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} must be a whole number of at least 1; found {value!r}.")
-    return value
 
 
 def _load(weights: Weights, attention: str) -> Any:
