@@ -1,8 +1,8 @@
 """Turns an N-dimensional array on disk (npy, HDF5, NIfTI, and Zarr through its subclass) into a ``Volume``.
 
 The axes are told from the metadata where it names them, else from the shape: trailing 3 is colour, leading
-ones are dropped, two dimensions are one plane. Chunked sources are read in slabs along z that are cached,
-because a plane cut out of 128³ chunks costs 128 planes of decoding.
+ones are dropped, two dimensions are one plane. Chunks are decoded whole and kept, because a plane cut
+out of 128³ chunks costs 128 planes of decoding.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ from embedcache.errors import VolumeError
 from embedcache.files import digest_json, sha256_hex
 from embedcache.volume.axes import Axes, Fetch, axes_of
 from embedcache.volume.cache import BlockCache
+from embedcache.volume.pieces import Piece, PieceGrid
 from embedcache.volume.volume import DECODE_ERRORS, Volume, check_dtype, to_pixels, way_out
-
-SLAB_BYTES = 256 << 20
-"""A slab holds at most this many bytes (but at least one plane), however deep the source's chunks are."""
 
 
 class ArrayVolume(Volume):
@@ -43,6 +41,8 @@ class ArrayVolume(Volume):
         SHA-256 of the metadata that describes the array.
     level : int
         Pyramid level.
+    request_bytes : int
+        Neighbouring chunks are fetched together up to so many bytes; 0 where that is no faster.
     close : callable, optional
         Closes the file behind it.
     """
@@ -58,6 +58,7 @@ class ArrayVolume(Volume):
         metadata_digest: str,
         chunks: Sequence[int] | None = None,
         level: int = 0,
+        request_bytes: int = 0,
         close: Callable[[], None] | None = None,
     ) -> None:
         self.source, self.kind, self.level = source, kind, level
@@ -69,8 +70,10 @@ class ArrayVolume(Volume):
         self.chunks = None if grid is None else (
             min(grid[0], self.n_planes), min(grid[1], self._height), min(grid[2], self._width)
         )  # fmt: skip
+        self.cache = BlockCache()
         self._get, self._axes, self._metadata_digest, self._close = get, axes, metadata_digest, close
-        self._cache = BlockCache()
+        self._request_bytes = request_bytes
+        self._pieces = self.chunks and PieceGrid(axes.size, self.chunks, self.channels * self.dtype.itemsize)
 
     def plane_size(self, plane: int) -> tuple[int, int]:
         """Height and width, the same for all planes."""
@@ -79,12 +82,20 @@ class ArrayVolume(Volume):
     def read(self, plane: int, rows: slice, columns: slice) -> npt.NDArray[Any]:
         """Read a crop; see :meth:`Volume.read`."""
         y0, y1, x0, x1 = self._crop(plane, rows, columns)
-        if self.chunks is None:
-            direct: npt.NDArray[Any] = self._fetch((plane, plane + 1), (y0, y1), (x0, x1))[0]
+        if self._pieces is None:
+            direct: npt.NDArray[Any] = self._fetch(Piece(plane, plane + 1, y0, y1, x0, x1))[0]
+            self.cache.count(0, direct.nbytes)
             return direct
-        z, y, x = self._slab(plane, (y0, y1), (x0, x1))
-        slab = self._cache.get((z, y, x), lambda: self._fetch(z, y, x))
-        crop: npt.NDArray[Any] = slab[plane - z[0], y0 - y[0] : y1 - y[0], x0 - x[0] : x1 - x[0]].copy()
+        around = self._pieces.around(plane, (y0, y1), (x0, x1), self.cache.limit_bytes)
+        requests = [part for row in around for part in self._pieces.requests(row, self._request_bytes)]
+        blocks = self.cache.gather(requests, self._decode)
+        crop = np.empty((y1 - y0, x1 - x0, *((3,) if self.channels == 3 else ())), self.dtype)
+        for piece, block in blocks.items():
+            top, bottom = max(y0, piece.y0), min(y1, piece.y1)
+            left, right = max(x0, piece.x0), min(x1, piece.x1)
+            crop[top - y0 : bottom - y0, left - x0 : right - x0] = block[
+                plane - piece.z0, top - piece.y0 : bottom - piece.y0, left - piece.x0 : right - piece.x0
+            ]
         return crop
 
     def header(self) -> dict[str, Any]:
@@ -100,33 +111,30 @@ class ArrayVolume(Volume):
         }
 
     def close(self) -> None:
-        """Let go of the file and the cached slabs."""
-        self._cache.clear()
+        """Let go of the file and the cached chunks."""
+        self.cache.clear()
         if self._close is not None:
             self._close()
 
-    def _slab(
-        self, plane: int, rows: tuple[int, int], columns: tuple[int, int]
-    ) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-        """The piece of the storage grid around a crop, made thinner along z where it would be too large."""
-        assert self.chunks is not None
-        depth, height, width = self.chunks
-        y = rows[0] // height * height, min(-(-rows[1] // height) * height, self._height)
-        x = columns[0] // width * width, min(-(-columns[1] // width) * width, self._width)
-        plane_bytes = (y[1] - y[0]) * (x[1] - x[0]) * self.channels * self.dtype.itemsize
-        thickness = min(depth, max(1, SLAB_BYTES // plane_bytes))
-        start = plane // depth * depth
-        end = min(start + depth, self.n_planes)
-        z0 = start + (plane - start) // thickness * thickness
-        return (z0, min(z0 + thickness, end)), y, x
-
-    def _fetch(self, z: tuple[int, int], y: tuple[int, int], x: tuple[int, int]) -> npt.NDArray[Any]:
+    def _decode(self, row: list[Piece]) -> list[npt.NDArray[Any]]:
+        """Neighbours along x, fetched together and cut apart."""
+        first, last = row[0], row[-1]
+        if len(row) == 1 or last.x1 - first.x0 != sum(piece.x1 - piece.x0 for piece in row):
+            return [self._fetch(piece) for piece in row]
         try:
-            return to_pixels(self._axes.fetch(self._get, (slice(*z), slice(*y), slice(*x))))
+            box = self._fetch(first._replace(x1=last.x1))
+        except VolumeError:
+            return [self._fetch(piece) for piece in row]  # names the damaged one
+        # Copies, so that each chunk's memory can go by itself.
+        return [box[:, :, piece.x0 - first.x0 : piece.x1 - first.x0].copy() for piece in row]
+
+    def _fetch(self, piece: Piece) -> npt.NDArray[Any]:
+        box = (slice(piece.z0, piece.z1), slice(piece.y0, piece.y1), slice(piece.x0, piece.x1))
+        try:
+            return to_pixels(self._axes.fetch(self._get, box))
         except DECODE_ERRORS as error:
             raise VolumeError(
-                f"{self.source}: planes {z[0]}:{z[1]}, rows {y[0]}:{y[1]}, columns {x[0]}:{x[1]} cannot be read "
-                f"({type(error).__name__}: {error}).",
+                f"{self.source}: {piece} cannot be read ({type(error).__name__}: {error}).",
                 hint=way_out(
                     error, "A chunk there is damaged or has an unknown codec: fetch that part again."
                 ),

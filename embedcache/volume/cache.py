@@ -1,80 +1,231 @@
 """Turns repeated reads of neighbouring pixels into one decode: a bounded cache of decoded blocks.
 
-A source is decoded in pieces much larger than what one read asks for (a compressed chunk, a whole JPEG).
-Tiles that follow each other by number lie in the same pieces, so the last few pieces are kept.
+A source is decoded in pieces much larger than what one read asks for (a compressed chunk, a whole JPEG), and
+neighbouring tiles lie in the same pieces. A run that says beforehand what it will read lets each block go with its
+last use; where memory is too small for the others, the block whose next use is farthest goes first, which no
+order of reading can better. Without a plan, the least recently used one goes first.
 """
 
 from __future__ import annotations
 
+import heapq
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy.typing as npt
 
-CACHE_BYTES = 1 << 30
-"""Decoded pixels that one open volume keeps at most (the newest block is kept whatever its size)."""
+from embedcache.volume.pieces import SourceReads
+
+CACHE_BYTES = 2 << 30
+"""Decoded pixels that one open volume keeps at most, unless told otherwise."""
+
+PLACES_BEHIND = 4
+"""Readers run beside each other; a use so many places behind the foremost will not come any more."""
+
+Block = npt.NDArray[Any]
+Uses = Sequence[tuple[int, int]]
+"""Ascending places in the order of reading, each with a number of uses."""
+
+
+@dataclass
+class _Held:
+    """A decoded block, and what is known of its further uses: (place, uses left there), next one last."""
+
+    block: Block
+    left: list[tuple[int, int]] = field(default_factory=list)
 
 
 class BlockCache:
-    """A thread-safe cache of arrays, least recently used out first.
+    """A thread-safe cache of decoded arrays that counts what is decoded.
 
     Parameters
     ----------
     limit_bytes : int
         Upper bound of the sum of the blocks' bytes; a single larger block is kept until the next one comes.
+
+    Attributes
+    ----------
+    limit_bytes : int
+        As given; may be changed.
     """
 
     def __init__(self, limit_bytes: int = CACHE_BYTES) -> None:
-        self._limit = limit_bytes
-        self._blocks: OrderedDict[Hashable, npt.NDArray[Any]] = OrderedDict()
-        self._gates: dict[Hashable, threading.Lock] = {}
-        self._lock = threading.Lock()
+        self.limit_bytes = limit_bytes
+        self._recent: OrderedDict[Hashable, Block] = OrderedDict()  # of no plan, least recently used first
+        self._planned: dict[Hashable, _Held] = {}
+        self._farthest: list[tuple[int, int, Hashable]] = []  # heap of (-place, -age, key), some outdated
+        self._let_go: dict[Hashable, list[tuple[int, int]]] = {}  # uses left of blocks that had to go
+        self._uses: Callable[[Any], Uses] | None = None
+        self._age = 0
+        self._foremost = self._swept = 0
+        self._busy: set[Hashable] = set()
+        self._changed = threading.Condition()
         self._bytes = 0
+        self._reads = SourceReads()
 
     @property
     def bytes_held(self) -> int:
         """Bytes of all blocks held now."""
         return self._bytes
 
-    def get(self, key: Hashable, make: Callable[[], npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    @property
+    def reads(self) -> SourceReads:
+        """Blocks and bytes decoded so far."""
+        return self._reads
+
+    def count(self, blocks: int, size: int) -> None:
+        """Count what was read without being kept."""
+        with self._changed:
+            self._reads = SourceReads(self._reads.chunks + blocks, self._reads.bytes + size)
+
+    def expect(self, uses: Callable[[Any], Uses] | None) -> None:
+        """From now on, ``uses(key)`` says where a block is going to be used; None: nothing is known."""
+        with self._changed:
+            for key, held in self._planned.items():
+                self._recent[key] = held.block
+            self._planned, self._farthest, self._let_go = {}, [], {}
+            self._uses, self._foremost, self._swept = uses, 0, 0
+            known = {} if uses is None else {key: list(uses(key))[::-1] for key in self._recent}
+            for key, left in known.items():
+                if left:
+                    self._plan(key, _Held(self._recent.pop(key), left))
+
+    def get(self, key: Hashable, make: Callable[[], Block]) -> Block:
         """The block of ``key``; made by ``make()`` when it is not held, once for all threads that wait for it."""
-        with self._lock:
-            block = self._found(key)
-            if block is not None:
-                return block
-            gate = self._gates.setdefault(key, threading.Lock())
-        with gate:
-            with self._lock:
-                block = self._found(key)
-            if block is not None:
-                return block
+        return self.gather([[key]], lambda _: [make()])[key]
+
+    def gather(
+        self, requests: Sequence[Sequence[Hashable]], decode: Callable[[list[Any]], Sequence[Block]]
+    ) -> dict[Any, Block]:
+        """Blocks of several keys; what is not held is decoded request by request, by whichever thread comes first.
+
+        Parameters
+        ----------
+        requests : sequence of sequences
+            Keys; those of one request are decoded together.
+        decode : callable
+            Turns a list of keys into their blocks; never called twice at a time for one key.
+        """
+        found: dict[Any, Block] = {}
+        while True:
+            with self._changed:
+                mine = self._take(requests, found)
+                while mine is None:
+                    self._changed.wait()
+                    mine = self._take(requests, found)
+                if not mine:
+                    return found
             try:
-                block = make()
-                block.flags.writeable = False
-                self._keep(key, block)
+                blocks = decode(mine)
+                uses = [self._uses_of(key) for key in mine]
+                with self._changed:
+                    for key, block, left in zip(mine, blocks, uses, strict=True):
+                        found[key] = block
+                        self._keep(key, block, left)
             finally:
-                with self._lock:
-                    self._gates.pop(key, None)
-        return block
+                with self._changed:
+                    self._busy.difference_update(mine)
+                    self._changed.notify_all()
 
     def clear(self) -> None:
         """Let go of all blocks."""
-        with self._lock:
-            self._blocks.clear()
+        with self._changed:
+            self._recent.clear()
+            self._planned, self._farthest, self._let_go = {}, [], {}
             self._bytes = 0
 
-    def _found(self, key: Hashable) -> npt.NDArray[Any] | None:
-        block = self._blocks.get(key)
+    def _take(self, requests: Sequence[Sequence[Hashable]], found: dict[Any, Block]) -> list[Hashable] | None:
+        """Collect what is held, claim what to decode next: nothing when all is found, None to wait."""
+        waiting = False
+        claimed: list[Hashable] = []
+        for request in requests:
+            for key in request:
+                if key not in found:
+                    block = self._use(key)
+                    if block is not None:
+                        found[key] = block
+            lacking = [key for key in request if key not in found]
+            free = [key for key in lacking if key not in self._busy]
+            waiting = waiting or len(free) < len(lacking)
+            if free and not claimed:
+                claimed = free
+        self._busy.update(claimed)
+        return claimed if claimed or not waiting else None
+
+    def _use(self, key: Hashable) -> Block | None:
+        held = self._planned.get(key)
+        if held is not None:
+            self._used(key, held)
+            return held.block
+        block = self._recent.get(key)
         if block is not None:
-            self._blocks.move_to_end(key)
+            self._recent.move_to_end(key)
         return block
 
-    def _keep(self, key: Hashable, block: npt.NDArray[Any]) -> None:
-        with self._lock:
-            self._blocks[key] = block
-            self._bytes += block.nbytes
-            while self._bytes > self._limit and len(self._blocks) > 1:
-                _, old = self._blocks.popitem(last=False)
-                self._bytes -= old.nbytes
+    def _used(self, key: Hashable, held: _Held) -> None:
+        """Count one use; the block goes with its last one."""
+        place, uses = held.left.pop()
+        self._foremost = max(self._foremost, place)
+        if uses > 1:
+            held.left.append((place, uses - 1))
+        elif held.left:
+            self._rank(key, held)
+        else:
+            del self._planned[key]
+            self._bytes -= held.block.nbytes
+
+    def _uses_of(self, key: Hashable) -> list[tuple[int, int]]:
+        """Uses left of a block that has just been decoded, next one last; the one it was decoded for included."""
+        uses = self._uses
+        if uses is None:
+            return []
+        left = self._let_go.pop(key, None)
+        return list(uses(key))[::-1] if left is None else left
+
+    def _keep(self, key: Hashable, block: Block, left: list[tuple[int, int]]) -> None:
+        block.flags.writeable = False
+        self._reads = SourceReads(self._reads.chunks + 1, self._reads.bytes + block.nbytes)
+        self._bytes += block.nbytes
+        if left:
+            held = _Held(block, left)
+            self._plan(key, held)
+            self._used(key, held)
+        else:
+            self._recent[key] = block
+        while self._bytes > self.limit_bytes and len(self._recent) + len(self._planned) > 1:
+            self._let_one_go()
+
+    def _plan(self, key: Hashable, held: _Held) -> None:
+        self._planned[key] = held
+        self._rank(key, held)
+
+    def _rank(self, key: Hashable, held: _Held) -> None:
+        self._age += 1
+        # Of blocks that are next used at the same place, those decoded first are used first.
+        heapq.heappush(self._farthest, (-held.left[-1][0], -self._age, key))
+
+    def _let_one_go(self) -> None:
+        """Drop what no plan wants, then what a plan no longer wants, then what it wants last."""
+        if self._recent:
+            _, block = self._recent.popitem(last=False)
+            self._bytes -= block.nbytes
+            return
+        if self._swept < self._foremost:
+            self._swept = self._foremost
+            behind = self._foremost - PLACES_BEHIND
+            for key in [key for key, held in self._planned.items() if held.left[-1][0] < behind]:
+                self._bytes -= self._planned.pop(key).block.nbytes
+                self._swept = -1
+        if self._swept < 0:
+            self._swept = self._foremost
+            return
+        while self._farthest:
+            place, _, key = heapq.heappop(self._farthest)
+            held = self._planned.get(key)
+            if held is not None and held.left[-1][0] == -place:
+                self._let_go[key] = self._planned.pop(key).left
+                self._bytes -= held.block.nbytes
+                return

@@ -35,7 +35,7 @@ class ImageVolume(Volume):
     ) -> None:
         self.source = str(source)
         self._entries = list(entries)
-        self._cache = cache or BlockCache()
+        self.cache = cache or BlockCache()
         heads = [(path, head) for path, head in entries if head is not None]
         if not heads:
             raise VolumeError(f"{source} holds none of the {len(entries)} images that were asked for.")
@@ -65,7 +65,7 @@ class ImageVolume(Volume):
             self._present(plane)
         y0, y1, x0, x1 = self._crop(plane, rows, columns)
         path = self._entries[plane][0]
-        pixels = self._cache.get(path, lambda: _decode(path, self._present(plane)))
+        pixels = self.cache.get(path, lambda: _decode(path, self._present(plane)))
         crop = pixels[y0:y1, x0:x1]
         if self.channels == 3 and crop.ndim == 2:
             return np.repeat(crop[..., np.newaxis], 3, axis=2)
@@ -83,7 +83,7 @@ class ImageVolume(Volume):
 
     def close(self) -> None:
         """Let go of the cached images."""
-        self._cache.clear()
+        self.cache.clear()
 
     def reordered(self, names: Sequence[str]) -> ImageVolume:
         """The same images with ``names`` first, in that order.
@@ -104,7 +104,7 @@ class ImageVolume(Volume):
         folder = Path(self.source) if Path(self.source).is_dir() else Path(self.source).parent
         listed: list[tuple[Path, Head | None]] = [here.get(name, (folder / name, None)) for name in names]
         rest = [entry for name, entry in here.items() if name not in set(names)]
-        return ImageVolume(Path(self.source), [*listed, *rest], cache=self._cache)
+        return ImageVolume(Path(self.source), [*listed, *rest], cache=self.cache)
 
     def has(self, plane: int) -> bool:
         """Whether the image of a plane is in the folder (false only after :meth:`reordered`)."""

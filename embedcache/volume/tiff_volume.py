@@ -41,7 +41,7 @@ class TiffVolume(Volume):
         self._paths, self._head = list(files), first.head
         self._files = {0: first}
         self._lock = threading.Lock()
-        self._cache = BlockCache()
+        self.cache = BlockCache()
         self.dtype, self.channels = np.dtype(first.head.dtype), first.head.channels
         self.n_planes = first.n_pages if len(files) == 1 else len(files)
         self.chunks = (1, first.head.height, first.head.width)
@@ -55,7 +55,7 @@ class TiffVolume(Volume):
         y0, y1, x0, x1 = self._crop(plane, rows, columns)
         single = len(self._paths) == 1
         file = self._file(0 if single else plane)
-        return file.read(plane if single else 0, (slice(y0, y1), slice(x0, x1)), self._cache)
+        return file.read(plane if single else 0, (slice(y0, y1), slice(x0, x1)), self.cache)
 
     def header(self) -> dict[str, Any]:
         """Kind, shape, dtype, channels, level, chunk grid and a digest of the files' names and lengths."""
@@ -72,7 +72,7 @@ class TiffVolume(Volume):
 
     def close(self) -> None:
         """Let go of the cached planes; files are open only while they are read."""
-        self._cache.clear()
+        self.cache.clear()
 
     def _file(self, number: int) -> TiffFile:
         with self._lock:

@@ -21,6 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache.errors import EmbedcacheError, VolumeError
+from embedcache.volume.cache import CACHE_BYTES, BlockCache
+from embedcache.volume.pieces import ReadPlan, SourceReads
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -100,6 +102,8 @@ class Volume(ABC):
         True when it is one array (Z, Y, X); False for a collection of images, each of its own size.
     chunks : tuple of int or None
         Storage grid (z, y, x) of the source; None where any crop costs only its own bytes.
+    cache : BlockCache
+        The decoded pixels that are kept.
     """
 
     source: str
@@ -110,6 +114,16 @@ class Volume(ABC):
     level: int = 0
     uniform: bool = True
     chunks: tuple[int, int, int] | None = None
+    cache: BlockCache
+
+    @property
+    def reads(self) -> SourceReads:
+        """Chunks (strips, images) and bytes decoded since it was opened."""
+        return self.cache.reads
+
+    def expect(self, plan: ReadPlan | None) -> None:
+        """Say what is going to be read, so that what is decoded is kept until its last use; None takes it back."""
+        self.cache.expect(None if plan is None else plan.uses)
 
     @abstractmethod
     def plane_size(self, plane: int) -> tuple[int, int]:
@@ -187,7 +201,7 @@ def _bounds(part: slice, size: int) -> tuple[int, int]:
     return start, stop
 
 
-def open_volume(path: str | Path, *, level: int = 0) -> Volume:
+def open_volume(path: str | Path, *, level: int = 0, read_memory: int = CACHE_BYTES) -> Volume:
     """Open a volume lazily; the format follows from what lies at ``path``.
 
     Parameters
@@ -197,6 +211,8 @@ def open_volume(path: str | Path, *, level: int = 0) -> Volume:
         ``.npy``, ``FILE.h5:DATASET``, ``.nii`` or ``.nii.gz``.
     level : int
         Pyramid level of an OME-Zarr group; 0 is the finest.
+    read_memory : int
+        Bytes of decoded pixels that are kept at most.
 
     Returns
     -------
@@ -211,7 +227,9 @@ def open_volume(path: str | Path, *, level: int = 0) -> Volume:
     # The readers are imported late: whoever opens a PNG need not load zarr, h5py and nibabel.
     text = _local(str(path))
     try:
-        return _open(text, level)
+        volume = _open(text, level)
+        volume.cache.limit_bytes = read_memory
+        return volume
     except (EmbedcacheError, ImportError, MemoryError):
         raise
     except Exception as error:  # libraries raise anything at all for damaged files, some errors of their own

@@ -1,0 +1,118 @@
+"""Turns a crop of a plane into the pieces of the storage grid that must be decoded for it.
+
+A source is decoded chunk by chunk (strip by strip, image by image), whatever a read asks for. The same grid tells
+the planner which tiles share pieces, and the reader which of them to keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+REQUEST_BYTES = 32 << 20
+"""Neighbouring chunks are asked for together up to so many decoded bytes, so that a library decodes them side by
+side; larger requests would hold too much beside what is kept."""
+
+
+class Piece(NamedTuple):
+    """A box of pixels that is decoded and kept as one; ends excluded."""
+
+    z0: int
+    z1: int
+    y0: int
+    y1: int
+    x0: int
+    x1: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Planes, rows and columns."""
+        return self.z1 - self.z0, self.y1 - self.y0, self.x1 - self.x0
+
+    def __str__(self) -> str:
+        return f"planes {self.z0}:{self.z1}, rows {self.y0}:{self.y1}, columns {self.x0}:{self.x1}"
+
+
+class ReadPlan(Protocol):
+    """What a run is going to read, in which order."""
+
+    def uses(self, piece: Piece) -> Sequence[tuple[int, int]]:
+        """Ascending places in the order at which a piece is read, each with the number of reads there."""
+
+
+@dataclass(frozen=True)
+class SourceReads:
+    """What was decoded of a source.
+
+    Parameters
+    ----------
+    chunks : int
+        Pieces (chunks, strips, images) decoded, repetitions counted.
+    bytes : int
+        Decoded bytes.
+    """
+
+    chunks: int = 0
+    bytes: int = 0
+
+    def __sub__(self, before: SourceReads) -> SourceReads:
+        return SourceReads(self.chunks - before.chunks, self.bytes - before.bytes)
+
+
+@dataclass(frozen=True)
+class PieceGrid:
+    """The storage grid of a uniform source.
+
+    Parameters
+    ----------
+    size : tuple of int
+        Planes, height and width of the source.
+    piece : tuple of int
+        Planes, rows and columns of what is decoded at once.
+    pixel_bytes : int
+        Bytes of one decoded pixel, colours included.
+    """
+
+    size: tuple[int, int, int]
+    piece: tuple[int, int, int]
+    pixel_bytes: int
+
+    def thickness(self, height: int, width: int, limit_bytes: int) -> int:
+        """Planes of a chunk that are kept at once for crops of this size: all, unless memory is too little.
+
+        Then each chunk is decoded several times, for some of its planes each.
+        """
+        rows, columns = self.across(1, height), self.across(2, width)
+        plane_bytes = rows * columns * self.piece[1] * self.piece[2] * self.pixel_bytes
+        deepest = min(self.piece[0], max(1, limit_bytes // 2 // plane_bytes))
+        parts = -(-self.piece[0] // deepest)
+        return -(-self.piece[0] // parts)
+
+    def across(self, axis: int, length: int) -> int:
+        """Pieces that a crop of a length touches along an axis, wherever it lies."""
+        all_there = -(-self.size[axis] // self.piece[axis])
+        return min(-(-(length - 1) // self.piece[axis]) + 1, all_there)
+
+    def around(
+        self, plane: int, rows: tuple[int, int], columns: tuple[int, int], limit_bytes: int
+    ) -> list[list[Piece]]:
+        """The pieces around a crop of one plane, those of one row of the grid together."""
+        depth, height, width = self.piece
+        thin = self.thickness(rows[1] - rows[0], columns[1] - columns[0], limit_bytes)
+        start = plane // depth * depth
+        z0 = start + (plane - start) // thin * thin
+        z1 = min(z0 + thin, start + depth, self.size[0])
+        return [
+            [
+                Piece(z0, z1, y0, min(y0 + height, self.size[1]), x0, min(x0 + width, self.size[2]))
+                for x0 in range(columns[0] // width * width, columns[1], width)
+            ]
+            for y0 in range(rows[0] // height * height, rows[1], height)
+        ]
+
+    def requests(self, row: Sequence[Piece], request_bytes: int = REQUEST_BYTES) -> list[list[Piece]]:
+        """A row of neighbours cut into requests of at most so many bytes, each of one piece at least."""
+        planes, height, _ = row[0].shape
+        at_once = max(1, request_bytes // (planes * height * self.piece[2] * self.pixel_bytes))
+        return [list(row[first : first + at_once]) for first in range(0, len(row), at_once)]
