@@ -21,7 +21,9 @@ from embedcache.store.journal.lines import MAIN, shards_file
 from embedcache.store.journal.packing import pack_flags
 from embedcache.store.journal.record import table_record
 from embedcache.store.journal.replay import append
-from embedcache.store.shards.commit import Embeddings, GivenTiles, commit_shard, settle_shard
+from embedcache.store.shards.commit import commit_shard, publish_shard, settle_shard
+from embedcache.store.shards.given import Embeddings, GivenTiles
+from embedcache.store.shards.staging import StagedShard
 from embedcache.store.spec import leaf_differences
 from embedcache.volume.volume import ImageRecord
 
@@ -237,13 +239,7 @@ class StoreWriter:
         CorruptionError
             When a tile that is to be kept is broken.
         """
-        if not self._covers(shard):
-            raise EmbedcacheError(f"shard {shard} of {self._store.path} is not held by this writer")
-        if self._unsure:  # the line of an append that failed may be there all the same
-            with self.store_wide():
-                self._unsure = False
-        if shard in self._store.state.intents:
-            self.settle()  # an earlier call of this writer failed between announcing and recording
+        self._make_ready(shard)
         given = GivenTiles(embeddings, input_digests, skipped or {}, failed or {})
         return commit_shard(
             self._store,
@@ -254,6 +250,24 @@ class StoreWriter:
             writer=self._name,
             seconds={name: round(float(value), 6) for name, value in (seconds or {}).items()},
         )
+
+    def publish_shard(self, staged: StagedShard) -> bool:
+        """Commit a shard whose files another process has staged, under the numerics that were decided last.
+
+        Returns
+        -------
+        bool
+            False, and nothing is changed, when the shard is no longer as it was when it was staged.
+
+        Raises
+        ------
+        StorageError
+            When the disk refuses; what was committed before still reads.
+        CorruptionError
+            When a folder of the store is a link.
+        """
+        self._make_ready(staged.shard)
+        return publish_shard(self._store, staged, self._record, numerics=self._numerics)
 
     def settle(self) -> int:
         """Decide what a killed writer left undecided: announced replacements, lengths; returns how many shards."""
@@ -284,6 +298,16 @@ class StoreWriter:
                     yield
                 finally:
                     self._has_mutex = False
+
+    def _make_ready(self, shard: int) -> None:
+        """Refuse a shard that is not held, and decide what an earlier call left undecided."""
+        if not self._covers(shard):
+            raise EmbedcacheError(f"shard {shard} of {self._store.path} is not held by this writer")
+        if self._unsure:  # the line of an append that failed may be there all the same
+            with self.store_wide():
+                self._unsure = False
+        if shard in self._store.state.intents:
+            self.settle()  # an earlier call of this writer failed between announcing and recording
 
     def _covers(self, shard: int) -> bool:
         return self.shards is None or shard in self.shards
