@@ -1,4 +1,4 @@
-"""Turns a number of embeddings into a store of them with a made-up spec, for the benchmarks of reading and writing.
+"""Turns a number of embeddings into a store of them with a made-up spec, for benchmarks of reading and writing.
 
 The pixels are said to be 32 × 32, one plane for each embedding; nobody reads them.
 """

@@ -367,6 +367,18 @@ def test_a_forged_snapshot_is_refused(
         EmbeddingStore.open(tmp_path / "s")
 
 
+def test_a_snapshot_of_shards_under_unknown_numerics_is_refused(tmp_path: Path, eager: None) -> None:
+    store = make_store(tmp_path / "s")
+    with store.writer() as writer:
+        writer.decide_numerics({"threads": 1})
+        writer.commit_shard(0, embeddings={0: embedding(0)}, input_digests={0: DIGEST})
+    change_snapshot(tmp_path / "s", lambda header, about: about)
+    assert EmbeddingStore.open(tmp_path / "s").committed.tolist()[:2] == [True, False]
+    change_snapshot(tmp_path / "s", lambda header, about: about.update(numerics=[]))
+    with pytest.raises(CorruptionError, match="unknown numerics"):
+        EmbeddingStore.open(tmp_path / "s")
+
+
 @pytest.mark.parametrize(
     "head", [b"", b"\xff" * 8, (100).to_bytes(8, "little") + b"[" * 100, bytes(8) + b"{}"]
 )

@@ -203,6 +203,8 @@ def test_a_store_of_int8_grows_with_its_scales(tmp_path: Path) -> None:
         shard(0, [0], 9, digest="sha256:../../x"),
         shard(0, [0], 9, bytes=-1),
         shard(0, [0], 9, numerics="x"),
+        shard(0, [0], 9, numerics=0),
+        shard(0, [0], 9, numerics=0, kind="intent"),
         shard(0, [0], 9, skipped={"x": [2]}),
         shard(0, [0], 9, failed={"x": ["a"]}),
         shard(0, [0], 9, stale="AAAA"),

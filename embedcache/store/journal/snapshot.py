@@ -191,6 +191,8 @@ class Snapshot:
             raise ValueError("a skipped or failed tile without a reason")
         if len(sequence) and not (sequence.min() >= 0 and sequence.max() <= self.sequence):
             raise ValueError("a shard of an unknown record")
+        if self.column("shard_numerics")[sequence > 0].max(initial=-1) >= len(self.numerics):
+            raise ValueError("a shard of unknown numerics")
         return Columns(
             flags=flags,
             stale=stale,

@@ -167,12 +167,20 @@ class StoreState(KnownTiles):
             self._intent_sequence[shard] = sequence
 
     def _known_shard(self, record: ShardRecord) -> int:
-        """The record's shard number, once it is known that all its slots are tile numbers of the store."""
+        """The record's shard number, once it is known that its slots and its numerics are the store's."""
         slots = [*record.stored.slots[-1:].tolist(), *record.skipped, *record.failed]
         last = max(slots, default=0)
         if record.shard * self.shard_tiles + last >= self.n_tiles:
             raise ValueError(f"shard {record.shard}, slot {last} is not there")
+        self._require_numerics(record)
         return record.shard
+
+    def _require_numerics(self, record: ShardRecord) -> None:
+        """Refuse a record of a shard that was made under numerics which no record tells."""
+        if record.numerics is not None and record.numerics >= len(self.numerics):
+            raise ValueError(
+                f"shard {record.shard} was made under numerics {record.numerics}, of {len(self.numerics)}"
+            )
 
     def _apply_changed(self, values: Mapping[str, Any]) -> None:
         if self.attributes is None:
