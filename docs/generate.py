@@ -34,6 +34,10 @@ def cli_page() -> str:
             context = click.Context(app.commands[name], info_name=name, parent=parent, terminal_width=WIDTH)
             parts.append(f"### embedcache {name}\n")
             parts.append(_block(app.commands[name].get_help(context)))
+            for inner, command in getattr(app.commands[name], "commands", {}).items():
+                inside = click.Context(command, info_name=inner, parent=context, terminal_width=WIDTH)
+                parts.append(f"### embedcache {name} {inner}\n")
+                parts.append(_block(command.get_help(inside)))
     return "\n".join(parts)
 
 

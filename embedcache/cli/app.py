@@ -22,7 +22,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Work": ("encode", "plan", "train", "predict", "evaluate", "report"),
     "Look": ("status", "info"),
     "Care": ("verify", "repair", "gc", "diff"),
-    "Machine": ("demo", "init", "doctor"),
+    "Machine": ("bench", "demo", "init", "doctor"),
 }
 """The commands as ``embedcache --help`` groups them, in the order of a day's work."""
 
@@ -182,4 +182,4 @@ def _show(error: EmbedcacheError) -> None:
 
 def register() -> None:
     """Import the modules that hold the commands; each adds its own to ``app``."""
-    from embedcache.cli import care, look, machine, stage_one, stage_two, use, verify  # noqa: F401
+    from embedcache.cli import bench, care, look, machine, stage_one, stage_two, use, verify  # noqa: F401

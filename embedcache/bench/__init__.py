@@ -1,0 +1,5 @@
+"""This machine's figures beside the stock way, measured in one run."""
+
+from embedcache.bench.encoders import EncoderBench, EncoderFigures, bench_encoders
+
+__all__ = ["EncoderBench", "EncoderFigures", "bench_encoders"]

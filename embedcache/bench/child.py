@@ -1,0 +1,87 @@
+"""Turns settings into a process that measures one variant, and its answers into figures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from types import TracebackType
+from typing import Any
+
+from embedcache.bench.process import Settings
+
+
+class Child:
+    """A process with one variant, ready to take turns.
+
+    Parameters
+    ----------
+    settings : Settings
+        What it measures.
+
+    Attributes
+    ----------
+    not_run : str or None
+        Why it cannot, or no longer can, take turns.
+    ready : dict
+        ``start_seconds``, ``error``, ``numerics`` and ``threads``; empty when it could not start.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.not_run: str | None = None
+        self._said = tempfile.TemporaryFile(mode="w+", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "embedcache.bench.process", settings.to_json()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            text=True,
+        )
+        self.ready = self._answer()
+
+    def turn(self) -> float | None:
+        """Seconds per image of one turn taken now; None when the process has ended."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write("turn\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # its end is seen where its answer is read
+        found: float | None = self._answer().get("seconds")
+        return found
+
+    def end(self) -> int | None:
+        """End the process; bytes of memory that it took at most."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        found: int | None = self._answer().get("peak_memory_bytes")
+        self._process.wait()
+        return found
+
+    def _answer(self) -> dict[str, Any]:
+        """The next answer; without one, the reason is kept and nothing is answered."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        answer: dict[str, Any] = json.loads(line) if line else {"not_run": self._how_it_died()}
+        self.not_run = answer.pop("not_run", None)
+        return answer
+
+    def _how_it_died(self) -> str:
+        code = self._process.wait()
+        self._said.seek(0)
+        lines = self._said.read().strip().splitlines()
+        return f"its process ended with {code}" + (f": {lines[-1][:200]}" if lines else "")
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave no process behind."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._said):
+            if stream is not None:
+                stream.close()
