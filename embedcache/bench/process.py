@@ -1,8 +1,8 @@
 """Turns one variant into seconds, error and peak memory: what runs in the process of its own that each gets.
 
 ``python -m embedcache.bench.process SETTINGS`` builds the variant, encodes once, and answers on its standard
-output, one JSON object a line: first that it is ready (or why it is not), then the seconds of each turn that a line
-on its standard input asks for, and at the end of the input its peak memory.
+output, one JSON object a line: first that it is ready (or why it is not), then the seconds of each turn that a
+line on its standard input asks for, and at the end of the input its peak memory.
 """
 
 from __future__ import annotations
