@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import pytest
 from care_samples import append_record, filled, filled_int8, flip, replace_tiles, shard, swap
 from store_samples import commit, embedding, file_bytes, make_store, spec, table
 
-from embedcache.errors import CorruptionError, InputError, MismatchError
+from embedcache.errors import CorruptionError, InputError, MismatchError, StorageError
 from embedcache.files import crc32c
 from embedcache.store import EmbeddingStore, layout
 from embedcache.store.care.verification import Scope
@@ -182,20 +183,50 @@ def test_a_shard_that_the_system_refuses_to_read_is_a_problem_of_that_shard(tmp_
     assert (found.ok, found.corrupt) == (3, 3)
 
 
-def test_a_shard_that_may_not_be_opened_is_a_problem_of_that_shard(
+def refuse_to_open(monkeypatch: pytest.MonkeyPatch, ending: str, error: int) -> None:
+    """Let the system refuse to open files of the store whose path ends so."""
+    real = os.open
+
+    def refused(path, flags, mode=0o777, *, dir_fd=None):
+        whole = str(path) if dir_fd is None else str(Path(f"/proc/self/fd/{dir_fd}").readlink() / path)
+        if whole.endswith(ending):
+            raise OSError(error, os.strerror(error))
+        return real(path, flags, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", refused)
+
+
+def test_a_shard_that_the_disk_fails_to_give_is_a_problem_of_that_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = filled(tmp_path / "s")
-    real = os.open
+    refuse_to_open(monkeypatch, "image_embeddings/c/0/0/0/0", errno.EIO)
+    found = verify(store.path)
+    assert (found.exit_code, found.ok, found.corrupt) == (4, 3, 3)
+    assert "Input/output error" in found.problems[0].reason
 
-    def denied(path, flags, mode=0o777, *, dir_fd=None):
-        if dir_fd is not None and path == "0" and not flags & os.O_DIRECTORY:
-            raise PermissionError(13, "Permission denied")
-        return real(path, flags, mode, dir_fd=dir_fd)
 
-    monkeypatch.setattr(os, "open", denied)
-    verdict = judge_shard(store, NewestState(store), 0)
-    assert "Permission denied" in verdict.wrong[0]
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "image_embeddings/c/1/0/0/0",
+        "scales/c/1/0",
+        "journal/main.jsonl",
+        "journal/created.jsonl",
+        "tiles/zarr.json",
+        "decoder.safetensors",
+        "tiles/c/0/0",
+    ],
+)
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EMFILE])
+def test_a_file_that_we_may_not_read_is_a_refusal_and_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, error: int
+) -> None:
+    store = filled_int8(tmp_path / "s")
+    refuse_to_open(monkeypatch, ending, error)
+    with pytest.raises(StorageError, match=os.strerror(error)) as caught:
+        verify(store.path)
+    assert ending in caught.value.message
 
 
 def test_a_disk_that_fails_while_reading_is_a_problem_of_that_shard(

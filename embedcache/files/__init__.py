@@ -38,7 +38,7 @@ from embedcache.files.locks import (
     range_lock,
 )
 from embedcache.files.reading import open_inside, read_inside, require_no_links
-from embedcache.files.refusals import read_error, storage_error
+from embedcache.files.refusals import is_readers_fault, read_error, storage_error
 from embedcache.files.removal import LITTER_NAME, PARTIAL_SUFFIX, remove_file, remove_litter, remove_tree
 
 __all__ = [
@@ -61,6 +61,7 @@ __all__ = [
     "fsync_folder",
     "holder_name",
     "is_free",
+    "is_readers_fault",
     "living_claims",
     "make_folder",
     "mutex",

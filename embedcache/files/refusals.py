@@ -24,6 +24,14 @@ _HINTS = {
 }
 
 
+_OF_THE_READER = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE}
+
+
+def is_readers_fault(error: OSError) -> bool:
+    """Whether a refused read says nothing of the file: this user may not read it, or has too many files open."""
+    return error.errno in _OF_THE_READER
+
+
 def storage_error(error: OSError, path: Path) -> StorageError:
     """Our error for a refused write: the path, the system's reason, and the way out."""
     return _refused("write", error, path)

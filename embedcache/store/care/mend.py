@@ -25,6 +25,7 @@ from embedcache.files import (
     create_file,
     partial_name,
     publish_file,
+    read_error,
     read_inside,
     remove_file,
     require_no_links,
@@ -35,7 +36,12 @@ from embedcache.files import (
 )
 from embedcache.store import layout
 from embedcache.store.care.journal_damage import flipped_bit, mend
-from embedcache.store.care.verify_files import JOURNAL_LIMIT, expected_table, group_attributes, journal_damage
+from embedcache.store.care.verify_files import (
+    expected_table,
+    group_attributes,
+    journal_damage,
+    read_journal,
+)
 from embedcache.store.creation import check_attributes
 from embedcache.store.journal.lines import CREATED, JournalFile, decode_line, journal_files
 from embedcache.store.journal.record import ShardRecord
@@ -118,7 +124,7 @@ def _mend_journal(root: Path, path: Path, mended: Mended) -> None:
         return
     if not damage:
         return
-    data = read_inside(root, path, JOURNAL_LIMIT)
+    data = read_journal(root, path)
     kept = _keep(path, data)
     right = mend(data, damage)
     if right != data:
@@ -136,12 +142,12 @@ def _mend_journal(root: Path, path: Path, mended: Mended) -> None:
 def _mend_snapshot(root: Path, mended: Mended) -> None:
     """Turn one flipped bit of the snapshot back; what else is wrong with it, replaying the journal says."""
     with suppress(FileNotFoundError, NotADirectoryError, CorruptionError, LookupError, TypeError, ValueError):
-        for line in read_inside(root, root / layout.JOURNAL / CREATED, JOURNAL_LIMIT).split(b"\n"):
+        for line in read_journal(root, root / layout.JOURNAL / CREATED).split(b"\n"):
             record = decode_line(line)
             if record is None or record.get("kind") != "snapshot" or not is_snapshot(str(record["file"])):
                 continue
             path = root / layout.JOURNAL / str(record["file"])
-            data = bytearray(read_inside(root, path, JOURNAL_LIMIT))
+            data = bytearray(read_journal(root, path))
             found = flipped_bit(len(data), crc32c(data) ^ int(record["file_crc32c"], 16))
             if found is not None and len(data) == record["bytes"]:
                 kept = _keep(path, bytes(data))
@@ -169,7 +175,7 @@ def _recorded_attributes(root: Path) -> dict[str, Any]:
     folder = root / layout.JOURNAL
     for path in [folder / CREATED, *journal_files(folder)]:
         with suppress(FileNotFoundError, NotADirectoryError):
-            for line in read_inside(root, path, JOURNAL_LIMIT).split(b"\n"):
+            for line in read_journal(root, path).split(b"\n"):
                 record = decode_line(line) if b'"kind":"store"' in line else None
                 if record is not None:
                     check_attributes(root, record["attributes"])
@@ -229,6 +235,8 @@ def _bytes_there(root: Path, path: Path) -> bytes | None:
         return read_inside(root, path, layout.JSON_LIMIT)
     except (CorruptionError, FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise read_error(error, path) from error
 
 
 def mend_decoder(store: EmbeddingStore, decoder_state: Mapping[str, Tensor]) -> bool:

@@ -58,6 +58,8 @@ def verify(path: Path | str, scope: Scope | None = None, progress: Progress | No
         When the folder is no store.
     MismatchError
         When a newer version wrote it.
+    StorageError
+        When this user may not read a file of it: that is no damage.
     """
     begin = time.perf_counter()
     root, scope = Path(path).absolute(), scope or Scope()

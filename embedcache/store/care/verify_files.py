@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache.errors import CorruptionError, EmbedcacheError, InputError
-from embedcache.files import read_inside
+from embedcache.files import read_error, read_inside
 from embedcache.geometry import PLANES_PER_BLOCK
 from embedcache.store import layout
 from embedcache.store.care.journal_damage import DamagedLine, damaged_lines
@@ -99,14 +99,26 @@ def journal_damage(root: Path, path: Path) -> list[DamagedLine]:
         When there is no such file.
     CorruptionError
         When it is a link, no regular file, or too large to be one of ours.
+    StorageError
+        When it cannot be read.
     """
-    damage = damaged_lines(read_inside(root, path, JOURNAL_LIMIT))
+    damage = damaged_lines(read_journal(root, path))
     for _ in range(_LOOKS if damage else 0):
         # a writer that cuts off a torn line and appends its own shows, for a moment, one glued to the other
         time.sleep(_PAUSE_SECONDS)
-        again = damaged_lines(read_inside(root, path, JOURNAL_LIMIT))
+        again = damaged_lines(read_journal(root, path))
         damage = [line for line in damage if line in again]
     return damage
+
+
+def read_journal(root: Path, path: Path) -> bytes:
+    """All bytes of a file of the journal; see :func:`journal_damage` for what is refused."""
+    try:
+        return read_inside(root, path, JOURNAL_LIMIT)
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise read_error(error, path) from error
 
 
 def check_files(store: EmbeddingStore, newest: NewestState) -> tuple[list[Problem], list[str]]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from embedcache.errors import CorruptionError, StorageError
-from embedcache.files import crc32c, open_inside
+from embedcache.files import crc32c, is_readers_fault, open_inside, read_error
 from embedcache.store import layout
 from embedcache.store.journal.record import ShardRecord
 from embedcache.store.shards.scales import read_scales
@@ -94,6 +94,11 @@ def check_shard(
         Slots of a shard.
     digests : bool
         Compare the file's SHA-256 as well.
+
+    Raises
+    ------
+    StorageError
+        When this user may not read it: that is no damage.
     """
     if not len(record.slots):
         return ShardVerdict(record)
@@ -105,14 +110,22 @@ def check_shard(
     except CorruptionError as error:
         return _unreadable(record, error.message)
     except OSError as error:
-        return _unreadable(record, f"{path} cannot be opened ({error.strerror})")
+        return _unreadable(record, _what_disk_says(error, path))
     try:
         verdict = _check_open(descriptor, record, form, shard_tiles, digests)
         return _with_scales(root, verdict, shard_tiles)
     except OSError as error:
-        return _unreadable(record, f"{path} cannot be read ({error.strerror})")
+        return _unreadable(record, _what_disk_says(error, path))
     finally:
         os.close(descriptor)
+
+
+def _what_disk_says(error: OSError, path: Path) -> str:
+    """Why a file cannot be read, in words; where that says nothing about the file, our error."""
+    refusal = read_error(error, path)
+    if is_readers_fault(error):
+        raise refusal from error
+    return refusal.message
 
 
 def _unreadable(record: ShardRecord, reason: str) -> ShardVerdict:
@@ -127,6 +140,8 @@ def _with_scales(root: Path, verdict: ShardVerdict, shard_tiles: int) -> ShardVe
     try:
         scales = read_scales(root, record.shard, shard_tiles)
     except (CorruptionError, StorageError) as error:
+        if isinstance(error.__cause__, OSError) and is_readers_fault(error.__cause__):
+            raise
         return replace(verdict, scales=dict.fromkeys(record.slots.tolist(), error.message))
     wrong = {
         slot: SCALES
