@@ -1,21 +1,29 @@
-"""Turns the steps of long work into lines on stderr: a rich bar on a terminal, plain lines elsewhere.
+"""Turns the steps of long work into lines on stderr: a rich bar on a terminal, plain lines or JSON elsewhere.
 
 Work reports to a ``Progress`` and knows nothing of terminals. ``Silent`` is the default of the Python API;
-the commands pass a ``Terminal``.
+the commands pass a ``Terminal``, or ``JsonLines`` where a machine reads along. Both tell how many steps are done
+in a second, how long the rest will take, and what the work says of itself: a loss, or the stage that limits it.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
-from typing import Protocol
+from collections import deque
+from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichBar
 
 PLAIN_LINE_SECONDS = 10.0
+PACE_SECONDS = 60.0
+"""The pace is that of the last so many seconds."""
+
+LIMITS = ("read", "preprocess", "encode", "write")
+"""A note that is one of these names the stage that limits the work."""
 
 
 class Progress(Protocol):
@@ -25,7 +33,7 @@ class Progress(Protocol):
         """Begin a piece of work of ``total`` steps (0: unknown); ends the one before."""
 
     def advance(self, steps: int = 1, note: str = "") -> None:
-        """Report finished steps, with an optional short note such as a loss or a rate."""
+        """Report finished steps, with an optional short note such as a loss, or the stage that limits."""
 
     def finish(self) -> None:
         """End the current piece of work."""
@@ -50,6 +58,55 @@ class Silent:
         """Do nothing."""
 
 
+class Pace:
+    """How fast a piece of work goes, and how long the rest will take at that pace.
+
+    Parameters
+    ----------
+    total : int
+        Steps in all; 0 when it is not known.
+    now : float
+        When it began, in seconds of any clock.
+
+    Attributes
+    ----------
+    done : int
+        Steps so far.
+    """
+
+    def __init__(self, total: int, now: float) -> None:
+        self.total, self.done, self.began = total, 0, now
+        self._seen: deque[tuple[float, int]] = deque([(now, 0)])
+
+    def add(self, steps: int, now: float) -> None:
+        """Count finished steps."""
+        self.done += steps
+        if now - self._seen[-1][0] >= PACE_SECONDS / 60:
+            self._seen.append((now, self.done))
+        while len(self._seen) > 2 and now - self._seen[1][0] >= PACE_SECONDS:
+            self._seen.popleft()
+
+    def per_second(self, now: float) -> float:
+        """Steps in a second, of late; 0 while none was done."""
+        then, done = self._seen[0]
+        return (self.done - done) / (now - then) if now > then else 0.0
+
+    def left(self, now: float) -> float | None:
+        """Seconds until the end at this pace; None when nobody knows."""
+        pace = self.per_second(now)
+        return max(self.total - self.done, 0) / pace if self.total and pace > 0 else None
+
+    def words(self, now: float, note: str) -> str:
+        """Pace, rest and note as people read them: ``2.50/s, 40 s left, limited by encode``."""
+        pace, left = self.per_second(now), self.left(now)
+        parts = [
+            f"{pace:.3g}/s" if pace else "",
+            f"{readable_seconds(left)} left" if left else "",
+            f"limited by {note}" if note in LIMITS else note,
+        ]
+        return ", ".join(part for part in parts if part)
+
+
 class Terminal:
     """A ``Progress`` on stderr: a live bar on a terminal, else a plain line every ten seconds."""
 
@@ -57,51 +114,50 @@ class Terminal:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._live = self._console.is_terminal and "NO_COLOR" not in os.environ
         self._bar: RichBar | None = None
-        self._what, self._total, self._done = "", 0, 0
-        self._started = self._last_line = 0.0
+        self._what, self._note, self._last_line = "", "", 0.0
+        self._pace = Pace(0, 0.0)
 
     def start(self, what: str, total: int) -> None:
         """Begin a piece of work; ends the one before."""
         self.finish()
-        self._what, self._total, self._done = what, total, 0
-        self._started = self._last_line = time.monotonic()
+        self._last_line = time.monotonic()
+        self._what, self._note, self._pace = what, "", Pace(total, self._last_line)
         if self._live:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[words]}", markup=False),
             )
             self._bar = RichBar(*columns, console=self._console)
-            self._bar.add_task(what, total=total or None, note="")
+            self._bar.add_task(what, total=total or None, words="")
             self._bar.start()
         else:
             self._line(f"{what}: {total or 'an unknown number of'} steps to do")
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         """Move the bar, or print a plain line when the last one is old enough."""
-        self._done += steps
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], advance=steps, note=note)
-            return
         now = time.monotonic()
-        if now - self._last_line >= PLAIN_LINE_SECONDS:
+        self._pace.add(steps, now)
+        self._note = note or self._note
+        if self._bar is not None:
+            words = self._pace.words(now, self._note)
+            self._bar.update(self._bar.task_ids[0], advance=steps, words=words)
+        elif now - self._last_line >= PLAIN_LINE_SECONDS:
             self._last_line = now
-            self._line(
-                f"{self._what}: {self._done}/{self._total or '?'} in {now - self._started:.0f} s {note}"
-            )
+            count = f"{self._pace.done}/{self._pace.total or '?'} in {now - self._pace.began:.0f} s"
+            self._line(f"{self._what}: {count}, {self._pace.words(now, self._note)}")
 
     def finish(self) -> None:
         """Take the bar down."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-        elif self._what and self._done:
-            seconds = time.monotonic() - self._started
-            self._line(f"{self._what}: {self._done} done in {seconds:.1f} s")
-        self._what, self._done = "", 0
+        elif self._what and self._pace.done:
+            seconds = time.monotonic() - self._pace.began
+            self._line(f"{self._what}: {self._pace.done} done in {seconds:.1f} s")
+        self._what = ""
 
     def say(self, line: str) -> None:
         """Print one line that stays."""
@@ -113,3 +169,69 @@ class Terminal:
     @staticmethod
     def _line(text: str) -> None:
         print(text.rstrip(), file=sys.stderr, flush=True)
+
+
+class JsonLines:
+    """A ``Progress`` on stderr for machines: one JSON object a line, every ten seconds while steps are done.
+
+    Each holds ``event`` (``start``, ``progress``, ``finish`` or ``say``), ``time`` (seconds since 1970) and
+    ``what``; those of steps also ``tiles_done``, ``tiles_total``, ``tiles_per_second``, ``eta_seconds``,
+    ``bottleneck`` and ``note``, null where it is not known.
+    """
+
+    def __init__(self) -> None:
+        self._what, self._note, self._last_line = "", "", 0.0
+        self._pace = Pace(0, 0.0)
+
+    def start(self, what: str, total: int) -> None:
+        """Begin a piece of work; ends the one before."""
+        self.finish()
+        self._last_line = time.monotonic()
+        self._what, self._note, self._pace = what, "", Pace(total, self._last_line)
+        self._steps("start")
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        """Count, and write a line when the last one is old enough."""
+        now = time.monotonic()
+        self._pace.add(steps, now)
+        self._note = note or self._note
+        if now - self._last_line >= PLAIN_LINE_SECONDS:
+            self._last_line = now
+            self._steps("progress")
+
+    def finish(self) -> None:
+        """Write what was done."""
+        if self._what:
+            self._steps("finish")
+        self._what = ""
+
+    def say(self, line: str) -> None:
+        """Write a line with the words in ``text``."""
+        self._write("say", text=line)
+
+    def _steps(self, event: str) -> None:
+        now, limit = time.monotonic(), self._note in LIMITS
+        self._write(
+            event,
+            tiles_done=self._pace.done,
+            tiles_total=self._pace.total or None,
+            tiles_per_second=round(self._pace.per_second(now), 4),
+            eta_seconds=None if (left := self._pace.left(now)) is None else round(left, 1),
+            bottleneck=self._note if limit else None,
+            note=None if limit else self._note or None,
+        )
+
+    def _write(self, event: str, **fields: Any) -> None:
+        line = {"event": event, "time": round(time.time(), 3), "what": self._what or None, **fields}
+        print(json.dumps(line, ensure_ascii=False), file=sys.stderr, flush=True)
+
+
+def readable_seconds(seconds: float) -> str:
+    """A duration as people read it: ``40 s``, ``12 min``, ``3 h 20 min``, ``2 d 5 h``."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 36 else f"{hours // 24} d {hours % 24} h"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import click
 
+from embedcache.progress import JsonLines, Progress, Terminal
 from embedcache.store import EmbeddingStore
 from embedcache.store.certificate import Certificate
 
@@ -15,6 +17,17 @@ json_option = click.option(
 cache_dir_option = click.option(
     "--cache-dir", envvar="EMBEDCACHE_DIR", default="embeddings", show_default=True, help="Where stores live."
 )
+
+log_json_option = click.option(
+    "--log-json",
+    is_flag=True,
+    help="Progress as JSON, one object a line.  [default: with --json, where stderr is no terminal]",
+)
+
+
+def progress_for(as_json: bool, log_json: bool) -> Progress:
+    """Where a command reports to: people, or machines that read its stderr."""
+    return JsonLines() if log_json or (as_json and not sys.stderr.isatty()) else Terminal()
 
 
 def warn_untrained() -> None:

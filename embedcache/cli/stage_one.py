@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from embedcache.cli.app import app
-from embedcache.cli.common import json_option, warn_untrained
+from embedcache.cli.common import json_option, log_json_option, progress_for, warn_untrained
 from embedcache.cli.encode_options import (
     encode_options,
     engine_options,
@@ -55,14 +55,15 @@ from embedcache.progress import Terminal
 )
 @click.option("--profile", metavar="FILE", help="Write a trace of the run, for chrome://tracing or Perfetto.")
 @json_option
-def encode(volume: str, like: str | None, as_json: bool, **wishes: Any) -> None:
+@log_json_option
+def encode(volume: str, like: str | None, as_json: bool, log_json: bool, **wishes: Any) -> None:
     """Encode a volume: run SAM's image encoder once over every tile and keep the embeddings in a Zarr store.
 
     Run again, it resumes, adds what is missing, or says that everything is there.
     """
     options = encode_options(volume, like, part_of_environment(wishes))
     with interruptible() as interruption:
-        result = run_encode(options, Terminal(), interruption)
+        result = run_encode(options, progress_for(as_json, log_json), interruption)
     if as_json:
         print_json(result.to_dict())
     else:
