@@ -29,6 +29,7 @@ from embedcache.volume import (
 )
 from embedcache.volume.cache import BlockCache
 from embedcache.volume.folder import natural_key
+from embedcache.volume.pieces import Piece
 
 VALUES = np.random.default_rng(1).integers(0, 255, (6, 30, 40)).astype(np.uint8)
 WHOLE = slice(None)
@@ -304,6 +305,10 @@ def test_pixel_digests_tell_type_and_shape_apart_but_not_byte_order_or_strides()
 # --- the cache ----------------------------------------------------------------------------------------------
 
 
+def plane(number: int) -> Piece:
+    return Piece(number, number + 1, 0, 1, 0, 1)
+
+
 def test_the_cache_stays_within_its_bound_and_keeps_the_newest() -> None:
     cache = BlockCache(100)
     made: list[int] = []
@@ -313,7 +318,7 @@ def test_the_cache_stays_within_its_bound_and_keeps_the_newest() -> None:
             made.append(key)
             return np.zeros(size, np.uint8)
 
-        return cache.get(key, make)
+        return cache.get(plane(key), make)
 
     for key in range(4):
         block(key, 40)
@@ -339,7 +344,7 @@ def test_a_block_that_several_threads_want_is_made_once() -> None:
 
     def work() -> None:
         start.wait()
-        cache.get("key", make)
+        cache.get(plane(0), make)
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
@@ -357,5 +362,5 @@ def test_a_block_that_could_not_be_made_is_tried_again() -> None:
         raise OSError("first time")
 
     with pytest.raises(OSError, match="first time"):
-        cache.get("key", fail)
-    assert cache.get("key", lambda: np.ones(2)).sum() == 2
+        cache.get(plane(0), fail)
+    assert cache.get(plane(0), lambda: np.ones(2)).sum() == 2

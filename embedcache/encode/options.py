@@ -26,7 +26,7 @@ COMPILES = ("auto", "on", "off")
 READ_MEMORY = 2 << 30
 """Bytes of decoded source pixels that are kept until their last tile is read."""
 
-AWAITED = ("attention", "compile", "threads", "workers", "scheduler", "read_memory", "profile")
+AWAITED = ("attention", "compile", "threads", "profile")
 """Options that nothing obeys yet, so that they are refused rather than ignored."""
 
 
@@ -169,6 +169,11 @@ class EncodeOptions:
         for name in AWAITED:
             if getattr(self, name) != default[name]:
                 raise ConfigError(f"--{name.replace('_', '-')} is not obeyed yet.")
+
+    @property
+    def by_workers(self) -> bool:
+        """Whether other processes encode, and this one publishes what they stage."""
+        return self.workers > 1 or self.scheduler is not None
 
     @property
     def skips_empty(self) -> bool:

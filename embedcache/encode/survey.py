@@ -63,7 +63,7 @@ def survey(options: EncodeOptions, progress: Progress) -> Survey:
     VolumeError
         For a wrong volume, channel recipe, window or selection.
     """
-    volume = open_volume(options.volume, level=options.level)
+    volume = open_volume(options.volume, level=options.level, read_memory=options.read_memory)
     preprocess = resolve_preprocess(volume, channels=options.channels, window=options.window)
     if options.window is not None and not is_sampled(options.window.strip().lower()):
         _check_window(volume, preprocess.window, progress)

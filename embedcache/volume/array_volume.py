@@ -73,7 +73,7 @@ class ArrayVolume(Volume):
         self.cache = BlockCache()
         self._get, self._axes, self._metadata_digest, self._close = get, axes, metadata_digest, close
         self._request_bytes = request_bytes
-        self._pieces = self.chunks and PieceGrid(axes.size, self.chunks, self.channels * self.dtype.itemsize)
+        self.pieces = self.chunks and PieceGrid(axes.size, self.chunks, self.channels * self.dtype.itemsize)
 
     def plane_size(self, plane: int) -> tuple[int, int]:
         """Height and width, the same for all planes."""
@@ -82,12 +82,14 @@ class ArrayVolume(Volume):
     def read(self, plane: int, rows: slice, columns: slice) -> npt.NDArray[Any]:
         """Read a crop; see :meth:`Volume.read`."""
         y0, y1, x0, x1 = self._crop(plane, rows, columns)
-        if self._pieces is None:
+        if self.pieces is None:
             direct: npt.NDArray[Any] = self._fetch(Piece(plane, plane + 1, y0, y1, x0, x1))[0]
             self.cache.count(0, direct.nbytes)
             return direct
-        around = self._pieces.around(plane, (y0, y1), (x0, x1), self.cache.limit_bytes)
-        requests = [part for row in around for part in self._pieces.requests(row, self._request_bytes)]
+        box, limit = ((y0, y1), (x0, x1)), self.cache.limit_bytes
+        thickness = self.thickness or self.pieces.thickness(self.pieces.count(*box), limit)
+        around = self.pieces.around(plane, *box, thickness)
+        requests = [part for row in around for part in self.pieces.requests(row, self._request_bytes)]
         blocks = self.cache.gather(requests, self._decode)
         crop = np.empty((y1 - y0, x1 - x0, *((3,) if self.channels == 3 else ())), self.dtype)
         for piece, block in blocks.items():

@@ -11,13 +11,13 @@ from __future__ import annotations
 import heapq
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy.typing as npt
 
-from embedcache.volume.pieces import SourceReads
+from embedcache.volume.pieces import Piece, SourceReads
 
 CACHE_BYTES = 2 << 30
 """Decoded pixels that one open volume keeps at most, unless told otherwise."""
@@ -54,14 +54,15 @@ class BlockCache:
 
     def __init__(self, limit_bytes: int = CACHE_BYTES) -> None:
         self.limit_bytes = limit_bytes
-        self._recent: OrderedDict[Hashable, Block] = OrderedDict()  # of no plan, least recently used first
-        self._planned: dict[Hashable, _Held] = {}
-        self._farthest: list[tuple[int, int, Hashable]] = []  # heap of (-place, -age, key), some outdated
-        self._let_go: dict[Hashable, list[tuple[int, int]]] = {}  # uses left of blocks that had to go
-        self._uses: Callable[[Any], Uses] | None = None
-        self._age = 0
+        self._recent: OrderedDict[Piece, Block] = OrderedDict()  # of no plan, least recently used first
+        self._planned: dict[Piece, _Held] = {}
+        self._farthest: list[
+            tuple[int, int, Piece]
+        ] = []  # heap of (-place, -first plane, key), some outdated
+        self._let_go: dict[Piece, list[tuple[int, int]]] = {}  # uses left of blocks that had to go
+        self._uses: Callable[[Piece], Uses] | None = None
         self._foremost = self._swept = 0
-        self._busy: set[Hashable] = set()
+        self._busy: set[Piece] = set()
         self._changed = threading.Condition()
         self._bytes = 0
         self._reads = SourceReads()
@@ -81,8 +82,8 @@ class BlockCache:
         with self._changed:
             self._reads = SourceReads(self._reads.chunks + blocks, self._reads.bytes + size)
 
-    def expect(self, uses: Callable[[Any], Uses] | None) -> None:
-        """From now on, ``uses(key)`` says where a block is going to be used; None: nothing is known."""
+    def expect(self, uses: Callable[[Piece], Uses] | None) -> None:
+        """From now on, ``uses(piece)`` says where a piece is going to be used; None: nothing is known."""
         with self._changed:
             for key, held in self._planned.items():
                 self._recent[key] = held.block
@@ -93,23 +94,23 @@ class BlockCache:
                 if left:
                     self._plan(key, _Held(self._recent.pop(key), left))
 
-    def get(self, key: Hashable, make: Callable[[], Block]) -> Block:
-        """The block of ``key``; made by ``make()`` when it is not held, once for all threads that wait for it."""
-        return self.gather([[key]], lambda _: [make()])[key]
+    def get(self, piece: Piece, make: Callable[[], Block]) -> Block:
+        """The block of a piece; made by ``make()`` when it is not held, once for all threads that wait for it."""
+        return self.gather([[piece]], lambda _: [make()])[piece]
 
     def gather(
-        self, requests: Sequence[Sequence[Hashable]], decode: Callable[[list[Any]], Sequence[Block]]
-    ) -> dict[Any, Block]:
-        """Blocks of several keys; what is not held is decoded request by request, by whichever thread comes first.
+        self, requests: Sequence[Sequence[Piece]], decode: Callable[[list[Piece]], Sequence[Block]]
+    ) -> dict[Piece, Block]:
+        """Blocks of several pieces; what is not held is decoded, request by request, by the thread that comes first.
 
         Parameters
         ----------
         requests : sequence of sequences
-            Keys; those of one request are decoded together.
+            Pieces; those of one request are decoded together.
         decode : callable
-            Turns a list of keys into their blocks; never called twice at a time for one key.
+            Turns pieces into their blocks; never called twice at a time for one piece.
         """
-        found: dict[Any, Block] = {}
+        found: dict[Piece, Block] = {}
         while True:
             with self._changed:
                 mine = self._take(requests, found)
@@ -137,10 +138,10 @@ class BlockCache:
             self._planned, self._farthest, self._let_go = {}, [], {}
             self._bytes = 0
 
-    def _take(self, requests: Sequence[Sequence[Hashable]], found: dict[Any, Block]) -> list[Hashable] | None:
+    def _take(self, requests: Sequence[Sequence[Piece]], found: dict[Piece, Block]) -> list[Piece] | None:
         """Collect what is held, claim what to decode next: nothing when all is found, None to wait."""
         waiting = False
-        claimed: list[Hashable] = []
+        claimed: list[Piece] = []
         for request in requests:
             for key in request:
                 if key not in found:
@@ -155,7 +156,7 @@ class BlockCache:
         self._busy.update(claimed)
         return claimed if claimed or not waiting else None
 
-    def _use(self, key: Hashable) -> Block | None:
+    def _use(self, key: Piece) -> Block | None:
         held = self._planned.get(key)
         if held is not None:
             self._used(key, held)
@@ -165,7 +166,7 @@ class BlockCache:
             self._recent.move_to_end(key)
         return block
 
-    def _used(self, key: Hashable, held: _Held) -> None:
+    def _used(self, key: Piece, held: _Held) -> None:
         """Count one use; the block goes with its last one."""
         place, uses = held.left.pop()
         self._foremost = max(self._foremost, place)
@@ -177,7 +178,7 @@ class BlockCache:
             del self._planned[key]
             self._bytes -= held.block.nbytes
 
-    def _uses_of(self, key: Hashable) -> list[tuple[int, int]]:
+    def _uses_of(self, key: Piece) -> list[tuple[int, int]]:
         """Uses left of a block that has just been decoded, next one last; the one it was decoded for included."""
         uses = self._uses
         if uses is None:
@@ -185,7 +186,7 @@ class BlockCache:
         left = self._let_go.pop(key, None)
         return list(uses(key))[::-1] if left is None else left
 
-    def _keep(self, key: Hashable, block: Block, left: list[tuple[int, int]]) -> None:
+    def _keep(self, key: Piece, block: Block, left: list[tuple[int, int]]) -> None:
         block.flags.writeable = False
         self._reads = SourceReads(self._reads.chunks + 1, self._reads.bytes + block.nbytes)
         self._bytes += block.nbytes
@@ -198,14 +199,13 @@ class BlockCache:
         while self._bytes > self.limit_bytes and len(self._recent) + len(self._planned) > 1:
             self._let_one_go()
 
-    def _plan(self, key: Hashable, held: _Held) -> None:
+    def _plan(self, key: Piece, held: _Held) -> None:
         self._planned[key] = held
         self._rank(key, held)
 
-    def _rank(self, key: Hashable, held: _Held) -> None:
-        self._age += 1
-        # Of blocks that are next used at the same place, those decoded first are used first.
-        heapq.heappush(self._farthest, (-held.left[-1][0], -self._age, key))
+    def _rank(self, key: Piece, held: _Held) -> None:
+        # At one place, planes are read in ascending order.
+        heapq.heappush(self._farthest, (-held.left[-1][0], -key.z0, key))
 
     def _let_one_go(self) -> None:
         """Drop what no plan wants, then what a plan no longer wants, then what it wants last."""

@@ -13,6 +13,7 @@ from embedcache.errors import VolumeError
 from embedcache.files import sha256_file
 from embedcache.volume.cache import BlockCache
 from embedcache.volume.image_file import Head, read_head, read_pixels
+from embedcache.volume.pieces import Piece
 from embedcache.volume.volume import TIFF_SUFFIXES, ImageRecord, Volume
 
 
@@ -30,12 +31,10 @@ class ImageVolume(Volume):
     kind = "images"
     uniform = False
 
-    def __init__(
-        self, source: Path, entries: Sequence[tuple[Path, Head | None]], *, cache: BlockCache | None = None
-    ) -> None:
+    def __init__(self, source: Path, entries: Sequence[tuple[Path, Head | None]]) -> None:
         self.source = str(source)
         self._entries = list(entries)
-        self.cache = cache or BlockCache()
+        self.cache = BlockCache()
         heads = [(path, head) for path, head in entries if head is not None]
         if not heads:
             raise VolumeError(f"{source} holds none of the {len(entries)} images that were asked for.")
@@ -65,7 +64,9 @@ class ImageVolume(Volume):
             self._present(plane)
         y0, y1, x0, x1 = self._crop(plane, rows, columns)
         path = self._entries[plane][0]
-        pixels = self.cache.get(path, lambda: _decode(path, self._present(plane)))
+        head = self._present(plane)
+        whole = Piece(plane, plane + 1, 0, head.height, 0, head.width)
+        pixels = self.cache.get(whole, lambda: _decode(path, head))
         crop = pixels[y0:y1, x0:x1]
         if self.channels == 3 and crop.ndim == 2:
             return np.repeat(crop[..., np.newaxis], 3, axis=2)
@@ -104,7 +105,9 @@ class ImageVolume(Volume):
         folder = Path(self.source) if Path(self.source).is_dir() else Path(self.source).parent
         listed: list[tuple[Path, Head | None]] = [here.get(name, (folder / name, None)) for name in names]
         rest = [entry for name, entry in here.items() if name not in set(names)]
-        return ImageVolume(Path(self.source), [*listed, *rest], cache=self.cache)
+        volume = ImageVolume(Path(self.source), [*listed, *rest])
+        volume.cache.limit_bytes = self.cache.limit_bytes
+        return volume
 
     def has(self, plane: int) -> bool:
         """Whether the image of a plane is in the folder (false only after :meth:`reordered`)."""
@@ -134,7 +137,7 @@ def _decode(path: Path, head: Head) -> npt.NDArray[Any]:
     if path.name.lower().endswith(TIFF_SUFFIXES):
         from embedcache.volume.tiff_file import TiffFile
 
-        pixels = TiffFile(path).read(0, (slice(None), slice(None)), BlockCache(0))
+        pixels = TiffFile(path).read(0)
     else:
         pixels = read_pixels(path)
     if pixels.shape[:2] != (head.height, head.width):

@@ -37,6 +37,10 @@ class Piece(NamedTuple):
 class ReadPlan(Protocol):
     """What a run is going to read, in which order."""
 
+    @property
+    def thickness(self) -> int | None:
+        """Planes of a chunk that are kept at once; None where each crop decides by itself."""
+
     def uses(self, piece: Piece) -> Sequence[tuple[int, int]]:
         """Ascending places in the order at which a piece is read, each with the number of reads there."""
 
@@ -78,31 +82,24 @@ class PieceGrid:
     piece: tuple[int, int, int]
     pixel_bytes: int
 
-    def thickness(self, height: int, width: int, limit_bytes: int) -> int:
-        """Planes of a chunk that are kept at once for crops of this size: all, unless memory is too little.
+    def thickness(self, pieces: int, limit_bytes: int) -> int:
+        """Planes of a chunk that are kept at once when a crop takes so many chunks: all, if memory allows.
 
         Then each chunk is decoded several times, for some of its planes each.
         """
-        rows, columns = self.across(1, height), self.across(2, width)
-        plane_bytes = rows * columns * self.piece[1] * self.piece[2] * self.pixel_bytes
+        plane_bytes = pieces * self.piece[1] * self.piece[2] * self.pixel_bytes
         deepest = min(self.piece[0], max(1, limit_bytes // 2 // plane_bytes))
         parts = -(-self.piece[0] // deepest)
         return -(-self.piece[0] // parts)
 
-    def across(self, axis: int, length: int) -> int:
-        """Pieces that a crop of a length touches along an axis, wherever it lies."""
-        all_there = -(-self.size[axis] // self.piece[axis])
-        return min(-(-(length - 1) // self.piece[axis]) + 1, all_there)
-
     def around(
-        self, plane: int, rows: tuple[int, int], columns: tuple[int, int], limit_bytes: int
+        self, plane: int, rows: tuple[int, int], columns: tuple[int, int], thickness: int
     ) -> list[list[Piece]]:
         """The pieces around a crop of one plane, those of one row of the grid together."""
         depth, height, width = self.piece
-        thin = self.thickness(rows[1] - rows[0], columns[1] - columns[0], limit_bytes)
         start = plane // depth * depth
-        z0 = start + (plane - start) // thin * thin
-        z1 = min(z0 + thin, start + depth, self.size[0])
+        z0 = start + (plane - start) // thickness * thickness
+        z1 = min(z0 + thickness, start + depth, self.size[0])
         return [
             [
                 Piece(z0, z1, y0, min(y0 + height, self.size[1]), x0, min(x0 + width, self.size[2]))
@@ -110,6 +107,11 @@ class PieceGrid:
             ]
             for y0 in range(rows[0] // height * height, rows[1], height)
         ]
+
+    def count(self, rows: tuple[int, int], columns: tuple[int, int]) -> int:
+        """Pieces of one layer around a crop."""
+        down = -(-rows[1] // self.piece[1]) - rows[0] // self.piece[1]
+        return down * (-(-columns[1] // self.piece[2]) - columns[0] // self.piece[2])
 
     def requests(self, row: Sequence[Piece], request_bytes: int = REQUEST_BYTES) -> list[list[Piece]]:
         """A row of neighbours cut into requests of at most so many bytes, each of one piece at least."""

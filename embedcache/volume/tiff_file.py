@@ -18,7 +18,6 @@ import tifffile
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from embedcache.errors import VolumeError
-from embedcache.volume.cache import BlockCache
 from embedcache.volume.image_file import Head, pillow_pixels
 from embedcache.volume.volume import DECODE_ERRORS, check_dtype, to_pixels, way_out
 
@@ -61,16 +60,22 @@ class TiffFile:
         except TIFF_ERRORS as error:
             raise _damaged(path, error) from error
 
-    def read(self, page: int, crop: tuple[slice, slice], cache: BlockCache) -> npt.NDArray[Any]:
-        """A crop of one page, ``(h, w)`` or ``(h, w, 3)``; decoded pages are kept in ``cache``."""
+    def read(self, page: int, crop: tuple[slice, slice] | None = None) -> npt.NDArray[Any]:
+        """A whole page, or a crop of it where nothing must be decoded: ``(h, w)`` or ``(h, w, 3)``."""
         try:
             mapped = self._mapped(page)
             if mapped is not None:
-                return _without_alpha(to_pixels(mapped[crop]))
-            plane = cache.get((str(self.path), page), lambda: self._decode(page))
+                return _without_alpha(to_pixels(mapped if crop is None else mapped[crop]))
+            return self._decode(page) if crop is None else self._decode(page)[crop]
         except TIFF_ERRORS as error:
             raise _damaged(self.path, error, page) from error
-        return plane[crop].copy()
+
+    def is_plain(self, page: int) -> bool:
+        """Whether the pixels of a page lie in the file as they are, so that a crop costs only its own bytes."""
+        try:
+            return self._mapped(page) is not None
+        except TIFF_ERRORS as error:
+            raise _damaged(self.path, error, page) from error
 
     def require(self, head: Head, first: Path) -> None:
         """Refuse the file when it is not one page like those of ``first``, as opening could not check all."""

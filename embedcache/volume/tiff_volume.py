@@ -14,6 +14,7 @@ from embedcache.files import digest_json
 from embedcache.volume.cache import BlockCache
 from embedcache.volume.image_file import Head
 from embedcache.volume.image_volume import ImageVolume
+from embedcache.volume.pieces import Piece
 from embedcache.volume.tiff_file import TiffFile, head_of
 from embedcache.volume.volume import Volume
 
@@ -54,8 +55,13 @@ class TiffVolume(Volume):
         """Read a crop; see :meth:`Volume.read`."""
         y0, y1, x0, x1 = self._crop(plane, rows, columns)
         single = len(self._paths) == 1
-        file = self._file(0 if single else plane)
-        return file.read(plane if single else 0, (slice(y0, y1), slice(x0, x1)), self.cache)
+        file, page = self._file(0 if single else plane), plane if single else 0
+        if file.is_plain(page):
+            direct = file.read(page, (slice(y0, y1), slice(x0, x1)))
+            self.cache.count(0, direct.nbytes)
+            return direct
+        whole = Piece(plane, plane + 1, 0, self._head.height, 0, self._head.width)
+        return self.cache.get(whole, lambda: file.read(page))[y0:y1, x0:x1].copy()
 
     def header(self) -> dict[str, Any]:
         """Kind, shape, dtype, channels, level, chunk grid and a digest of the files' names and lengths."""

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from embedcache.errors import EmbedcacheError, VolumeError
 from embedcache.volume.cache import CACHE_BYTES, BlockCache
-from embedcache.volume.pieces import ReadPlan, SourceReads
+from embedcache.volume.pieces import PieceGrid, ReadPlan, SourceReads
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -102,6 +102,10 @@ class Volume(ABC):
         True when it is one array (Z, Y, X); False for a collection of images, each of its own size.
     chunks : tuple of int or None
         Storage grid (z, y, x) of the source; None where any crop costs only its own bytes.
+    pieces : PieceGrid or None
+        In which pieces a uniform source is decoded and kept; None where nothing is.
+    thickness : int or None
+        Planes of a piece that are kept at once, as :meth:`expect` told; None where each crop decides by itself.
     cache : BlockCache
         The decoded pixels that are kept.
     """
@@ -114,6 +118,8 @@ class Volume(ABC):
     level: int = 0
     uniform: bool = True
     chunks: tuple[int, int, int] | None = None
+    pieces: PieceGrid | None = None
+    thickness: int | None = None
     cache: BlockCache
 
     @property
@@ -123,6 +129,7 @@ class Volume(ABC):
 
     def expect(self, plan: ReadPlan | None) -> None:
         """Say what is going to be read, so that what is decoded is kept until its last use; None takes it back."""
+        self.thickness = None if plan is None else plan.thickness
         self.cache.expect(None if plan is None else plan.uses)
 
     @abstractmethod

@@ -1,0 +1,113 @@
+"""Turns the tile table of a uniform volume into its columns, and a colour recipe into the planes a tile reads.
+
+The table repeats what a few numbers say: blocks of 64 planes, in each the same columns, in each the same planes.
+Planning for tens of millions of tiles counts with these numbers and never walks the table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from embedcache.geometry import PLANES_PER_BLOCK
+from embedcache.volume import Preprocess
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The tile columns of a uniform volume; column ``iy * len(xs) + ix`` starts at ``(ys[iy], xs[ix])``.
+
+    Parameters
+    ----------
+    ys, xs : (ny,), (nx,) int64
+        Where the columns start, ascending.
+    height, width : int
+        Of every tile.
+    blocks : int
+        Blocks of 64 planes.
+    """
+
+    ys: Ints
+    xs: Ints
+    height: int
+    width: int
+    blocks: int
+
+    @property
+    def count(self) -> int:
+        """Columns of a plane."""
+        return len(self.ys) * len(self.xs)
+
+    def reached(self, axis: int, first: int, end: int) -> slice:
+        """Rows (axis 0) or places in a row (axis 1) of columns that share pixels ``first:end``."""
+        starts, length = (self.ys, self.height) if axis == 0 else (self.xs, self.width)
+        low = np.searchsorted(starts + length, first, side="right")
+        return slice(int(low), int(np.searchsorted(starts, end, side="left")))
+
+
+def columns_of(table: Ints) -> Columns:
+    """The columns of a table as ``TileGrid.table_uniform`` makes it; only one row in 64 of it is looked at."""
+    tops: Ints = table[::PLANES_PER_BLOCK]
+    count = int(np.searchsorted(tops[:, 0], PLANES_PER_BLOCK, side="left"))
+    ys, xs = np.unique(tops[:count, 1]), np.unique(tops[:count, 2])
+    if len(ys) * len(xs) != count or len(tops) % count:
+        raise AssertionError(f"{count} columns are no grid of {len(ys)} × {len(xs)}")
+    return Columns(ys, xs, int(table[0, 3]), int(table[0, 4]), len(tops) // count)
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Which planes of the source a tile reads.
+
+    Parameters
+    ----------
+    n_planes : int
+        Planes of the source.
+    shifts : tuple of int
+        Distances from the tile's own plane, clamped to the volume.
+    fixed : tuple of (int, int)
+        Plane ranges, ends included, that every tile reads instead (the depth recipe).
+    """
+
+    n_planes: int
+    shifts: tuple[int, ...] = (0,)
+    fixed: tuple[tuple[int, int], ...] = ()
+
+    @classmethod
+    def of(cls, preprocess: Preprocess, n_planes: int) -> Reach:
+        """Of a colour recipe."""
+        if preprocess.channels.startswith("adjacent:"):
+            step = int(preprocess.channels.split(":")[1])
+            return cls(n_planes, (-step, 0, step))
+        return cls(n_planes, fixed=preprocess.depth_ranges)
+
+    @property
+    def tile_planes(self) -> int:
+        """Planes that have tiles."""
+        return 1 if self.fixed else self.n_planes
+
+    def planes(self, first: int, end: int) -> tuple[int, int]:
+        """First and last source plane that tiles of planes ``first:end`` read."""
+        if self.fixed:
+            return min(low for low, _ in self.fixed), max(high for _, high in self.fixed)
+        last = self.n_planes - 1
+        return max(0, first + self.shifts[0]), min(last, end - 1 + self.shifts[-1])
+
+    def readers(self, z0: int, z1: int) -> tuple[Ints, Ints]:
+        """Tile planes, ascending, that read source planes ``z0:z1``, and how many reads each does there."""
+        if self.fixed:
+            reads = sum(max(0, min(z1, high + 1) - max(z0, low)) for low, high in self.fixed)
+            return np.zeros(min(reads, 1), np.int64), np.full(min(reads, 1), reads, np.int64)
+        # Beyond the ends of the volume a neighbour is the last plane itself.
+        low = -abs(self.shifts[0]) if z0 == 0 else z0
+        high = self.n_planes + abs(self.shifts[-1]) if z1 >= self.n_planes else z1
+        near = [
+            np.arange(max(0, low - shift), min(self.n_planes, high - shift), dtype=np.int64)
+            for shift in self.shifts
+        ]
+        planes, times = np.unique(np.concatenate(near), return_counts=True)
+        return planes, times.astype(np.int64)
