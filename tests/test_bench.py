@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from embedcache.bench.ceiling import pipeline_ceiling
 from embedcache.bench.child import Child
 from embedcache.bench.encoders import bench_encoders
 from embedcache.bench.process import Settings, images
@@ -36,6 +37,16 @@ def test_ours_stands_beside_stock_with_its_ratio_error_and_memory(capsys):
     assert ours["numerics"]["compiled"] is False
     assert 2e8 < ours["peak_memory_bytes"] < stock["peak_memory_bytes"] < 4e9
     assert {"torch", "date", "processor", "cores"} <= set(found["machine"])
+
+
+def test_the_ceiling_is_that_of_the_whole_pipeline_without_an_encoder(tmp_path):
+    found = pipeline_ceiling(3, folder=str(tmp_path), device="cpu", threads=1)
+    assert found["tiles"] == 3
+    assert found["source_chunks"] == 64
+    assert found["tiles_per_second"] == pytest.approx(3 / found["seconds"])
+    assert found["run"]["tiles_failed"] == 0
+    assert found["run"]["bytes_written"] > 3 * 2**21
+    assert not list(tmp_path.iterdir()), "nothing stays"
 
 
 def test_a_process_that_dies_or_cannot_start_is_named_and_ends_nothing_else(tmp_path):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from embedcache.cli.app import Command, app
 from embedcache.cli.common import json_option, warn_untrained
-from embedcache.cli.output import print_json, print_table
+from embedcache.cli.output import print_json, print_pairs, print_table
 from embedcache.cli.signals import stop_at_once
 from embedcache.encode.sizes import readable_bytes
 from embedcache.progress import Terminal
+
+if TYPE_CHECKING:
+    from embedcache.bench import EncoderBench
 
 
 class BenchGroup(click.Group):
@@ -50,7 +53,7 @@ def bench() -> None:
 @click.option(
     "--tiles",
     type=int,
-    default=192,
+    default=256,
     show_default=True,
     help="Tiles of the pipeline's ceiling; 0 leaves it out.",
 )
@@ -62,14 +65,29 @@ def bench_encode(as_json: bool, tiles: int, **wishes: Any) -> None:
     Each has a process of its own: seconds per image, times faster than stock in float32, difference from it, and
     peak memory. Then the pipeline with an encoder that costs nothing: what all the rest could do at most.
     """
-    from embedcache.bench import bench_encoders
+    from embedcache.bench import bench_encoders, pipeline_ceiling
 
+    progress = Terminal()
     with stop_at_once():
-        found = bench_encoders(Terminal(), **wishes)
-    figures = found.to_dict()
+        found = bench_encoders(progress, **wishes)
+        ceiling = None
+        if tiles > 0:
+            progress.say(f"The pipeline with an encoder that costs nothing, over {tiles} tiles …")
+            ceiling = pipeline_ceiling(tiles, device=found.device, threads=wishes["threads"])
     if as_json:
-        print_json(figures)
+        print_json(found.to_dict() | {"pipeline": ceiling})
         return
+    _print_encoders(found)
+    if ceiling is not None:
+        _print_ceiling(ceiling)
+    for name, why in found.not_run.items():
+        click.echo(f"{name}: not run: {why}", err=True)
+    print_pairs("machine", list(found.machine.items()))
+    if found.checkpoint.startswith("random:"):
+        warn_untrained()
+
+
+def _print_encoders(found: EncoderBench) -> None:
     rows = []
     for one in found.figures:
         error = "—" if one.error is None else f"{one.error['relative_l2']:.1e}"
@@ -80,11 +98,22 @@ def bench_encode(as_json: bool, tiles: int, **wishes: Any) -> None:
             (one.label, f"{one.median:.3g}", spread, ratio, error, peak, f"{one.start_seconds:.1f} s")
         )
     header = ("encoder", "s/image", "min–max", "× stock float32", "rel. L2", "peak memory", "start")
-    title = f"{found.model}, {found.checkpoint}, batch {found.batch}, {found.rounds} rounds"
+    title = f"{found.model}, {found.checkpoint}, batch {found.batch}, {found.rounds} rounds in turns"
     print_table(title, header, rows)
-    for name, why in found.not_run.items():
-        click.echo(f"{name}: not run: {why}", err=True)
-    for name, value in found.machine.items():
-        click.echo(f"{name}: {value}", err=True)
-    if found.checkpoint.startswith("random:"):
-        warn_untrained()
+
+
+def _print_ceiling(ceiling: dict[str, Any]) -> None:
+    run = ceiling["run"]
+    print_pairs(
+        "the pipeline with an encoder that costs nothing",
+        [
+            ("tiles per second", ceiling["tiles_per_second"]),
+            ("tiles", ceiling["tiles"]),
+            (
+                "source chunks",
+                f"{ceiling['source_chunks']}, read {run.get('source_chunks_read', '—')} times in all",
+            ),
+            ("limited by", run.get("bottleneck")),
+            ("peak memory", readable_bytes(ceiling["peak_memory_bytes"])),
+        ],
+    )
