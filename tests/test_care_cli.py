@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from encode_samples import quick
 from embedcache.cli.app import run
 from embedcache.encode.care import fidelity
 from embedcache.store import EmbeddingStore
+from embedcache.store.certificate import Certificate
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +130,80 @@ def test_a_certificate_of_a_read_only_store_is_shown_and_said_not_to_be_kept(
     (store.path / "journal" / "writer.lock").mkdir()  # root may write anywhere, but not there
     code, found = as_json(capsys, "verify", str(store.path), "--reencode", "1", "--device", "cpu")
     assert (code, found["certificate"]["tiles"], found["certificate"]["kept"]) == (0, 1, False)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--against", "nothing.npy"], 2, "Name it with --against"),
+        (["--against", "small.npy"], 3, "cannot be the volume"),
+        (["--reencode", "0"], 2, "at least 1"),
+        (["--reencode", "1", "--checkpoint", "nothing.pth"], 2, "nothing.pth"),
+        (["--reencode", "1", "--device", "tpu"], 2, "tpu"),
+        (["--reencode", "1", "--against", "nothing.npy"], 2, "nothing.npy"),
+        (["--checkpoint", "nothing.pth"], 2, "--reencode"),
+    ],
+)
+def test_what_cannot_be_compared_with_is_refused_before_anything_is_read(
+    store: EmbeddingStore, capsys: pytest.CaptureFixture[str], words: list[str], code: int, said: str
+) -> None:
+    np.save("small.npy", np.zeros((2, 48, 64), np.uint8))
+    flip(shard(store, 0), 5)  # which reading the store would find, with another exit code
+    found, out, err = in_words(capsys, "verify", store.path, *words)
+    assert (found, out) == (code, "")
+    assert said in err
+
+
+def test_what_was_found_is_told_although_the_certificate_cannot_be_made(
+    store: EmbeddingStore, originals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.load(originals / "scan.npy") ^ 1
+    np.save(tmp_path / "other.npy", pixels)
+    words = ("verify", str(store.path), "--reencode", "1", "--against", str(tmp_path / "other.npy"))
+    code, found = as_json(capsys, *words, "--device", "cpu")
+    assert (code, found["ok"], found["certificate"]) == (3, 5, None)
+    flip(shard(store, 0), 5)
+    code, found = as_json(capsys, *words, "--device", "cpu")
+    assert (code, found["ok"]) == (4, 4)
+
+
+def test_wanted_tiles_that_no_record_speaks_of_are_told(
+    store: EmbeddingStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A main.jsonl that ends at a line's end looks as if its last tiles had never been encoded."""
+    main = store.path / "journal" / "main.jsonl"
+    lines = main.read_bytes().splitlines(keepends=True)
+    main.write_bytes(b"".join(lines[:-1]))
+    code, found = as_json(capsys, "verify", str(store.path))
+    assert (code, found["tiles_wanted"], found["tiles_not_encoded"]) == (0, 5, 1)
+    code, out, err = in_words(capsys, "verify", store.path)
+    assert code == 0
+    assert "not encoded yet 1" in " ".join(out.split())
+    assert "1 of 5 wanted tiles are not in the store" in err
+    assert "unclaimed" in err
+    main.write_bytes(b"")
+    assert "No selection is recorded" in in_words(capsys, "verify", store.path)[2]
+
+
+def test_the_printed_seed_is_taken_as_it_stands(
+    store: EmbeddingStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, out, _ = in_words(capsys, "verify", store.path)
+    seed = next(line.split()[1] for line in out.splitlines() if line.split()[:1] == ["seed"])
+    assert in_words(capsys, "verify", store.path, "--seed", seed)[0] == 0
+
+
+def test_a_certificate_says_when_it_was_measured(
+    store: EmbeddingStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = datetime.now(UTC).replace(microsecond=0)
+    _, found = as_json(capsys, "verify", str(store.path), "--reencode", "1", "--device", "cpu")
+    date = found["certificate"]["date"]
+    assert before <= datetime.fromisoformat(date) <= datetime.now(UTC)
+    for command in ("status", "verify"):
+        assert f"measured {date}" in " ".join(in_words(capsys, command, store.path)[1].split())
+    older = {name: value for name, value in found["certificate"].items() if name not in ("date", "kept")}
+    assert "measured" not in Certificate.from_dict(older).sentence
 
 
 @pytest.mark.parametrize("words", [["--subset", "5"], ["--subset", "0%"], ["--max-duration", "5"]])

@@ -12,12 +12,21 @@ from embedcache.cli.common import json_option
 from embedcache.cli.output import numbers_in_words, print_json, print_pairs
 from embedcache.cli.signals import stop_at_once
 from embedcache.encode.sizes import readable_bytes
-from embedcache.errors import EXIT_DONE, EXIT_MISMATCH, ConfigError, StorageError
+from embedcache.errors import (
+    EXIT_DONE,
+    EXIT_MISMATCH,
+    ConfigError,
+    CorruptionError,
+    EmbedcacheError,
+    InputError,
+    StorageError,
+)
 from embedcache.progress import Terminal
-from embedcache.store import EmbeddingStore
+from embedcache.store import EmbeddingStore, layout
 from embedcache.store.care.verification import NAMED_TILES, Scope, Verification
 from embedcache.store.care.verify import verify as verify_store
 from embedcache.store.certificate import Certificate
+from embedcache.store.journal.lines import MAIN
 
 _SHOWN = 10
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -58,30 +67,72 @@ def verify(
     Nothing is written but the certificate of --reencode, so a store in use or a read-only one is checked as well.
     """
     scope = Scope(_share(subset), _seconds(max_duration), seed, digests)
+    if checkpoint is not None and reencode is None:
+        raise ConfigError("--checkpoint names the weights for --reencode N, which was not given.")
+    failure: EmbedcacheError | None = None
     with stop_at_once():
+        _require_at_hand(store, against, reencode, checkpoint, device)
         found = verify_store(store, scope, Terminal())
         figures = found.to_dict() | {"changed": None, "certificate": None}
-        code = found.exit_code
-        if against is not None and found.opened is not None:
-            figures["changed"] = _against(found.opened, found, against)
-            # the identity's own sample may find what a subset of tiles does not
-            differs = figures["changed"]["tiles_changed"] or "pixels" in figures["changed"]["header"]
-            code = code or (EXIT_MISMATCH if differs else EXIT_DONE)
-        if reencode is not None and found.opened is not None:
-            figures["certificate"] = _certify(found, reencode, against, checkpoint, device)
-        elif found.opened is not None:
-            figures["certificate"] = found.opened.certificate
+        try:
+            if found.opened is not None:
+                figures |= _beyond(found, found.opened, against, reencode, checkpoint, device)
+        except EmbedcacheError as error:  # what was found until then is told first
+            failure = error
     if as_json:
         print_json(figures)
     else:
         _print_verify(found, figures)
-    click.get_current_context().exit(code)
+    if failure is not None and not found.problems:
+        raise failure
+    if failure is not None:
+        click.echo(f"{failure}", err=True)
+    click.get_current_context().exit(found.exit_code or _exit_code_of(figures["changed"]))
 
 
-def _against(store: EmbeddingStore, found: Verification, volume: str) -> dict[str, Any]:
+def _require_at_hand(
+    path: str, against: str | None, reencode: int | None, checkpoint: str | None, device: str
+) -> None:
+    """Refuse a wrong volume, checkpoint or device at once, not after hours of reading."""
+    if against is None and reencode is None:
+        return
+    from embedcache.encode.care.at_hand import require_certifiable, require_volume
+
+    try:
+        store = EmbeddingStore.open(path)
+    except (CorruptionError, InputError):
+        return  # which the account of it tells
+    if reencode is None:
+        require_volume(store, against)
+    else:
+        require_certifiable(
+            store, reencode, volume=against, checkpoint=checkpoint, device=device, progress=Terminal()
+        )
+
+
+def _beyond(
+    found: Verification,
+    store: EmbeddingStore,
+    against: str | None,
+    reencode: int | None,
+    checkpoint: str | None,
+    device: str,
+) -> dict[str, Any]:
+    """What was asked for beyond the store's own records: its pixels, its fidelity."""
     from embedcache.encode.care.against import compare_with
 
-    return compare_with(store, volume, found.verified, Terminal()).to_dict(NAMED_TILES)
+    changed = None
+    if against is not None:
+        changed = compare_with(store, against, found.verified, Terminal()).to_dict(NAMED_TILES)
+    if reencode is None:
+        return {"changed": changed, "certificate": store.certificate}
+    return {"changed": changed, "certificate": _certify(found, reencode, against, checkpoint, device)}
+
+
+def _exit_code_of(changed: dict[str, Any] | None) -> int:
+    """3 where pixels changed; the identity's own sample may find what a subset of tiles does not."""
+    differs = changed is not None and (changed["tiles_changed"] or "pixels" in changed["header"])
+    return EXIT_MISMATCH if differs else EXIT_DONE
 
 
 def _certify(
@@ -118,7 +169,9 @@ def _print_verify(found: Verification, figures: dict[str, Any]) -> None:
         ("missing", found.missing),
         ("shards", f"{found.shards_checked:,} of {found.shards_total:,}"),
         ("read", f"{readable_bytes(found.bytes)} in {found.seconds:.1f} s, {readable_bytes(speed)}/s"),
-        ("seed", found.seed),
+        ("tiles wanted", found.wanted),
+        ("not encoded yet", found.not_encoded),
+        ("seed", str(found.seed)),  # as --seed takes it
     ]
     changed, certificate = figures["changed"], figures["certificate"]
     if changed is not None:
@@ -140,10 +193,26 @@ def _print_verify(found: Verification, figures: dict[str, Any]) -> None:
         click.echo(f"litter: {line}", err=True)
     for line in found.unclaimed[:_SHOWN]:
         click.echo(f"unclaimed: {line}", err=True)
+    _say_not_encoded(found)
     if found.problems:
         click.echo(f"Mend it: embedcache repair {found.store}", err=True)
     if found.litter:
         click.echo("Litter does no harm; the next writer clears it away.", err=True)
+
+
+def _say_not_encoded(found: Verification) -> None:
+    """Tell what the journal cannot: whether tiles without a record never had one."""
+    if found.opened is None:
+        return
+    lost = f"the end of a {layout.JOURNAL}/{MAIN} that was cut or copied in part is not found otherwise"
+    if not found.wanted:
+        click.echo(f"No selection is recorded, so no tile is wanted; {lost}.", err=True)
+    elif found.not_encoded:
+        click.echo(
+            f"{found.not_encoded:,} of {found.wanted:,} wanted tiles are not in the store: never encoded, failed, "
+            f"or their records are lost ({lost}).",
+            err=True,
+        )
 
 
 def _say_more(count: int) -> None:

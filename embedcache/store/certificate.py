@@ -7,7 +7,7 @@ masks of the store's own decoder, and how many of them this machine makes again 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 from embedcache.errors import CorruptionError
@@ -18,6 +18,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
     "float": (int, float),
     "float | None": (int, float, type(None)),
+    "str | None": (str, type(None)),
 }
 
 
@@ -55,6 +56,8 @@ class Certificate:
         Tiles that come out bit for bit as stored, encoded again under the store's own numerics.
     same_numerics : bool
         Whether this machine computes under the store's numerics; if not, fewer reproduce, and that is no fault.
+    date : str or None
+        When it was measured: UTC, ISO 8601. None in certificates of before it was kept; nothing depends on it.
     """
 
     tiles: int
@@ -77,6 +80,7 @@ class Certificate:
     zero_iou_min: float | None
     reproduced: int
     same_numerics: bool
+    date: str | None = field(default=None, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -93,7 +97,7 @@ class Certificate:
         """
         taken: dict[str, Any] = {}
         for known in fields(cls):
-            value = values.get(known.name, cls)
+            value = values.get(known.name, cls if known.default is MISSING else known.default)
             if not isinstance(value, _KINDS[str(known.type)]) or (type(value) is bool) != (
                 known.type == "bool"
             ):
@@ -105,9 +109,10 @@ class Certificate:
     def sentence(self) -> str:
         """One line for people."""
         weights = ", untrained weights" if self.untrained else ""
+        when = f", measured {self.date}" if self.date else ""
         return (
             f"{self.store_dtype} against float32 on {self.tiles} tiles{weights}: mask IoU {self.iou_mean:.4f} "
             f"(least {self.iou_min:.4f}), cosine at least {self.cosine:.6f}, "
             f"largest error {self.max_abs_error:.2g}; "
-            f"{self.reproduced} of {self.tiles} bit for bit"
+            f"{self.reproduced} of {self.tiles} bit for bit{when}"
         )

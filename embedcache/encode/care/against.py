@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.encode.care.origin import TilePixels, read_again, source_of
+from embedcache.encode.care.origin import AGAINST, TilePixels, read_again, source_of
 from embedcache.encode.identity.comparing import planes_in_words
 from embedcache.encode.identity.words import SAMPLED_WINDOW
 from embedcache.progress import Progress
@@ -94,7 +94,7 @@ def compare_with(
     MismatchError
         When it is of another shape.
     """
-    with source_of(store, volume) as opened:
+    with source_of(store, volume, AGAINST) as opened:
         progress.start("comparing pixels", len(numbers))
         changed, unreadable = [], []
         for tile in pixels_again(store, opened, numbers):

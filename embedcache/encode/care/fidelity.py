@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from embedcache.encode.care.against import pixels_again
-from embedcache.encode.care.origin import encoder_of, source_of, weights_of
+from embedcache.encode.care.origin import AGAINST, encoder_of, source_of, weights_of
 from embedcache.errors import InputError, MismatchError
 from embedcache.geometry import Tile
 from embedcache.progress import Progress
@@ -105,7 +106,7 @@ def certify(
     MismatchError
         When pixels or weights are not the ones that the store was made with.
     """
-    numbers = _drawn(store, count, seed)
+    numbers = drawn(store, count, seed)
     weights = weights_of(store, checkpoint, progress)
     place = resolve_device(device)
     own = encoder_of(store, weights, place, None)
@@ -113,7 +114,7 @@ def certify(
     decoder = store.decoder().eval().requires_grad_(False).to(place)
     measured, reproduced = Measured(), 0
     progress.start("encoding again in float32", len(numbers))
-    with source_of(store, volume) as opened, torch.inference_mode():
+    with source_of(store, volume, AGAINST) as opened, torch.inference_mode():
         for number, inputs in _inputs(store, opened.source, pixels_again(store, opened, numbers)):
             reference = exact(inputs)[0]
             again = reference if own is exact else own(inputs)[0]
@@ -126,7 +127,14 @@ def certify(
     return _certificate(store, numbers, seed, own, measured, reproduced)
 
 
-def _drawn(store: EmbeddingStore, count: int, seed: int) -> npt.NDArray[np.int64]:
+def drawn(store: EmbeddingStore, count: int, seed: int) -> npt.NDArray[np.int64]:
+    """The committed tiles that are encoded again, ascending; all of them when there are fewer than ``count``.
+
+    Raises
+    ------
+    InputError
+        When there is none, or none is asked for.
+    """
     if count < 1:
         raise InputError(f"{count} tiles cannot be encoded again; expected at least 1.")
     committed = np.flatnonzero(store.committed)
@@ -210,4 +218,5 @@ def _certificate(
         zero_iou_min=min(zero) if zero else None,
         reproduced=reproduced,
         same_numerics=own.numerics == store.numerics,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
     )

@@ -16,6 +16,9 @@ from embedcache.sam.weights import Weights, resolve_weights
 from embedcache.store import EmbeddingStore
 from embedcache.volume import ImageVolume, Volume, open_volume, pixel_digest
 
+AGAINST = "--against"
+"""How ``verify`` calls the option that names a volume; ``repair`` calls it ``--volume``."""
+
 
 @dataclass(frozen=True)
 class TilePixels:
@@ -44,8 +47,8 @@ class TilePixels:
         return self.digest != self.recorded
 
 
-def source_of(store: EmbeddingStore, volume: str | None) -> Volume:
-    """Open the volume that a store was made from, or the one named instead of it.
+def source_of(store: EmbeddingStore, volume: str | None, option: str) -> Volume:
+    """Open the volume that a store was made from, or the one named instead of it (by the ``option`` so called).
 
     Raises
     ------
@@ -57,12 +60,12 @@ def source_of(store: EmbeddingStore, volume: str | None) -> Volume:
     recorded = store.provenance.get("source")
     path = volume or recorded
     if not isinstance(path, str):
-        raise InputError(f"{store.path} does not say what it was made from.", hint="Name it with --volume.")
+        raise InputError(f"{store.path} does not say what it was made from.", hint=f"Name it with {option}.")
     try:
         opened = open_volume(path, level=_level(store))
     except VolumeError as error:
         named = "" if volume else f"The volume that {store.path} was made from: "
-        raise VolumeError(named + error.message, hint="Name it with --volume where it has moved.") from error
+        raise VolumeError(named + error.message, hint=f"Name it with {option} where it has moved.") from error
     if isinstance(opened, ImageVolume) and not store.uniform:
         return opened.reordered([record.name for record in store.images])
     _require_shape(store, opened)

@@ -264,7 +264,10 @@ class _Repair:
     def _sources(self) -> tuple[Volume, Weights]:
         if self._opened is None:
             weights = weights_of(self._store, self._checkpoint, self._progress)
-            self._opened = self._stack.enter_context(source_of(self._store, self._volume)), weights
+            self._opened = (
+                self._stack.enter_context(source_of(self._store, self._volume, "--volume")),
+                weights,
+            )
         return self._opened
 
     def _encoder(self, weights: Weights, numerics: int) -> Encoder:

@@ -78,6 +78,9 @@ class Verification:
         Numbers of the tiles that were looked at.
     opened : EmbeddingStore or None
         The store; None when it does not even open.
+    wanted, not_encoded : int
+        Tiles that some selection asked for, and those of them of which the journal says nothing: never encoded, or
+        their records were lost. Both only as far as the journal goes.
     """
 
     store: Path
@@ -95,6 +98,8 @@ class Verification:
     broken: dict[int, ShardVerdict] = field(default_factory=dict)
     verified: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     opened: EmbeddingStore | None = None
+    wanted: int = 0
+    not_encoded: int = 0
 
     @property
     def checked(self) -> int:
@@ -119,6 +124,8 @@ class Verification:
             "ok": self.ok,
             "corrupt": self.corrupt,
             "missing": self.missing,
+            "tiles_wanted": self.wanted,
+            "tiles_not_encoded": self.not_encoded,
             "shards_checked": self.shards_checked,
             "shards_total": self.shards_total,
             "bytes": self.bytes,

@@ -204,6 +204,8 @@ def _account(
         broken={verdict.record.shard: verdict for verdict in verdicts if not verdict.intact},
         verified=np.concatenate(numbers) if numbers else np.zeros(0, np.int64),
         opened=store,
+        wanted=int(store.wanted.sum()),
+        not_encoded=int(store.missing.sum()),
     )
 
 
