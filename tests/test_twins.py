@@ -9,8 +9,8 @@ import pytest
 import torch
 from encode_samples import quick, scan, shard_digests
 
-from embedcache.encode import run as encode_run
-from embedcache.encode.twins import Twins
+from embedcache.encode import overlapped
+from embedcache.encode.twins import Fate, Twins
 from embedcache.sam.encoder import Encoder
 from embedcache.sam.weights import resolve_weights
 
@@ -30,8 +30,7 @@ def volume(tmp_path: Path) -> Path:
 @pytest.fixture
 def without_twins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every tile goes through the encoder."""
-    monkeypatch.setattr(Twins, "find", lambda self, digest: None)
-    monkeypatch.setattr(encode_run.OpenShard, "begins", lambda self, tile: True)
+    monkeypatch.setattr(Twins, "fate", lambda self, digest: Fate.ENCODE)
 
 
 @pytest.mark.parametrize("store_dtype", ["float16", "int8"])
@@ -77,7 +76,7 @@ def test_a_later_run_copies_what_an_earlier_one_encoded(volume, tmp_path):
 
 def test_partial_commits_of_a_shard_change_neither_bytes_nor_calls(volume, tmp_path, monkeypatch):
     quick(volume, store=tmp_path / "whole.zarr", shard_tiles=4)
-    monkeypatch.setattr(encode_run, "COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(overlapped, "COMMIT_SECONDS", 0.0)
     result = quick(volume, store=tmp_path / "s.zarr", shard_tiles=4)
     assert (result.encoded, result.encoder_calls) == (8, 4)
     assert shard_digests(tmp_path / "s.zarr") == shard_digests(tmp_path / "whole.zarr")

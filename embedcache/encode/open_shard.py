@@ -20,29 +20,24 @@ class OpenShard:
         self.skipped: dict[int, str] = {}
         self.failed: dict[int, str] = {}
         self.identical = 0
-        self._first: dict[str, int] = {}
-        self._twins: dict[int, str] = {}
         self._begin = time.monotonic()
 
-    def begins(self, tile: ReadTile) -> bool:
-        """Whether a tile's pixels are new here, so that it is to be encoded; otherwise it becomes a twin."""
-        if self._first.setdefault(tile.digest, tile.number) == tile.number:
-            return True
-        self._twins[tile.number] = tile.digest
-        return False
-
-    def add(self, tile: ReadTile, embedding: Stored) -> None:
+    def add(self, tile: ReadTile, embedding: Stored) -> Stored | str:
         """Take an embedding in, or note why it cannot be stored: checked after the cast, where it overflows."""
         problem = why_not_stored(embedding)
         if problem is None:
             self.embeddings[tile.number] = embedding
             self.digests[tile.number] = tile.digest
-        else:
-            self.failed[tile.number] = problem
+            return embedding
+        self.failed[tile.number] = problem
+        return problem
 
-    def copy(self, tile: ReadTile, embedding: Stored) -> None:
-        """Take in the embedding of another tile of equal pixels."""
-        self.embeddings[tile.number] = embedding
+    def copy(self, tile: ReadTile, found: Stored | str) -> None:
+        """Take in what a tile of equal pixels got: its embedding, or the reason why there is none."""
+        if isinstance(found, str):
+            self.failed[tile.number] = found
+            return
+        self.embeddings[tile.number] = found
         self.digests[tile.number] = tile.digest
         self.identical += 1
 
@@ -54,25 +49,13 @@ class OpenShard:
         if tile.failed is not None:
             self.failed[tile.number] = tile.failed
 
-    def settle_twins(self) -> None:
-        """Give twins what their first tile got: its embedding, or the reason why there is none."""
-        for number, digest in self._twins.items():
-            first = self._first[digest]
-            if first in self.embeddings:
-                self.embeddings[number] = self.embeddings[first]
-                self.digests[number] = digest
-                self.identical += 1
-            else:
-                self.failed[number] = self.failed[first]
-        self._twins.clear()
-
     def age(self) -> float:
         """Seconds since this part of the shard was begun."""
         return time.monotonic() - self._begin
 
     def is_empty(self) -> bool:
         """Whether there is nothing to commit."""
-        return not (self.embeddings or self.skipped or self.failed or self._twins)
+        return not (self.embeddings or self.skipped or self.failed)
 
 
 def why_not_stored(embedding: Stored) -> str | None:

@@ -17,11 +17,13 @@ import numpy as np
 from embedcache.encode.identity.changed import take_over_changes
 from embedcache.encode.identity.check_pixels import check_pixels
 from embedcache.encode.options import REENCODE, EncodeOptions, options_from
+from embedcache.encode.overlapped import Stop
 from embedcache.encode.parts import Part, part_of
 from embedcache.encode.plan import EncodePlan
 from embedcache.encode.prepare import EncodeJob, prepare
-from embedcache.encode.result import EncodeResult, Stages
-from embedcache.encode.run import EncodeRun, Stop
+from embedcache.encode.result import EncodeResult
+from embedcache.encode.run import EncodeRun
+from embedcache.encode.stages import Stages
 from embedcache.errors import VolumeError
 from embedcache.files import free_bytes
 from embedcache.progress import Progress, Silent
@@ -104,7 +106,7 @@ def _encode(
         writer.add_selection(job.selection.to_dict(), whole.selected)
         plan = job.plan_for(store, whole.selected)  # another run may have added tiles since the first look
         plan = plan if shards is None else plan.within(shards)
-        run.encode_missing(plan, store, writer)
+        _encode_missing(job, run, plan, store, writer)
     store.refresh()
     return store, plan
 
@@ -123,17 +125,32 @@ def _reencode(
         plan = job.plan_for(store, whole.selected | store.missing)
         at_hand = _bytes_at_hand(store.path, store, plan)
         plan.require_space(at_hand, str(store.path), "The changed tiles are marked as missing.")
-        run.encode_missing(plan, store, writer)
+        _encode_missing(job, run, plan, store, writer)
     store.refresh()
     return store, replace(plan, selected=whole.selected, missing=plan.missing & whole.selected)
 
 
+def _encode_missing(
+    job: EncodeJob, run: EncodeRun, plan: EncodePlan, store: EmbeddingStore, writer: StoreWriter
+) -> None:
+    """Encode here, or by the workers that were asked for."""
+    if not job.options.by_workers:
+        run.encode_missing(plan, store, writer)
+        return
+    # dask is imported only now: it takes longer to load than a short command to run
+    from embedcache.encode.distributed.encode import encode_by_workers
+
+    encode_by_workers(job, plan, store, writer, run)
+
+
 def _bytes_at_hand(path: Path, store: EmbeddingStore | None, plan: EncodePlan) -> int:
     """Bytes that the missing tiles may take: what is free, and what their shards hold that counts no longer."""
-    freed, sizes = 0, [] if store is None else store.state.shard_bytes.tolist()
+    if store is None:
+        return free_bytes(path)
+    freed, sizes, committed = 0, store.state.shard_bytes.tolist(), store.committed
     for shard, _ in plan.shards():
-        if store is not None and shard < len(sizes):
-            kept = store.committed[shard * store.shard_tiles : (shard + 1) * store.shard_tiles].sum()
+        if shard < len(sizes):
+            kept = committed[shard * store.shard_tiles : (shard + 1) * store.shard_tiles].sum()
             freed += max(0, sizes[shard] - int(kept) * plan.bytes_per_tile)
     return free_bytes(path) + freed
 

@@ -2,33 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from embedcache.encode.parts import Part
 from embedcache.errors import EXIT_DONE, EXIT_FAILED_TILES
 from embedcache.store import EmbeddingStore
-
-
-@dataclass
-class Stages:
-    """Seconds spent per stage of one run. Reading and preprocessing run beside encoding, so sums may exceed it."""
-
-    seconds: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("prepare", "read", "preprocess", "encode", "write"), 0.0)
-    )
-
-    @contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
-        """Add the block's duration to ``stage``."""
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += time.perf_counter() - begin
 
 
 @dataclass(frozen=True)
@@ -54,7 +33,11 @@ class EncodeResult:
     seconds : float
         Wall time of the whole run.
     seconds_by_stage : dict of str to float
-        Where the time went.
+        Where the time went. The stages run beside each other.
+    waits : dict of str to float
+        Seconds for which the encoder waited for ``input`` and for the ``writer``.
+    bottleneck : str
+        The stage that limited the run: ``read``, ``preprocess``, ``encode`` or ``write``; empty when nothing ran.
     bytes_written : int
         Bytes of committed shards.
     device, precision : str
@@ -75,6 +58,8 @@ class EncodeResult:
     checked_pixels: int
     seconds: float
     seconds_by_stage: dict[str, float]
+    waits: dict[str, float]
+    bottleneck: str
     bytes_written: int
     device: str
     precision: str
@@ -109,6 +94,8 @@ class EncodeResult:
             "pixels_checked": self.checked_pixels,
             "seconds": self.seconds,
             "seconds_by_stage": self.seconds_by_stage,
+            "waits": self.waits,
+            "bottleneck": self.bottleneck,
             "tiles_per_second": self.encoded / self.seconds if self.seconds else 0.0,
             "bytes_written": self.bytes_written,
             "device": self.device,

@@ -105,6 +105,28 @@ class Preprocess:
         ndarray (3, 1024, 1024), float32
             Scaled by the longer side, normalised, then padded with zeros at the bottom and right. NaN stays NaN.
         """
+        scaled = self.to_scaled(pixels)
+        if scaled.dtype != np.float32 and not self.keeps(scaled.dtype == np.uint8):
+            scaled = windowed(scaled, self.window)
+        _, height, width = scaled.shape
+        out = np.zeros((3, IMAGE_SIZE, IMAGE_SIZE), np.float32)
+        mean, std = (np.array(values, np.float32)[:, None, None] for values in (PIXEL_MEAN, PIXEL_STD))
+        out[:, :height, :width] = (scaled.astype(np.float32) - mean) / std
+        return out
+
+    def to_scaled(self, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The host's share of :meth:`to_input`: what a device then normalises and pads.
+
+        Parameters
+        ----------
+        pixels : ndarray (h, w) or (h, w, 3)
+            As :meth:`read` returns them.
+
+        Returns
+        -------
+        ndarray (1 or 3, h, w), uint8, uint16 or float32
+            Scaled by the longer side to 1024. Float32 values have been through the window, integers not.
+        """
         height, width = scaled_size(pixels.shape[0], pixels.shape[1], IMAGE_SIZE)
         if height == 0 or width == 0:
             raise VolumeError(
@@ -112,30 +134,29 @@ class Preprocess:
                 f"at {IMAGE_SIZE} pixels.",
                 hint="Choose a smaller --tile.",
             )
-        planes = pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
-        exact = self._is_exact(pixels)
-        if not exact:
-            planes = _windowed(planes, self.window)
-        out = np.zeros((3, IMAGE_SIZE, IMAGE_SIZE), np.float32)
-        mean, std = np.array(PIXEL_MEAN, np.float32), np.array(PIXEL_STD, np.float32)
-        for channel in range(3):
-            if channel < planes.shape[2]:
-                # PIL resizes each band by itself, in 8 bits with rounding or as float32: SAM's own way.
-                band = np.ascontiguousarray(planes[..., channel])
-                scaled = np.asarray(Image.fromarray(band).resize((width, height), Image.Resampling.BILINEAR))
-            out[channel, :height, :width] = (scaled.astype(np.float32) - mean[channel]) / std[channel]
-        return out
+        planes = pixels[np.newaxis] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
+        if (height, width) == planes.shape[1:]:
+            early = planes.dtype in (np.uint8, np.uint16)
+            return np.ascontiguousarray(planes if early else windowed(planes, self.window))
+        if not self.keeps(pixels.dtype == np.uint8):
+            planes = windowed(planes, self.window)
+        # PIL resizes each band by itself, in 8 bits with rounding or as float32: SAM's own way.
+        bands = [Image.fromarray(np.ascontiguousarray(plane)) for plane in planes]
+        return np.stack(
+            [np.asarray(band.resize((width, height), Image.Resampling.BILINEAR)) for band in bands]
+        )
+
+    def keeps(self, eight_bit: bool) -> bool:
+        """Whether the window leaves pixels of that kind as they are, so that they take SAM's way exactly."""
+        return eight_bit and self.window == UINT8_WINDOW
 
     def to_image(self, pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
         """Pixels of a tile as a picture ``(h, w, 3)`` at the tile's own size; NaN becomes 0."""
         planes = pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
-        if not self._is_exact(pixels):
-            planes = np.nan_to_num(_windowed(planes, self.window), nan=0.0)
+        if not self.keeps(pixels.dtype == np.uint8):
+            planes = np.nan_to_num(windowed(planes, self.window), nan=0.0)
             planes = np.floor(planes + np.float32(0.5)).astype(np.uint8)
         return np.ascontiguousarray(np.broadcast_to(planes, (*planes.shape[:2], 3)))
-
-    def _is_exact(self, pixels: npt.NDArray[Any]) -> bool:
-        return pixels.dtype == np.uint8 and self.window == UINT8_WINDOW
 
 
 def resolve_preprocess(
@@ -215,7 +236,7 @@ def _mean_plane(
     return (total / (last - first + 1)).astype(np.float32)
 
 
-def _windowed(pixels: npt.NDArray[Any], window: tuple[float, float]) -> npt.NDArray[np.float32]:
+def windowed(pixels: npt.NDArray[Any], window: tuple[float, float]) -> npt.NDArray[np.float32]:
     """Map the window to 0…255 and clip, in float32 where that holds the source's values exactly."""
     wide = pixels.dtype.itemsize > 4 or (pixels.dtype.itemsize == 4 and pixels.dtype.kind != "f")
     values: npt.NDArray[Any] = pixels.astype(np.float64 if wide else np.float32)
