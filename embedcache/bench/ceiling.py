@@ -1,7 +1,7 @@
 """Turns the pipeline without its encoder into tiles per second: the most that all the rest could do here.
 
-``python -m embedcache.bench.ceiling FOLDER TILES DEVICE THREADS`` makes a volume of noise in 128³ chunks in FOLDER,
-encodes it into a store there with an encoder that gives a constant, and prints figures as one JSON object.
+``python -m embedcache.bench.ceiling FOLDER TILES DEVICE THREADS`` makes a volume of noise in 128³ chunks,
+encodes it into a store beside it with an encoder that gives a constant, and prints figures as one JSON object.
 """
 
 from __future__ import annotations
