@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from care_samples import flip, shard
 from encode_samples import quick
+from other_disks import watched
 
 from embedcache.cli.app import run
 from embedcache.encode.care import fidelity
@@ -296,9 +297,39 @@ def test_gc_leaves_a_damaged_store_alone_and_goes_on_with_the_others(
     flip(store.path / "journal" / "main.jsonl", 80)
     (store.path.with_name("t.zarr") / "x.1.partial").write_bytes(b"x")
     code, found = as_json(capsys, "gc")
-    assert (code, len(found["found"]), len(found["refused"])) == (4, 1, 1)
+    assert (code, len(found["found"]), len(found["refused"])) == (0, 1, 1)
     assert "left alone" in in_words(capsys, "gc")[2]
-    assert in_words(capsys, "gc", store.path)[0] == 4
+    assert in_words(capsys, "gc", store.path)[0] == 4  # named, so it was asked for
+
+
+def test_gc_that_the_disk_refuses_to_remove_something_says_so_with_its_exit_code(
+    store: EmbeddingStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    litter = store.path / "image_embeddings" / "0.4711.partial"
+    litter.write_bytes(b"xx")
+
+    def refuse(step: str, arguments: tuple[Any, ...]) -> None:
+        if step == "unlink" and arguments[0] == litter:
+            raise PermissionError(13, "Permission denied")
+
+    with watched(refuse):
+        code, _, err = in_words(capsys, "gc", "--delete")
+    assert code == 6
+    assert str(litter) in err
+
+
+def test_damaged_copies_that_repair_kept_are_named_and_never_removed(
+    store: EmbeddingStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flip(store.path / "journal" / "main.jsonl", 80)
+    assert in_words(capsys, "repair", store.path)[0] == 0
+    kept = store.path / "journal" / "main.jsonl.damaged"
+    _, found = as_json(capsys, "verify", str(store.path))
+    assert [line.split(": ")[0] for line in found["unclaimed"]] == [str(kept)]
+    code, found = as_json(capsys, "gc", str(store.path), "--delete")
+    assert (code, found["found"], found["kept"]) == (0, [], [str(kept)])
+    assert str(kept) in in_words(capsys, "gc")[2]
+    assert kept.exists()
 
 
 def test_gc_without_a_folder_is_refused(

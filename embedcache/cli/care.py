@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,11 +12,12 @@ from embedcache.cli.common import cache_dir_option, json_option
 from embedcache.cli.output import numbers_in_words, print_json, print_pairs, print_table
 from embedcache.cli.signals import stop_at_once
 from embedcache.encode.sizes import readable_bytes
-from embedcache.errors import EXIT_DONE, ConfigError, EmbedcacheError
+from embedcache.errors import EXIT_DONE, ConfigError, EmbedcacheError, StorageError
 from embedcache.progress import Terminal
 from embedcache.store import EmbeddingStore
 from embedcache.store.care.diff import diff as compare_stores
 from embedcache.store.care.gc import Garbage, References, find_garbage, references, remove_garbage
+from embedcache.store.care.unclaimed import Unclaimed, kept_copies
 
 
 @app.command(
@@ -74,42 +76,53 @@ def gc(stores: tuple[str, ...], cache_dir: str, runs: str, unused: bool, delete:
     touched.
     """
     used = references(Path(runs)) if unused else None
-    found: list[tuple[Path, Garbage]] = []
+    found: list[Garbage] = []
+    kept: list[Unclaimed] = []
     refused: list[EmbedcacheError] = []
     for root in [Path(name) for name in stores] or _folders(Path(cache_dir)):
         try:
-            items = _of_store(root, used, delete)
-            found += [(root, item) for item in items]
+            found += _of_store(root, used, delete)
         except EmbedcacheError as error:
             if stores:
                 raise
             refused.append(error)
-    total = sum(item.bytes for _, item in found)
+        kept += kept_copies(root.absolute())
     if as_json:
-        rows = [
-            {"path": str(item.path), "bytes": item.bytes, "what": item.what, "why": item.why}
-            for _, item in found
-        ]
-        print_json(
-            {
-                "deleted": delete,
-                "bytes": total,
-                "found": rows,
-                "refused": [error.message for error in refused],
-            }
-        )
+        print_json(_figures(found, kept, refused, delete))
     else:
-        print_table(
-            "removed" if delete else "could be removed",
-            ("what", "bytes", "path", "why"),
-            [(item.what, readable_bytes(item.bytes), item.path, item.why) for _, item in found],
-        )
-        click.echo(f"{len(found)} in all, {readable_bytes(total)}.", err=True)
-        if found and not delete:
-            click.echo("Nothing was removed; --delete removes it.", err=True)
+        _print_garbage(found, kept, delete)
     for left in refused:
         click.echo(f"left alone: {left}", err=True)
-    click.get_current_context().exit(refused[0].exit_code if refused else EXIT_DONE)
+    failed = next((error for error in refused if isinstance(error, StorageError)), None)
+    click.get_current_context().exit(EXIT_DONE if failed is None else failed.exit_code)
+
+
+def _figures(
+    found: list[Garbage], kept: list[Unclaimed], refused: list[EmbedcacheError], deleted: bool
+) -> dict[str, Any]:
+    return {
+        "deleted": deleted,
+        "bytes": sum(item.bytes for item in found),
+        "found": [
+            {"path": str(item.path), "bytes": item.bytes, "what": item.what, "why": item.why}
+            for item in found
+        ],
+        "kept": [str(item.path) for item in kept],
+        "refused": [error.message for error in refused],
+    }
+
+
+def _print_garbage(found: list[Garbage], kept: list[Unclaimed], deleted: bool) -> None:
+    print_table(
+        "removed" if deleted else "could be removed",
+        ("what", "bytes", "path", "why"),
+        [(item.what, readable_bytes(item.bytes), item.path, item.why) for item in found],
+    )
+    click.echo(f"{len(found)} in all, {readable_bytes(sum(item.bytes for item in found))}.", err=True)
+    if found and not deleted:
+        click.echo("Nothing was removed; --delete removes it.", err=True)
+    for item in kept:
+        click.echo(f"kept: {item}", err=True)
 
 
 def _of_store(root: Path, used: References | None, delete: bool) -> list[Garbage]:

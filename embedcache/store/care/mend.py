@@ -36,6 +36,7 @@ from embedcache.files import (
 )
 from embedcache.store import layout
 from embedcache.store.care.journal_damage import flipped_bit, mend
+from embedcache.store.care.unclaimed import DAMAGED
 from embedcache.store.care.verify_files import (
     expected_table,
     group_attributes,
@@ -55,9 +56,6 @@ from embedcache.store.shards.scales import scales_bytes
 from embedcache.store.shards.shard import CRC_BYTES, NOT_STORED, Stored, encode_index, payload
 from embedcache.store.spec import EncodeSpec
 from embedcache.store.store import EmbeddingStore
-
-DAMAGED = ".damaged"
-"""Ending under which a journal file is kept as it was found, before anything is written."""
 
 COPIES = 1000
 """Damaged copies of one file that are kept at most."""

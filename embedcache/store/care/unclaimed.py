@@ -7,12 +7,18 @@ lines, all there is of acknowledged work.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from embedcache.store import layout
 from embedcache.store.store import EmbeddingStore
+
+DAMAGED = ".damaged"
+"""Ending under which ``repair`` keeps a journal file as it was found, before anything is written."""
+
+_KEPT = re.compile(rf".+{re.escape(DAMAGED)}(\.[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,18 @@ class Unclaimed:
 
     def __str__(self) -> str:
         return f"{self.path}: {self.why}"
+
+
+def kept_copies(root: Path) -> Iterator[Unclaimed]:
+    """Files of the journal that ``repair`` kept as they were, before it wrote them anew."""
+    folder = root / layout.JOURNAL
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if _KEPT.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+            yield Unclaimed(
+                folder / entry.name, "a damaged journal file as repair found it; yours to keep or remove"
+            )
 
 
 def unrecorded_shards(store: EmbeddingStore) -> Iterator[Unclaimed]:

@@ -23,7 +23,7 @@ from embedcache.errors import CorruptionError, InputError, MismatchError
 from embedcache.progress import Progress, Silent
 from embedcache.store import layout
 from embedcache.store.care.gc import partial_files
-from embedcache.store.care.unclaimed import unrecorded_shards
+from embedcache.store.care.unclaimed import kept_copies, unrecorded_shards
 from embedcache.store.care.verification import Scope, Verification
 from embedcache.store.care.verify_files import Problem, check_files, check_journal
 from embedcache.store.care.verify_shard import ShardVerdict, check_shard
@@ -78,6 +78,7 @@ def verify(path: Path | str, scope: Scope | None = None, progress: Progress | No
             seed=seed,
             problems=tuple(problems),
             litter=_litter(root),
+            unclaimed=_unclaimed(root),
         )
     newest = NewestState(store)
     found, unfinished = check_files(store, newest)
@@ -200,7 +201,7 @@ def _account(
         seed=seed,
         problems=tuple(problems),
         litter=(*unfinished, *_litter(store.path)),
-        unclaimed=_unclaimed(store),
+        unclaimed=_unclaimed(store.path, store),
         broken={verdict.record.shard: verdict for verdict in verdicts if not verdict.intact},
         verified=np.concatenate(numbers) if numbers else np.zeros(0, np.int64),
         opened=store,
@@ -235,7 +236,11 @@ def _litter(root: Path) -> tuple[str, ...]:
     return tuple(f"{item.path}: {item.what}; {item.why}" for item in partial_files(root))
 
 
-def _unclaimed(store: EmbeddingStore) -> tuple[str, ...]:
-    with suppress(CorruptionError, MismatchError):  # of a journal damaged meanwhile; the next look says so
-        return tuple(str(item) for item in unrecorded_shards(store))
-    return ()
+def _unclaimed(root: Path, store: EmbeddingStore | None = None) -> tuple[str, ...]:
+    found = [*kept_copies(root)]
+    if store is not None:
+        with suppress(
+            CorruptionError, MismatchError
+        ):  # of a journal damaged meanwhile; the next look says so
+            found += unrecorded_shards(store)
+    return tuple(map(str, found))
