@@ -90,12 +90,20 @@ class Reach:
         """Planes that have tiles."""
         return 1 if self.fixed else self.n_planes
 
-    def planes(self, first: int, end: int) -> tuple[int, int]:
-        """First and last source plane that tiles of planes ``first:end`` read."""
+    @property
+    def span(self) -> int:
+        """Planes between the first and the last that lie open while a column is read from top to bottom."""
+        if not self.fixed:
+            return self.shifts[-1] - self.shifts[0]
+        planes = np.concatenate([np.arange(first, last + 1) for first, last in self.fixed])
+        return len(planes) - len(np.unique(planes))
+
+    def planes(self, first: Ints, end: Ints) -> tuple[Ints, Ints]:
+        """First and last source planes that tiles of planes ``first:end`` read, element by element."""
         if self.fixed:
-            return min(low for low, _ in self.fixed), max(high for _, high in self.fixed)
-        last = self.n_planes - 1
-        return max(0, first + self.shifts[0]), min(last, end - 1 + self.shifts[-1])
+            edges = np.array(self.fixed)
+            return np.full_like(first, edges.min()), np.full_like(end, edges.max())
+        return np.maximum(0, first + self.shifts[0]), np.minimum(self.n_planes, end + self.shifts[-1]) - 1
 
     def readers(self, z0: int, z1: int) -> tuple[Ints, Ints]:
         """Tile planes, ascending, that read source planes ``z0:z1``, and how many reads each does there."""

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache.encode.reading.columns import Columns, Ints, Reach, columns_of
-from embedcache.encode.reading.route import choose_route
+from embedcache.encode.reading.ground import Ground
+from embedcache.encode.reading.route import Route, choose_route
 from embedcache.geometry import PLANES_PER_BLOCK
 from embedcache.volume import Preprocess, Volume
 from embedcache.volume.pieces import Piece
@@ -91,8 +92,10 @@ class Reading:
         The place of each shard in that order, −1 for none.
     readers : Readers
         Who reads a piece.
-    thickness : int or None
-        Planes of a chunk that are kept at once.
+    ground : Ground or None
+        The storage grid under the tiles; None where nothing is decoded, and for images.
+    route : Route or None
+        The way through it.
     """
 
     missing: Bools
@@ -100,7 +103,13 @@ class Reading:
     shards: Ints
     places: Ints
     readers: Readers
-    thickness: int | None = None
+    ground: Ground | None = None
+    route: Route | None = None
+
+    @property
+    def thickness(self) -> int | None:
+        """Planes of a chunk that are kept at once; None where each crop decides by itself."""
+        return None if self.ground is None else self.ground.thickness
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -136,15 +145,19 @@ def plan_reading(
     """The order in which the missing tiles of a volume are best read within its ``cache.limit_bytes``."""
     firsts = first_missing(missing, shard_tiles)
     shards = np.flatnonzero(firsts >= 0)
+    places = np.full(len(firsts), -1, np.int64)
     if not volume.uniform:
-        return _in_order(missing, shard_tiles, shards, len(firsts), ImageReaders(table[:, 0]))
+        places[shards] = np.arange(len(shards))
+        return Reading(missing, shard_tiles, shards, places, ImageReaders(table[:, 0]))
     columns, reach = columns_of(table), Reach.of(preprocess, volume.n_planes)
-    thickness = None
-    if volume.pieces is not None and len(shards):
-        route = choose_route(columns, reach, volume.pieces, volume.cache.limit_bytes)
-        thickness = route.thickness
+    ground = route = None
+    if volume.pieces is not None:
+        memory = volume.cache.limit_bytes
+        ground = Ground.of(columns, reach, volume.pieces, memory)
+        route = choose_route(ground, memory)
         shards = shards[np.argsort(route.order(columns, firsts[shards]), kind="stable")]
-    return _in_order(missing, shard_tiles, shards, len(firsts), ColumnReaders(columns, reach), thickness)
+    places[shards] = np.arange(len(shards))
+    return Reading(missing, shard_tiles, shards, places, ColumnReaders(columns, reach), ground, route)
 
 
 def first_missing(missing: Bools, shard_tiles: int) -> Ints:
@@ -156,11 +169,3 @@ def first_missing(missing: Bools, shard_tiles: int) -> Ints:
         return first
     rest = np.flatnonzero(missing[whole:])
     return np.append(first, whole + rest[0] if len(rest) else -1)
-
-
-def _in_order(
-    missing: Bools, shard_tiles: int, shards: Ints, total: int, readers: Readers, thickness: int | None = None
-) -> Reading:
-    places = np.full(total, -1, np.int64)
-    places[shards] = np.arange(len(shards))
-    return Reading(missing, shard_tiles, shards, places, readers, thickness)
