@@ -7,7 +7,7 @@ one behind it; each of them may only be so far ahead or behind.
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from queue import Empty
 
@@ -18,8 +18,9 @@ from embedcache.encode.open_shard import OpenShard
 from embedcache.encode.stages import INPUT, Stages
 from embedcache.encode.tile_reader import ReadTile
 from embedcache.encode.twins import Fate, Twins
+from embedcache.errors import InputError
 from embedcache.progress import Progress
-from embedcache.sam.encoder import Encoder
+from embedcache.sam.encoder import Encoder, is_out_of_memory
 
 COMMIT_SECONDS = 300.0
 """A shard that takes longer is committed in part, and completed later byte for byte the same."""
@@ -42,8 +43,8 @@ class Overlapped:
         At work in this thread only.
     feed, commits, twins
         In their contexts: where batches come from, where shards go, who knows tiles of equal pixels.
-    members : Counter of int
-        Tiles that come of each shard.
+    members : dict of int to int
+        How many tiles come of each shard; filled in before the first of them comes.
     shard_tiles : int
         Tile numbers in one shard.
     store_dtype : str
@@ -52,6 +53,8 @@ class Overlapped:
         Where time and finished tiles are noted.
     stop : callable
         See :data:`Stop`.
+    renumber : callable
+        Called when the encoder goes on under other numerics, after all before was committed.
     """
 
     def __init__(
@@ -60,16 +63,18 @@ class Overlapped:
         feed: Feed,
         commits: CommitThread,
         twins: Twins,
-        members: Counter[int],
+        members: dict[int, int],
         shard_tiles: int,
         store_dtype: str,
         stages: Stages,
         progress: Progress,
         stop: Stop,
+        renumber: Callable[[], object],
     ) -> None:
         self._encoder, self._feed, self._commits, self._twins = encoder, feed, commits, twins
         self._left, self._shard_tiles, self._store_dtype = members, shard_tiles, store_dtype
         self._stages, self._progress, self._stop = stages, progress, stop
+        self._renumber = renumber
         self._open: dict[int, OpenShard] = {}
         self._at_work: deque[tuple[Batch, Computing | None]] = deque()
         self._ahead = 1 if encoder.device.type == "cuda" else 0
@@ -118,9 +123,34 @@ class Overlapped:
             )
 
     def _begin(self, batch: Batch) -> Computing | None:
-        if not batch.to_encode:
-            return None
-        return compute(self._encoder, batch.inputs(), self._store_dtype, self._stages)
+        while batch.to_encode:
+            try:
+                return compute(self._encoder, batch.inputs(), self._store_dtype, self._stages)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            # out of the handler, whose traceback keeps the memory
+            self._halve(reason)
+        return None
+
+    def _halve(self, reason: str) -> None:
+        """Go on with half the batch, which may give other bits: what was made so far is committed first."""
+        self._take_in(0)
+        for shard in tuple(self._open):
+            self._hand_over(shard)
+        self._commits.finish()
+        if not self._encoder.halve():
+            raise InputError(
+                f"One image at a time is too much for the memory of {self._encoder.device} ({reason}).",
+                hint="Choose a smaller --model, --precision bf16 or --device cpu, or end what else uses memory.",
+            )
+        self._twins.forget()
+        self._renumber()
+        self._progress.say(
+            f"Memory ran out ({reason}); going on with {self._encoder.batch} images at once. "
+            "The journal says which shards were encoded so."
+        )
 
     def _take_in(self, at_work: int) -> None:
         """Take the results of all batches but the last ``at_work`` into their shards."""
@@ -155,6 +185,7 @@ class Overlapped:
         shard = tile.number // self._shard_tiles
         self._left[shard] -= 1
         if not self._left[shard]:
+            del self._left[shard]
             self._hand_over(shard)
 
     def _hand_over(self, shard: int) -> None:

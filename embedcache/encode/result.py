@@ -38,8 +38,12 @@ class EncodeResult:
         Seconds for which the encoder waited for ``input`` and for the ``writer``.
     bottleneck : str
         The stage that limited the run: ``read``, ``preprocess``, ``encode`` or ``write``; empty when nothing ran.
+    source_chunks_read, source_bytes_read : int
+        Chunks (strips, images) of the source that were decoded for this, and their decoded bytes.
     bytes_written : int
         Bytes of committed shards.
+    workers : int
+        Processes that encoded.
     device, precision : str
         Where and how the encoder ran.
     part : Part or None
@@ -60,7 +64,10 @@ class EncodeResult:
     seconds_by_stage: dict[str, float]
     waits: dict[str, float]
     bottleneck: str
+    source_chunks_read: int
+    source_bytes_read: int
     bytes_written: int
+    workers: int
     device: str
     precision: str
     part: Part | None = None
@@ -97,7 +104,10 @@ class EncodeResult:
             "waits": self.waits,
             "bottleneck": self.bottleneck,
             "tiles_per_second": self.encoded / self.seconds if self.seconds else 0.0,
+            "source_chunks_read": self.source_chunks_read,
+            "source_bytes_read": self.source_bytes_read,
             "bytes_written": self.bytes_written,
+            "workers": self.workers,
             "device": self.device,
             "precision": self.precision,
             "tiles_missing_in_store": self.missing_in_store,

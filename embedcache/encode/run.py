@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from threading import Lock
+from collections.abc import Mapping
 from typing import Any
 
-from embedcache.encode.commit_thread import Commits, Committed, CommitThread
-from embedcache.encode.feed import Feed
+from embedcache.encode.commit_thread import Commits, Committed
 from embedcache.encode.numerics import build_encoder, choose_numerics, proven
-from embedcache.encode.overlapped import Overlapped, Stop
+from embedcache.encode.overlapped import Stop
 from embedcache.encode.parts import Part
 from embedcache.encode.plan import EncodePlan
 from embedcache.encode.prepare import EncodeJob, device_name
+from embedcache.encode.reading import plan_reading
 from embedcache.encode.result import EncodeResult
-from embedcache.encode.slots import make_slots
 from embedcache.encode.stages import Stages
-from embedcache.encode.tile_reader import ReadAhead
-from embedcache.encode.twins import Twins
+from embedcache.encode.wiring import encode_overlapped
 from embedcache.errors import Interrupted, MismatchError
-from embedcache.geometry import Tile
 from embedcache.progress import Progress
 from embedcache.sam.encoder import Encoder
 from embedcache.store import EmbeddingStore
@@ -44,6 +39,12 @@ class EncodeRun:
         Tiles committed, those of them that were copied, bytes of their shards, images through the encoder.
     failed : dict of int to str
         Tiles that could not be encoded, and why.
+    source_chunks_read, source_bytes_read : int
+        Pieces of the source that were decoded for them, and their decoded bytes.
+    workers : int
+        Processes that encoded.
+    device_name : str
+        Where the encoder ran.
     """
 
     def __init__(
@@ -57,7 +58,9 @@ class EncodeRun:
     ) -> None:
         self.compared = self.changed = 0
         self.encoded = self.identical = self.bytes_written = self.encoder_calls = 0
+        self.source_chunks_read = self.source_bytes_read = 0
         self.failed: dict[int, str] = {}
+        self.workers, self.device_name = 1, device_name(job.device)
         self._job, self.stages = job, stages
         self.progress, self.stop = progress, stop
         self._ready = encoder
@@ -66,19 +69,23 @@ class EncodeRun:
         """Encode and commit every missing tile; without one, no encoder is made."""
         if not plan.missing.any():
             return
-        todo = list(plan.shards())
-        numbers = [number for _, members in todo for number in members]
+        job, tiles = self._job, int(plan.missing.sum())
         with self.stages.measure("prepare"):
-            encoder = self.encoder(store, writer, len(numbers))
-            writing = Lock()
-            twins = Twins(store, writing)
-        self.progress.start(f"encoding with {self._job.options.model}", len(numbers))
-        calls = encoder.calls
+            encoder = self.encoder(store, writer, tiles)
+            reading = plan_reading(job.volume, job.preprocess, job.table, plan.missing, plan.shard_tiles)
+        self.progress.start(f"encoding with {job.options.model}", tiles)
+        calls, reads = encoder.calls, job.volume.reads
+        job.volume.expect(reading)
         try:
-            with CommitThread(writer, writing, self.stages, self._note(twins)) as commits:
-                signal_number = self._overlapped(encoder, numbers, store, twins, commits)
+            signal_number = encode_overlapped(
+                job, encoder, reading, store, writer, self.stages, self.progress, self.stop, self._note
+            )
         finally:
+            job.volume.expect(None)
             self.encoder_calls += encoder.calls - calls
+            done = job.volume.reads - reads
+            self.source_chunks_read += done.chunks
+            self.source_bytes_read += done.bytes
             self.progress.finish()
         if signal_number:
             raise self._interrupted(signal_number)
@@ -109,71 +116,27 @@ class EncodeRun:
         encoder_calls: int,
         bytes_written: int,
         failed: Mapping[int, str],
+        source_chunks_read: int = 0,
+        source_bytes_read: int = 0,
     ) -> None:
-        """Add what others did for this run."""
+        """Add what was done for this run, here or elsewhere."""
         self.encoded += encoded
         self.identical += identical
         self.encoder_calls += encoder_calls
         self.bytes_written += bytes_written
         self.failed.update(failed)
+        self.source_chunks_read += source_chunks_read
+        self.source_bytes_read += source_bytes_read
 
-    def _overlapped(
-        self,
-        encoder: Encoder,
-        numbers: list[int],
-        store: EmbeddingStore,
-        twins: Twins,
-        commits: CommitThread,
-    ) -> int | None:
-        job, stages = self._job, self.stages
-        with (
-            ReadAhead(
-                job.volume,
-                job.preprocess,
-                self._tiles(numbers),
-                skip_empty=job.options.skips_empty,
-                ahead=2 * encoder.batch + 2,
-            ) as reader,
-            Feed(
-                reader,
-                twins,
-                make_slots(encoder.device, encoder.batch, stages),
-                lambda: encoder.batch,
-                stages,
-            ) as feed,
-        ):
-            members = Counter(number // store.shard_tiles for number in numbers)
-            return Overlapped(
-                encoder,
-                feed,
-                commits,
-                twins,
-                members,
-                store.shard_tiles,
-                job.spec.store_dtype,
-                stages,
-                self.progress,
-                self.stop,
-            ).run()
-
-    def _tiles(self, numbers: list[int]) -> Iterable[tuple[int, Tile]]:
-        return ((number, Tile(*map(int, self._job.table[number]))) for number in numbers)
-
-    def _note(self, twins: Twins) -> Any:
-        """What is done with each commit."""
-
-        def note(committed: Committed) -> None:
-            part = committed.part
-            twins.learn({number: part.digests[number] for number in part.embeddings})
-            self.take_in(
-                encoded=len(part.embeddings),
-                identical=part.identical,
-                encoder_calls=0,
-                bytes_written=committed.bytes_written,
-                failed=part.failed,
-            )
-
-        return note
+    def _note(self, committed: Committed) -> None:
+        part = committed.part
+        self.take_in(
+            encoded=len(part.embeddings),
+            identical=part.identical,
+            encoder_calls=0,
+            bytes_written=committed.bytes_written,
+            failed=part.failed,
+        )
 
     def _interrupted(self, signal_number: int) -> Interrupted:
         return Interrupted(
@@ -224,7 +187,10 @@ class EncodeRun:
             waits={what: round(value, 4) for what, value in self.stages.waits.items()},
             bottleneck=self.stages.bottleneck,
             bytes_written=self.bytes_written,
-            device=device_name(self._job.device),
+            source_chunks_read=self.source_chunks_read,
+            source_bytes_read=self.source_bytes_read,
+            workers=self.workers,
+            device=self.device_name,
             precision=self._job.spec.precision,
             part=part,
         )
