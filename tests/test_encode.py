@@ -287,8 +287,11 @@ def test_a_plan_without_weights_still_tells_tiles_and_bytes(volume, tmp_path, mo
 
 def test_a_plan_times_a_few_tiles_and_leaves_nothing_behind(volume, tmp_path):
     figures = estimate(options_from(volume, TINY | {"cache_dir": tmp_path / "cache"}), Silent())
-    assert figures.seconds_estimated == pytest.approx(4 * figures.seconds_per_tile)
+    assert figures.seconds_estimated == pytest.approx(figures.seconds_start + 4 * figures.seconds_per_tile)
     assert figures.break_even_epochs >= 1.0
+    assert figures.numerics["compiled"] is False
+    assert figures.bottleneck == "encode"
+    assert figures.write_bytes_per_second > 1e6
     assert not (tmp_path / "cache").exists()
 
 

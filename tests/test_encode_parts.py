@@ -370,4 +370,6 @@ def test_the_command_takes_its_part_from_slurm_and_says_so(volume, tmp_path, mon
 def test_plan_tells_the_time_of_the_largest_part(volume):
     figures = [estimate(options_from(volume, QUICK | {"num_parts": parts}), Silent()) for parts in (None, 2)]
     assert [(f.num_parts, f.tiles_of_part, f.tiles_missing) for f in figures] == [(1, 7, 7), (2, 4, 7)]
-    assert figures[1].seconds_estimated == pytest.approx(4 * figures[1].seconds_per_tile)
+    assert figures[1].seconds_estimated == pytest.approx(
+        figures[1].seconds_start + 4 * figures[1].seconds_per_tile
+    )

@@ -20,7 +20,7 @@ from embedcache.cli.encode_options import (
 from embedcache.cli.output import print_json, print_pairs
 from embedcache.cli.signals import interruptible, stop_at_once
 from embedcache.encode import EncodeResult, run_encode
-from embedcache.encode.estimate import estimate
+from embedcache.encode.estimate import Estimate, estimate
 from embedcache.encode.options import CHANGED
 from embedcache.encode.sizes import readable_bytes
 from embedcache.progress import Terminal
@@ -144,7 +144,8 @@ def _print_encode(result: EncodeResult) -> None:
 def plan(volume: str, like: str | None, as_json: bool, **wishes: Any) -> None:
     """Tell what encoding a volume would take: tiles, bytes, free disk, files, hours, and when the cache has paid.
 
-    The time comes from a few tiles encoded on this machine; nothing is written or downloaded.
+    The time comes from the run's own pieces, tried here on a few tiles: reading, the encoder as the run would
+    start it (compiled, where that pays), and a commit on the store's disk, removed again. Nothing is downloaded.
     """
     options = encode_options(volume, like, wishes)
     with stop_at_once():
@@ -164,15 +165,43 @@ def plan(volume: str, like: str | None, as_json: bool, **wishes: Any) -> None:
             (f"bytes ({figures.store_dtype})", readable_bytes(figures.bytes)),
             ("bytes free", readable_bytes(figures.bytes_free)),
             ("seconds per tile", figures.seconds_per_tile),
+            ("before and after", _duration(figures.seconds_start)),
             ("time" if figures.num_parts == 1 else "time of a part", _duration(figures.seconds_estimated)),
+            ("limited by", figures.bottleneck),
+            ("workers", figures.workers),
+            ("writing", _speed(figures.write_bytes_per_second)),
             ("epochs until the cache has paid", figures.break_even_epochs),
-            ("device", f"{figures.device}, {figures.precision}"),
+            ("encoder", _encoder(figures)),
         ],
     )
+    if figures.reading:
+        click.echo(figures.reading, err=True)
+    if figures.share_encoded < 1:
+        click.echo(
+            f"Of the tiles that were tried, {1 - figures.share_encoded:.0%} are empty or equal to others; "
+            "the time counts on as many of all.",
+            err=True,
+        )
     if figures.unknown:
         click.echo(f"The time is not known: {figures.unknown}.", err=True)
     if not figures.fits:
         click.echo("The disk is too small for this; `encode` would refuse with exit code 6.", err=True)
+
+
+def _encoder(figures: Estimate) -> str:
+    words = [figures.device, figures.precision]
+    if figures.numerics:
+        compiled = "compiled" if figures.numerics["compiled"] else "not compiled"
+        words += [
+            f"attention {figures.numerics['attention']}",
+            compiled,
+            f"batch {figures.numerics['batch']}",
+        ]
+    return ", ".join(words)
+
+
+def _speed(bytes_per_second: float | None) -> str | None:
+    return None if bytes_per_second is None else f"{readable_bytes(bytes_per_second)}/s"
 
 
 def _duration(seconds: float | None) -> str | None:

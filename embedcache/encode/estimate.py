@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from embedcache.encode.options import EncodeOptions
 from embedcache.encode.parts import Part
 from embedcache.encode.plan import EncodePlan, plan_encode
-from embedcache.encode.prepare import EncodeJob, device_name, prepare
+from embedcache.encode.prepare import device_name, prepare
 from embedcache.encode.survey import selected_tiles, survey
-from embedcache.encode.tile_reader import read_tile
-from embedcache.files import free_bytes, write_file
-from embedcache.geometry import Tile
+from embedcache.encode.timing.forecast import break_even
+from embedcache.encode.timing.run import time_run
+from embedcache.files import free_bytes
 from embedcache.progress import Progress
-from embedcache.sam.encoder import Encoder, resolve_device, resolve_precision
+from embedcache.sam.encoder import resolve_device, resolve_precision
 from embedcache.sam.registry import MODELS
 from embedcache.sam.search import candidates
-
-TIMED_BATCHES = 2
 
 
 @dataclass(frozen=True)
@@ -39,22 +37,38 @@ class Estimate:
         Tiles of the volume, asked for, not there yet; files that hold the selected ones.
     bytes, bytes_free : int
         Bytes of the missing embeddings, and free on that disk.
-    seconds_per_tile, seconds_estimated : float or None
-        From a few tiles timed on this machine; None without weights at hand.
-    break_even_epochs : float or None
-        Epochs after which encoding once is cheaper than an encoder in the training loop.
     fits : bool
         Whether the disk is large enough.
     device, precision : str
         Where and how the encoder would run.
     store_dtype : str
         How the embeddings would be stored.
-    num_parts : int
-        Processes that would share the work.
+    num_parts, workers : int
+        Processes that would share the work: each by a command of its own, or all started by one.
     tiles_of_part : int
         Missing tiles of the part that was named, else of the largest part; the estimated seconds are that part's.
+    seconds_estimated, seconds_start : float or None
+        In all; and of it start-up, the first read and the last commit. None where the time is not known.
+    seconds_per_tile, tiles_per_second : float or None
+        In between.
+    seconds_by_stage : dict of str to float
+        Of one tile, by each stage if it had the machine to itself.
+    bottleneck : str or None
+        The stage that sets the pace.
+    break_even_epochs : float or None
+        Epochs after which encoding once is cheaper than an encoder in the training loop.
+    numerics : dict
+        What the run would compute under: the attention, whether compiled, the batch.
+    source_chunks, source_chunks_read : int
+        Chunks of the source that hold missing tiles, and how often they are decoded in all.
+    reading : str or None
+        The same in words.
+    write_bytes_per_second : float or None
+        Durable, on the store's disk.
+    share_encoded : float
+        Of the tiles that were read here: neither empty nor equal to another.
     unknown : str or None
-        Why the hours are not known.
+        Why the time is not known.
     """
 
     store: str | None
@@ -64,15 +78,26 @@ class Estimate:
     files: int
     bytes: int
     bytes_free: int
-    seconds_per_tile: float | None
-    seconds_estimated: float | None
-    break_even_epochs: float | None
     fits: bool
     device: str
     precision: str
     store_dtype: str
     num_parts: int
+    workers: int
     tiles_of_part: int
+    seconds_estimated: float | None = None
+    seconds_start: float | None = None
+    seconds_per_tile: float | None = None
+    tiles_per_second: float | None = None
+    seconds_by_stage: dict[str, float] = field(default_factory=dict)
+    bottleneck: str | None = None
+    break_even_epochs: float | None = None
+    numerics: dict[str, Any] = field(default_factory=dict)
+    source_chunks: int = 0
+    source_chunks_read: int = 0
+    reading: str | None = None
+    write_bytes_per_second: float | None = None
+    share_encoded: float = 1.0
     unknown: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -81,23 +106,39 @@ class Estimate:
 
 
 def estimate(options: EncodeOptions, progress: Progress) -> Estimate:
-    """Time a few tiles and multiply; write nothing that stays, and download nothing."""
+    """Time the pieces of the run on a few tiles and reckon; write nothing that stays, and download nothing."""
     missing_weights = _why_no_weights(options)
     if missing_weights is not None:
         return _without_weights(options, missing_weights, progress)
+    begin = time.perf_counter()
     job = prepare(options, progress)
     plan = job.plan()
+    prepared = time.perf_counter() - begin
     counted = _count(plan, options, job.store_path, str(job.store_path), job.device, job.spec.precision)
-    read, encode = _time_tiles(job, plan, progress)
-    write = _time_writing(plan.bytes_per_tile)
-    per_tile = max(encode, read) + write  # reading runs beside encoding
-    # An epoch with the encoder inside costs reading and encoding again; from the cache it costs reading it back.
-    saved = max(read + encode - write, 1e-9)
+    if not plan.missing.any():
+        return replace(counted, seconds_estimated=prepared, seconds_start=prepared)
+    if options.scheduler is not None:
+        return replace(counted, unknown="the scheduler's workers are not timed from here")
+    missing = _missing_of_part(plan, options)
+    timed = time_run(job, plan, missing, prepared, progress)
+    if isinstance(timed, str):
+        return replace(counted, unknown=timed)
+    found = timed.forecast
     return replace(
         counted,
-        seconds_per_tile=per_tile,
-        seconds_estimated=per_tile * counted.tiles_of_part,
-        break_even_epochs=(read + encode + write) / saved,
+        seconds_estimated=found.seconds,
+        seconds_start=found.start,
+        seconds_per_tile=found.per_tile,
+        tiles_per_second=1 / found.per_tile,
+        seconds_by_stage=found.by_stage,
+        bottleneck=found.bottleneck,
+        break_even_epochs=break_even(found, counted.tiles_of_part),
+        numerics=timed.numerics,
+        source_chunks=timed.chunks.distinct,
+        source_chunks_read=timed.chunks.planned,
+        reading=timed.chunks.in_words(),
+        write_bytes_per_second=plan.bytes_per_tile / timed.costs.write.wall,
+        share_encoded=timed.encoded,
     )
 
 
@@ -119,24 +160,24 @@ def _count(
         files=plan.files,
         bytes=plan.bytes_needed,
         bytes_free=free,
-        seconds_per_tile=None,
-        seconds_estimated=None,
-        break_even_epochs=None,
         fits=plan.bytes_to_be_free <= free,
         device=device_name(device),
         precision=precision,
         store_dtype=plan.store_dtype,
         num_parts=options.num_parts or 1,
-        tiles_of_part=_tiles_of_part(plan, options),
+        workers=options.workers,
+        tiles_of_part=int(_missing_of_part(plan, options).sum()),
     )
 
 
-def _tiles_of_part(plan: EncodePlan, options: EncodeOptions) -> int:
+def _missing_of_part(plan: EncodePlan, options: EncodeOptions) -> npt.NDArray[np.bool_]:
+    """Missing tiles of the part that was named, else of the one with the most, (N,) bool."""
     of = options.num_parts or 1
     parts = (
         [Part(number, of) for number in range(of)] if options.part_id is None else [Part(options.part_id, of)]
     )
-    return max(int(plan.within(part.shards(plan.selected, plan.shard_tiles)).missing.sum()) for part in parts)
+    missing = [plan.within(part.shards(plan.selected, plan.shard_tiles)).missing for part in parts]
+    return max(missing, key=lambda tiles: int(tiles.sum()))
 
 
 def _why_no_weights(options: EncodeOptions) -> str | None:
@@ -157,40 +198,3 @@ def _without_weights(options: EncodeOptions, why: str, progress: Progress) -> Es
         plan, options, place, options.store, device, resolve_precision(options.precision, device)
     )
     return replace(counted, unknown=why)
-
-
-def _time_tiles(job: EncodeJob, plan: EncodePlan, progress: Progress) -> tuple[float, float]:
-    """Seconds per tile for reading (with preprocessing) and for encoding, the first batch not counted."""
-    asked = None if job.options.batch_size is None else {"batch": job.options.batch_size}
-    encoder = Encoder(job.weights, device=job.device, precision=job.precision, numerics=asked)
-    numbers = np.flatnonzero(plan.selected)
-    wanted = encoder.batch * (TIMED_BATCHES + 1)
-    sample = [int(number) for number in numbers[np.linspace(0, len(numbers) - 1, wanted).astype(int)]]
-    read_seconds, inputs = 0.0, []
-    for number in sample:
-        tile = read_tile(
-            job.volume, job.preprocess, number, Tile(*map(int, job.table[number])), skip_empty=False
-        )
-        read_seconds += tile.read_seconds + tile.preprocess_seconds
-        if tile.input is not None:
-            inputs.append(tile.input)
-    progress.start("timing the encoder", TIMED_BATCHES + 1)
-    durations = []
-    for start in range(0, len(inputs), encoder.batch):
-        begin = time.perf_counter()
-        encoder(torch.from_numpy(np.stack(inputs[start : start + encoder.batch])))
-        durations.append(time.perf_counter() - begin)
-        progress.advance()
-    progress.finish()
-    counted = durations[1:] or durations or [0.0]
-    return read_seconds / max(len(sample), 1), float(np.mean(counted)) / encoder.batch
-
-
-def _time_writing(size: int) -> float:
-    """Seconds to write one embedding durably, measured in the system's temporary folder."""
-    block = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8).tobytes()
-    repeats = 8
-    with tempfile.TemporaryDirectory(prefix="embedcache-") as folder:
-        begin = time.perf_counter()
-        write_file(Path(folder) / "probe", [block] * repeats)
-        return (time.perf_counter() - begin) / repeats

@@ -1,0 +1,111 @@
+"""Turns a job into what starting its encoder takes, and what a tile costs there: it encodes a few, now."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from embedcache.encode.computing import compute
+from embedcache.encode.numerics import build_encoder, choose_numerics
+from embedcache.encode.prepare import EncodeJob
+from embedcache.encode.slots import make_slots
+from embedcache.encode.stages import Stages
+from embedcache.encode.tile_reader import ReadTile
+from embedcache.encode.timing.forecast import Cost
+from embedcache.encode.timing.stopwatch import Stopwatch
+from embedcache.progress import Progress
+from embedcache.sam.encoder import Encoder
+from embedcache.sam.self_test import self_test
+from embedcache.store.shards.shard import Stored
+
+ENCODE_SECONDS = 4.0
+LEAST_CALLS, MOST_CALLS = 2, 50
+"""After so many seconds nothing more is encoded, if these few calls have been made; never more calls than that."""
+
+SELF_TEST_SECONDS = 10.0
+"""A self-test that would take longer is not done; what it would take is known well enough."""
+
+SELF_TEST_CALLS = {"bf16": 9.0, "fp32": 2.5}
+"""How many images the encoder encodes in the time of a self-test, which runs segment-anything's code as well."""
+
+
+@dataclass(frozen=True)
+class EncodingTimes:
+    """What starting the encoder and encoding a few tiles took.
+
+    Parameters
+    ----------
+    start : float
+        Seconds to decide numerics, build, compile, warm up, and prove it.
+    fill, encode : Cost
+        Of one tile.
+    numerics : dict
+        Under which it ran, and the run would.
+    embedding : Stored
+        One of the results.
+    """
+
+    start: float
+    fill: Cost
+    encode: Cost
+    numerics: dict[str, Any]
+    embedding: Stored
+
+
+def time_encoding(
+    job: EncodeJob, sample: Sequence[ReadTile], tiles_to_do: int, progress: Progress
+) -> EncodingTimes:
+    """Start the encoder as the run would, and encode a few tiles with it."""
+    begin = time.perf_counter()
+    recorded = None if job.store is None or job.options.allow_numerics else job.store.numerics
+    numerics = choose_numerics(job, recorded, tiles_to_do, progress.say)
+    encoder = build_encoder(job, numerics, progress.say)
+    start = time.perf_counter() - begin
+    stages = Stages()
+    slot = make_slots(job.device, encoder.batch, stages)[0]
+    batch = [sample[at % len(sample)] for at in range(encoder.batch)]
+    fills: list[Cost] = []
+    calls: list[Cost] = []
+    progress.start("timing the encoder", 0)
+    begin = time.perf_counter()
+    while len(calls) < LEAST_CALLS + 1 or (
+        time.perf_counter() - begin < ENCODE_SECONDS and len(calls) < MOST_CALLS
+    ):
+        watch, before = Stopwatch(), _encoding(stages)
+        slot.fill(batch)
+        fills.append(watch.read())
+        watch = Stopwatch()
+        stored = compute(encoder, slot.rows(len(batch)), job.spec.store_dtype, stages).result()
+        cpu = watch.read().cpu if job.device.type == "cpu" else 0.0  # waiting for a GPU is no work
+        calls.append(Cost(_encoding(stages) - before, cpu))
+        progress.advance()
+    progress.finish()
+    each = 1 / encoder.batch
+    encode, fill = mean(calls[1:]) * each, mean(fills[1:]) * each
+    warm_up = max(calls[0].wall - mean(calls[1:]).wall, 0.0)
+    proof = _time_proof(job, encoder, encode.wall, progress) if recorded is None else 0.0
+    return EncodingTimes(start + warm_up + proof, fill, encode, encoder.numerics, stored[0])
+
+
+def mean(costs: Sequence[Cost]) -> Cost:
+    """The mean of what several calls took."""
+    return Cost(statistics.fmean(cost.wall for cost in costs), statistics.fmean(cost.cpu for cost in costs))
+
+
+def _encoding(stages: Stages) -> float:
+    return stages.seconds["encode"] + stages.seconds["quantise"]
+
+
+def _time_proof(job: EncodeJob, encoder: Encoder, per_tile: float, progress: Progress) -> float:
+    """Seconds of the self-test that a new store begins with."""
+    if encoder.numerics["attention"] == "own":
+        return 0.0
+    expected = per_tile * SELF_TEST_CALLS[encoder.precision]
+    if expected > SELF_TEST_SECONDS:
+        return expected
+    begin = time.perf_counter()
+    self_test(encoder, job.weights, progress.say)
+    return time.perf_counter() - begin
