@@ -86,10 +86,9 @@ class ArrayVolume(Volume):
             direct: npt.NDArray[Any] = self._fetch(Piece(plane, plane + 1, y0, y1, x0, x1))[0]
             self.cache.count(0, direct.nbytes)
             return direct
-        box, limit = ((y0, y1), (x0, x1)), self.cache.limit_bytes
-        thickness = self.thickness or self.pieces.thickness(self.pieces.count(*box), limit)
-        around = self.pieces.around(plane, *box, thickness)
-        requests = [part for row in around for part in self.pieces.requests(row, self._request_bytes)]
+        grid = self.kept or self.pieces.thin_for((y0, y1), (x0, x1), self.cache.limit_bytes)
+        around = grid.around(plane, (y0, y1), (x0, x1))
+        requests = [part for row in around for part in grid.requests(row, self._request_bytes)]
         blocks = self.cache.gather(requests, self._decode)
         crop = np.empty((y1 - y0, x1 - x0, *((3,) if self.channels == 3 else ())), self.dtype)
         for piece, block in blocks.items():

@@ -7,8 +7,13 @@ the planner which tiles share pieces, and the reader which of them to keep.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
 
 REQUEST_BYTES = 32 << 20
 """Neighbouring chunks are asked for together up to so many decoded bytes, so that a library decodes them side by
@@ -38,8 +43,8 @@ class ReadPlan(Protocol):
     """What a run is going to read, in which order."""
 
     @property
-    def thickness(self) -> int | None:
-        """Planes of a chunk that are kept at once; None where each crop decides by itself."""
+    def grid(self) -> PieceGrid | None:
+        """In which parts chunks are kept; None where each crop decides by itself."""
 
     def uses(self, piece: Piece) -> Sequence[tuple[int, int]]:
         """Ascending places in the order at which a piece is read, each with the number of reads there."""
@@ -66,55 +71,76 @@ class SourceReads:
 
 @dataclass(frozen=True)
 class PieceGrid:
-    """The storage grid of a uniform source.
+    """The storage grid of a uniform source, and the parts of its chunks that are kept as one.
 
     Parameters
     ----------
     size : tuple of int
         Planes, height and width of the source.
-    piece : tuple of int
+    chunk : tuple of int
         Planes, rows and columns of what is decoded at once.
     pixel_bytes : int
         Bytes of one decoded pixel, colours included.
+    kept : tuple of int, optional
+        Planes, rows and columns of the parts that are kept, counted from the start of each chunk; whole chunks by
+        default. A smaller part needs less memory, and each part decodes its whole chunk.
     """
 
     size: tuple[int, int, int]
-    piece: tuple[int, int, int]
+    chunk: tuple[int, int, int]
     pixel_bytes: int
+    kept: tuple[int, int, int] = (0, 0, 0)
 
-    def thickness(self, pieces: int, limit_bytes: int) -> int:
-        """Planes of a chunk that are kept at once when a crop takes so many chunks: all, if memory allows.
+    def __post_init__(self) -> None:
+        if self.kept == (0, 0, 0):
+            object.__setattr__(self, "kept", self.chunk)
 
-        Then each chunk is decoded several times, for some of its planes each.
-        """
-        plane_bytes = pieces * self.piece[1] * self.piece[2] * self.pixel_bytes
-        deepest = min(self.piece[0], max(1, limit_bytes // 2 // plane_bytes))
-        parts = -(-self.piece[0] // deepest)
-        return -(-self.piece[0] // parts)
+    @property
+    def piece_bytes(self) -> int:
+        """Decoded bytes of one part."""
+        return self.kept[0] * self.kept[1] * self.kept[2] * self.pixel_bytes
 
-    def around(
-        self, plane: int, rows: tuple[int, int], columns: tuple[int, int], thickness: int
-    ) -> list[list[Piece]]:
-        """The pieces around a crop of one plane, those of one row of the grid together."""
-        depth, height, width = self.piece
-        start = plane // depth * depth
-        z0 = start + (plane - start) // thickness * thickness
-        z1 = min(z0 + thickness, start + depth, self.size[0])
-        return [
-            [
-                Piece(z0, z1, y0, min(y0 + height, self.size[1]), x0, min(x0 + width, self.size[2]))
-                for x0 in range(columns[0] // width * width, columns[1], width)
-            ]
-            for y0 in range(rows[0] // height * height, rows[1], height)
-        ]
+    def cut(self, axis: int, length: int) -> PieceGrid:
+        """Chunks kept in parts of a length along an axis."""
+        kept = list(self.kept)
+        kept[axis] = min(length, self.chunk[axis])
+        return replace(self, kept=(kept[0], kept[1], kept[2]))
 
-    def count(self, rows: tuple[int, int], columns: tuple[int, int]) -> int:
-        """Pieces of one layer around a crop."""
-        down = -(-rows[1] // self.piece[1]) - rows[0] // self.piece[1]
-        return down * (-(-columns[1] // self.piece[2]) - columns[0] // self.piece[2])
+    def thin(self, pieces: int, limit_bytes: int) -> PieceGrid:
+        """Cut along z as far as so many parts of one layer take no more than half of a memory."""
+        plane_bytes = pieces * self.kept[1] * self.kept[2] * self.pixel_bytes
+        deepest = min(self.chunk[0], max(1, limit_bytes // 2 // plane_bytes))
+        parts = -(-self.chunk[0] // deepest)
+        return self.cut(0, -(-self.chunk[0] // parts))  # about equal ones
+
+    def thin_for(self, rows: tuple[int, int], columns: tuple[int, int], limit_bytes: int) -> PieceGrid:
+        """:meth:`thin` for one crop."""
+        return self.thin(len(self.spans(1, *rows)) * len(self.spans(2, *columns)), limit_bytes)
+
+    def index(self, axis: int, pixels: Ints) -> Ints:
+        """The place along an axis of the part that each pixel lies in."""
+        chunk, inside = np.divmod(pixels, self.chunk[axis])
+        place: Ints = chunk * -(-self.chunk[axis] // self.kept[axis]) + inside // self.kept[axis]
+        return place
+
+    def spans(self, axis: int, first: int, end: int) -> list[tuple[int, int]]:
+        """Edges of the parts around pixels ``first:end`` of an axis."""
+        chunk, kept = self.chunk[axis], self.kept[axis]
+        start = first // chunk * chunk + first % chunk // kept * kept
+        found = []
+        while start < end:
+            stop = min(start + kept, start // chunk * chunk + chunk, self.size[axis])
+            found.append((start, stop))
+            start = stop
+        return found
+
+    def around(self, plane: int, rows: tuple[int, int], columns: tuple[int, int]) -> list[list[Piece]]:
+        """The parts around a crop of one plane, those of one row of the grid together."""
+        ((z0, z1),) = self.spans(0, plane, plane + 1)
+        across = self.spans(2, *columns)
+        return [[Piece(z0, z1, y0, y1, x0, x1) for x0, x1 in across] for y0, y1 in self.spans(1, *rows)]
 
     def requests(self, row: Sequence[Piece], request_bytes: int = REQUEST_BYTES) -> list[list[Piece]]:
         """A row of neighbours cut into requests of at most so many bytes, each of one piece at least."""
-        planes, height, _ = row[0].shape
-        at_once = max(1, request_bytes // (planes * height * self.piece[2] * self.pixel_bytes))
+        at_once = max(1, request_bytes // self.piece_bytes)
         return [list(row[first : first + at_once]) for first in range(0, len(row), at_once)]

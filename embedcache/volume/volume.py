@@ -104,8 +104,8 @@ class Volume(ABC):
         Storage grid (z, y, x) of the source; None where any crop costs only its own bytes.
     pieces : PieceGrid or None
         In which pieces a uniform source is decoded and kept; None where nothing is.
-    thickness : int or None
-        Planes of a piece that are kept at once, as :meth:`expect` told; None where each crop decides by itself.
+    kept : PieceGrid or None
+        The same grid with the parts of chunks that :meth:`expect` told to keep; None where each crop decides.
     cache : BlockCache
         The decoded pixels that are kept.
     """
@@ -119,7 +119,7 @@ class Volume(ABC):
     uniform: bool = True
     chunks: tuple[int, int, int] | None = None
     pieces: PieceGrid | None = None
-    thickness: int | None = None
+    kept: PieceGrid | None = None
     cache: BlockCache
 
     @property
@@ -129,7 +129,7 @@ class Volume(ABC):
 
     def expect(self, plan: ReadPlan | None) -> None:
         """Say what is going to be read, so that what is decoded is kept until its last use; None takes it back."""
-        self.thickness = None if plan is None else plan.thickness
+        self.kept = None if plan is None else plan.grid
         self.cache.expect(None if plan is None else plan.uses)
 
     @abstractmethod

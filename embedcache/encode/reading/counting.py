@@ -11,7 +11,7 @@ import numpy.typing as npt
 from embedcache.encode.reading.columns import Ints
 from embedcache.encode.reading.ground import Ground
 from embedcache.encode.reading.order import ImageReaders, Reading
-from embedcache.encode.reading.route import least_memory
+from embedcache.encode.reading.route import fewest_decodes, least_memory
 from embedcache.encode.sizes import readable_bytes
 from embedcache.geometry import PLANES_PER_BLOCK
 
@@ -56,16 +56,14 @@ def chunk_reads(reading: Reading) -> ChunkReads:
     if reading.ground is None or reading.route is None or not len(reading):
         return ChunkReads(0, 0)
     ground, route = reading.ground, reading.route
-    whole = Ground(ground.y, ground.x, ground.grid, ground.reach, ground.grid.piece[0])
-    distinct = _pieces(reading, whole, len(ground.y), len(ground.x))
-    full = route.decodes / (whole.layers(1).total * int(ground.y.cover(len(ground.y)).shape[1]
-                                                       * ground.x.cover(len(ground.x)).shape[1]))  # fmt: skip
-    return ChunkReads(distinct, round(distinct * full), least_memory(whole) if full > 1 else 0)
+    distinct = _pieces(reading, ground.whole())
+    times = route.decodes / fewest_decodes(ground)
+    return ChunkReads(distinct, round(distinct * times), least_memory(ground) if times > 1 else 0)
 
 
-def _pieces(reading: Reading, ground: Ground, rows: int, across: int) -> int:
-    """Pieces that some missing tile reads, each once per field."""
-    down, right = ground.y.cover(rows).astype(np.float32), ground.x.cover(across).astype(np.float32)
+def _pieces(reading: Reading, ground: Ground) -> int:
+    """Pieces that some missing tile reads."""
+    down, right = ground.y.cover(), ground.x.cover()
     total = count = 0
     before: npt.NDArray[np.bool_] | None = None
     for needing in _columns_by_layer(reading, ground):
@@ -80,7 +78,7 @@ def _columns_by_layer(reading: Reading, ground: Ground) -> Iterator[npt.NDArray[
     """For every layer of chunks, the columns with a missing tile that reads it, (columns,) bool."""
     columns = len(ground.y) * len(ground.x)
     by_plane = reading.missing.reshape(-1, columns, PLANES_PER_BLOCK).transpose(0, 2, 1).reshape(-1, columns)
-    depth = ground.grid.piece[0]
+    depth = ground.grid.chunk[0]
     for z0 in range(0, ground.grid.size[0], depth):
         planes: Ints = ground.reach.readers(z0, min(z0 + depth, ground.grid.size[0]))[0]
         needing: npt.NDArray[np.bool_] = np.any(by_plane[planes], axis=0)

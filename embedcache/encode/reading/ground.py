@@ -5,9 +5,12 @@ What a route through a volume costs follows from these few numbers; no tile is l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 from embedcache.encode.reading.columns import Columns, Ints, Reach
 from embedcache.geometry import PLANES_PER_BLOCK
@@ -28,9 +31,9 @@ class Axis:
     last: Ints
 
     @classmethod
-    def of(cls, starts: Ints, length: int, piece: int) -> Axis:
-        """Columns of a length that start at some pixels, on pieces of another length."""
-        return cls(starts // piece, (starts + length - 1) // piece)
+    def of(cls, grid: PieceGrid, axis: int, starts: Ints, length: int) -> Axis:
+        """Columns of a length that start at some pixels of an axis of a grid."""
+        return cls(grid.index(axis, starts), grid.index(axis, starts + length - 1))
 
     def __len__(self) -> int:
         return len(self.first)
@@ -52,14 +55,11 @@ class Axis:
         """Pieces that a column and its next one share at most."""
         return int((self.last[:-1] - self.first[1:] + 1).max(initial=0))
 
-    def cover(self, length: int) -> Ints:
-        """Which columns need which piece of which field, (columns, pieces of all fields) of 0 and 1."""
-        field = np.arange(len(self)) // length
-        starts = np.cumsum(self.fields(length)) - self.fields(length)
-        offset = starts[field] - self.first[field * length]
-        pieces = np.arange(int(self.fields(length).sum()))
-        first, last = (edge[:, np.newaxis] + offset[:, np.newaxis] for edge in (self.first, self.last))
-        return ((first <= pieces) & (pieces <= last)).astype(np.int64)
+    def cover(self) -> npt.NDArray[np.float32]:
+        """Which columns need which piece, (columns, pieces) of 0 and 1."""
+        pieces = np.arange(self.first.min(), self.last.max() + 1)
+        covers = (self.first[:, np.newaxis] <= pieces) & (pieces <= self.last[:, np.newaxis])
+        return covers.astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -86,26 +86,19 @@ class Layers:
     at_once: int
 
     @classmethod
-    def of(cls, reach: Reach, depth: int, thickness: int, blocks: int) -> Layers:
-        """Of chunks of a depth, kept in layers of a thickness."""
+    def of(cls, reach: Reach, grid: PieceGrid, blocks: int) -> Layers:
+        """Of a grid."""
         starts = np.arange(0, reach.tile_planes, blocks * PLANES_PER_BLOCK)
         ends = np.minimum(starts + blocks * PLANES_PER_BLOCK, reach.tile_planes)
-        low, high = (layer_of(planes, depth, thickness) for planes in reach.planes(starts, ends))
+        low, high = (grid.index(0, planes) for planes in reach.planes(starts, ends))
         return cls(
             blocks,
             total=int(high.max() - low.min()) + 1,
             in_steps=int((high - low + 1).sum()),
             of_step=int((high - low).max()) + 1,
             carried=int((high[:-1] - low[1:] + 1).max(initial=0)),
-            at_once=-(-reach.span // thickness) + 2,
+            at_once=-(-reach.span // grid.kept[0]) + 2,
         )
-
-
-def layer_of(planes: Ints, depth: int, thickness: int) -> Ints:
-    """The layer of pieces that each plane lies in."""
-    chunk, inside = np.divmod(planes, depth)
-    layer: Ints = chunk * -(-depth // thickness) + inside // thickness
-    return layer
 
 
 @dataclass(frozen=True)
@@ -114,36 +107,54 @@ class Ground:
 
     Parameters
     ----------
-    y, x : Axis
-        The columns on the storage grid.
-    grid : PieceGrid
-        The storage grid.
+    columns : Columns
+        The tile columns.
     reach : Reach
         The planes that a tile reads.
-    thickness : int
-        Planes of a chunk that are kept at once.
+    grid : PieceGrid
+        The storage grid, and in which parts its chunks are kept.
     """
 
-    y: Axis
-    x: Axis
-    grid: PieceGrid
+    columns: Columns
     reach: Reach
-    thickness: int
+    grid: PieceGrid
 
-    @classmethod
-    def of(cls, columns: Columns, reach: Reach, grid: PieceGrid, memory_bytes: int | None = None) -> Ground:
-        """With chunks kept whole, unless the memory is too little for those of one tile."""
-        y = Axis.of(columns.ys, columns.height, grid.piece[1])
-        x = Axis.of(columns.xs, columns.width, grid.piece[2])
-        whole = grid.piece[0]
-        thickness = whole if memory_bytes is None else grid.thickness(y.widest * x.widest, memory_bytes)
-        return cls(y, x, grid, reach, thickness)
+    @cached_property
+    def y(self) -> Axis:
+        """The columns along y."""
+        return Axis.of(self.grid, 1, self.columns.ys, self.columns.height)
 
-    @property
-    def piece_bytes(self) -> int:
-        """Decoded bytes of one piece."""
-        return self.thickness * self.grid.piece[1] * self.grid.piece[2] * self.grid.pixel_bytes
+    @cached_property
+    def x(self) -> Axis:
+        """The columns along x."""
+        return Axis.of(self.grid, 2, self.columns.xs, self.columns.width)
 
     def layers(self, blocks: int) -> Layers:
         """Its layers for steps of some blocks."""
-        return Layers.of(self.reach, self.grid.piece[0], self.thickness, blocks)
+        return Layers.of(self.reach, self.grid, blocks)
+
+    def whole(self) -> Ground:
+        """With chunks kept whole."""
+        return replace(self, grid=replace(self.grid, kept=self.grid.chunk))
+
+    def thin(self, memory_bytes: int) -> Ground:
+        """With chunks cut along z, where the memory is too little for those of one tile."""
+        return replace(self, grid=self.grid.thin(self.y.widest * self.x.widest, memory_bytes))
+
+    def cuts(self) -> Iterator[Ground]:
+        """With chunks kept in parts across, down to about the size of a tile."""
+        for height in _lengths(self.grid.chunk[1], self.columns.ys, self.columns.height):
+            for width in _lengths(self.grid.chunk[2], self.columns.xs, self.columns.width):
+                grid = self.grid.cut(1, height).cut(2, width)
+                if grid != self.grid:
+                    yield replace(self, grid=grid)
+
+
+def _lengths(chunk: int, starts: Ints, tile: int) -> list[int]:
+    """Lengths of parts worth trying: the whole chunk, one that ends with a tile, a half and a third."""
+    stride = int(starts[1] - starts[0]) if len(starts) > 1 else tile
+    growing = {stride * round(1.5**power) for power in range(32)}
+    return [
+        chunk,
+        *sorted(length for length in {*growing, -(-chunk // 2), -(-chunk // 3)} if 1 < length < chunk),
+    ]

@@ -137,8 +137,7 @@ def _columns_together(
 ) -> tuple[Ints, Ints]:
     """The order of shards by their first tiles, and in that order the part that each belongs to."""
     assert volume.pieces is not None
-    reach = Reach.of(preprocess, volume.n_planes)
-    ground = Ground.of(columns, reach, volume.pieces, memory_bytes)
+    ground = Ground(columns, Reach.of(preprocess, volume.n_planes), volume.pieces).thin(memory_bytes)
     route = choose_tasks(ground, memory_bytes, max(most, PLANES_PER_BLOCK))
     order = np.argsort(route.order(columns, firsts), kind="stable")
     return order, route.part(columns, firsts[order])

@@ -18,7 +18,7 @@ from embedcache.encode.reading.ground import Ground
 from embedcache.encode.reading.route import Route, choose_route
 from embedcache.geometry import PLANES_PER_BLOCK
 from embedcache.volume import Preprocess, Volume
-from embedcache.volume.pieces import Piece
+from embedcache.volume.pieces import Piece, PieceGrid
 
 Bools = npt.NDArray[np.bool_]
 
@@ -107,9 +107,9 @@ class Reading:
     route: Route | None = None
 
     @property
-    def thickness(self) -> int | None:
-        """Planes of a chunk that are kept at once; None where each crop decides by itself."""
-        return None if self.ground is None else self.ground.thickness
+    def grid(self) -> PieceGrid | None:
+        """In which parts chunks are kept; see ``ReadPlan``."""
+        return None if self.ground is None else self.ground.grid
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -152,9 +152,7 @@ def plan_reading(
     columns, reach = columns_of(table), Reach.of(preprocess, volume.n_planes)
     ground = route = None
     if volume.pieces is not None:
-        memory = volume.cache.limit_bytes
-        ground = Ground.of(columns, reach, volume.pieces, memory)
-        route = choose_route(ground, memory)
+        ground, route = choose_route(Ground(columns, reach, volume.pieces), volume.cache.limit_bytes)
         shards = shards[np.argsort(route.order(columns, firsts[shards]), kind="stable")]
     places[shards] = np.arange(len(shards))
     return Reading(missing, shard_tiles, shards, places, ColumnReaders(columns, reach), ground, route)

@@ -63,11 +63,32 @@ class Route:
         return key
 
 
-def choose_route(ground: Ground, memory_bytes: int) -> Route:
-    """The route with the fewest decodes; among equals the one nearest to the numbering of the tiles."""
-    usable = int(memory_bytes * USABLE) // ground.piece_bytes
+def choose_route(ground: Ground, memory_bytes: int) -> tuple[Ground, Route]:
+    """The route with the fewest decodes, and the parts in which chunks are kept on it.
+
+    Among equals it is the one nearest to the numbering of the tiles. Parts are smaller than chunks only where the
+    memory is too little for whole ones.
+    """
+    best = _best_on(ground.thin(memory_bytes), memory_bytes)
+    if best[1].decodes > fewest_decodes(ground):
+        others = [_best_on(cut.thin(memory_bytes), memory_bytes) for cut in ground.cuts()]
+        best = min([best, *others], key=lambda found: found[1].decodes)
+    return best
+
+
+def fewest_decodes(ground: Ground) -> int:
+    """Decodes when each chunk that any tile of the grid reads is decoded once."""
+    whole = ground.whole()
+    down, across = (int(axis.fields(len(axis)).sum()) for axis in (whole.y, whole.x))
+    return down * across * whole.layers(1).total
+
+
+def _best_on(ground: Ground, memory_bytes: int) -> tuple[Ground, Route]:
+    usable = int(memory_bytes * USABLE) // ground.grid.piece_bytes
     routes = _routes(ground, usable, _steps(ground))
-    return min(routes, key=lambda route: (round(route.decodes), -route.rows, -route.across, route.blocks))
+    return ground, min(
+        routes, key=lambda route: (round(route.decodes), -route.rows, -route.across, route.blocks)
+    )
 
 
 def choose_tasks(ground: Ground, memory_bytes: int, most_tiles: int) -> Route:
@@ -82,7 +103,7 @@ def choose_tasks(ground: Ground, memory_bytes: int, most_tiles: int) -> Route:
     most_tiles : int
         Tiles of a part, unless a step of one column has more.
     """
-    usable = int(memory_bytes * USABLE) // ground.piece_bytes
+    usable = int(memory_bytes * USABLE) // ground.grid.piece_bytes
     step = max(_steps(ground))
     lengths = [step * times for times in (1, 2, 4, 8) if step * times <= max(step, LONGEST_STEP)]
     routes = [
@@ -95,11 +116,12 @@ def choose_tasks(ground: Ground, memory_bytes: int, most_tiles: int) -> Route:
 
 
 def least_memory(ground: Ground) -> int:
-    """Bytes with which some route decodes everything once; ``ground`` with whole chunks."""
+    """Bytes with which some route decodes everything once."""
+    ground = ground.whole()
     routes = list(_routes(ground, 1 << 62, _steps(ground)))
     fewest = min(route.decodes for route in routes)
     kept = min(route.kept for route in routes if route.decodes <= fewest)
-    return math.ceil(max(kept / USABLE, 2 * ground.y.widest * ground.x.widest) * ground.piece_bytes)
+    return math.ceil(max(kept / USABLE, 2 * ground.y.widest * ground.x.widest) * ground.grid.piece_bytes)
 
 
 def _alone(route: Route, ground: Ground) -> Route:
@@ -144,6 +166,6 @@ def _sizes(count: int) -> list[int]:
 
 def _steps(ground: Ground) -> list[int]:
     """Blocks of a step: one, or as many as end with a layer of chunks."""
-    whole = math.lcm(ground.grid.piece[0], PLANES_PER_BLOCK) // PLANES_PER_BLOCK
+    whole = math.lcm(ground.grid.chunk[0], PLANES_PER_BLOCK) // PLANES_PER_BLOCK
     blocks = -(-ground.reach.tile_planes // PLANES_PER_BLOCK)
     return sorted({1, min(whole, blocks)} if whole <= LONGEST_STEP else {1})
