@@ -1,17 +1,23 @@
-"""Turns the ViT's attention into torch's fused attention, with the same result.
+"""Turns the ViT's attention into forms that never hold all of its position bias, with the same result.
 
 SAM's image encoder adds a decomposed relative position bias to the attention's logits:
-``scale · q·k + q·Rh[qy, ky] + q·Rw[qx, kx]``. segment-anything writes all of them out, four times over. Two exact
-ways to avoid that:
+``scale · q·k + q·Rh[qy, ky] + q·Rw[qx, kx]``. segment-anything writes all of them out, four times over. Exact ways
+to avoid that:
 
 ``mask``
-    The bias is handed to ``scaled_dot_product_attention`` as its additive mask. Fastest for float32 on a CPU.
+    The bias is handed to ``scaled_dot_product_attention`` as its additive mask, for some heads at a time.
 ``folded``
     The bias is itself a dot product: ``q·Rh[qy, ky]`` is the vector of all ``q·Rh[qy, ·]`` times a one-hot vector
     of ky. So the queries get 2 · side more columns with these vectors (divided by ``scale``), the keys get the
-    one-hot vectors, and no mask is needed at all. Fastest for bfloat16, and it needs the least memory.
+    one-hot vectors, and no mask is needed at all. For GPUs, and for CPUs with matrix units for bfloat16.
+``flex``
+    ``flex_attention`` adds the bias inside its kernel; windows are folded. For GPUs; it must be compiled.
+``tiled``
+    Plain matrix products and softmax for one head and a few rows of queries, or one window, at a time, so that
+    all in between stays in the cache: :mod:`embedcache.sam.tiled_attention`. For CPUs.
 
-The keys of a window's padding stay in the softmax, as in segment-anything.
+The keys of a window's padding stay in the softmax, as in segment-anything, where they are the projection of zeros:
+its bias. So only real tokens are projected.
 """
 
 from __future__ import annotations
@@ -22,69 +28,49 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot, pad, scaled_dot_product_attention
 
-from embedcache.errors import InputError
-
-VARIANTS = ("mask", "folded", "stock")
-"""Ways to compute the same attention; ``stock`` is segment-anything's own code."""
-
 _COLUMN_MULTIPLE = 8  # fused kernels want head sizes that are multiples of this
 _MASK_BYTES = 256 * 2**20  # most memory that the mask of one call may take
 
 
-def replace_attention(encoder: Any, variant: str) -> None:
-    """Replace the attention of all blocks of an ``ImageEncoderViT`` by a variant; the weights are shared.
-
-    Must be called while the weights are float32: tables are made from them before they are rounded.
-
-    Raises
-    ------
-    InputError
-        When there is no such variant.
-    """
-    if variant not in VARIANTS:
-        raise InputError(f"There is no attention variant {variant!r}.", hint=f"Known: {', '.join(VARIANTS)}.")
-    if variant == "stock":
-        return
-    kind = MaskAttention if variant == "mask" else FoldedAttention
-    for block in encoder.blocks:
-        block.attn = kind(block.attn)
-
-
 class FusedAttention(nn.Module):
-    """What both variants share: projections, heads, and tables of relative positions.
+    """What all variants share: projections, heads, windows, and tables of relative positions.
 
     Parameters
     ----------
     stock : nn.Module
-        segment-anything's ``Attention`` with relative positions; its layers are taken over.
+        segment-anything's ``Attention`` with relative positions, still in float32; its layers are taken over.
     """
 
     def __init__(self, stock: Any) -> None:
         super().__init__()
         self.num_heads: int = stock.num_heads
         self.scale: float = stock.scale
-        self.qkv: nn.Module = stock.qkv
-        self.proj: nn.Module = stock.proj
+        self.qkv: nn.Linear = stock.qkv
+        self.proj: nn.Linear = stock.proj
         self.register_buffer("table_h", _table(stock.rel_pos_h))
         self.register_buffer("table_w", _table(stock.rel_pos_w))
         self.table_h: Tensor
         self.table_w: Tensor
 
+    @property
+    def side(self) -> int:
+        """Tokens along the side of what attends to itself: a window, or the whole image."""
+        return len(self.table_h)
+
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, side, side, C)`` to the same shape."""
+        """``(B, H, W, C)`` to the same shape, in windows where the image is larger than ``side``."""
         B, H, W, _ = x.shape
-        q, k, v = self.qkv(x).reshape(B, H * W, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        out = self.attend(q, k, v)
-        return self.proj(out.transpose(1, 2).reshape(B, H, W, -1))  # type: ignore[no-any-return]
+        q, k, v = into_windows(self.qkv(x), self.qkv.bias, self.side, self.num_heads)
+        out = from_windows(self.attend(q, k, v), B, H, W)
+        return self.proj(out)  # type: ignore[no-any-return]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of ``(B, heads, side², d)`` queries, keys and values; the same shape."""
-        raise TypeError("FusedAttention has no attend of its own; use MaskAttention or FoldedAttention.")
+        raise TypeError("FusedAttention has no attend of its own; use one of its variants.")
 
     def relative(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """``q·Rh`` and ``q·Rw``: each ``(B, heads, side, side, side)``, the last axis the key's row or column."""
-        side = len(self.table_h)
-        grid = q.reshape(*q.shape[:2], side, side, -1)
+        grid = q.reshape(*q.shape[:2], self.side, self.side, -1)
         rows = torch.einsum("bnhwc,hkc->bnhwk", grid, self.table_h)
         columns = torch.einsum("bnhwc,wkc->bnhwk", grid, self.table_w)
         return rows, columns
@@ -123,11 +109,10 @@ class FoldedAttention(FusedAttention):
         # The fused kernel multiplies these columns by scale too. Dividing the float32 table rounds but once.
         self.table_h = self.table_h / self.scale
         self.table_w = self.table_w / self.scale
-        side = len(self.table_h)
-        position = torch.arange(side * side)
-        keys = torch.cat([one_hot(position // side, side), one_hot(position % side, side)], dim=1)
-        columns = self.table_h.shape[-1] + 2 * side
-        self.padding = -columns % _COLUMN_MULTIPLE
+        position = torch.arange(self.side**2)
+        rows, columns = position // self.side, position % self.side
+        keys = torch.cat([one_hot(rows, self.side), one_hot(columns, self.side)], dim=1)
+        self.padding = -(self.table_h.shape[-1] + 2 * self.side) % _COLUMN_MULTIPLE
         self.register_buffer("key_columns", pad(keys, (0, self.padding)).to(self.table_h.dtype))
         self.key_columns: Tensor
 
@@ -140,6 +125,62 @@ class FoldedAttention(FusedAttention):
         # Fused kernels want values as long as the keys; the added zeros come out as zeros and are cut off
         v_long = pad(v, (0, q_long.shape[-1] - d))
         return scaled_dot_product_attention(q_long, k_long, v_long, scale=self.scale)[..., :d]
+
+
+class FlexAttention(FusedAttention):
+    """The bias added to each score inside ``flex_attention``'s kernel, for one large side."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of ``(B, heads, side², d)`` queries, keys and values; the same shape."""
+        from torch.nn.attention.flex_attention import flex_attention
+
+        rows, columns = (part.flatten(2, 3) for part in self.relative(q))
+        side = self.side
+
+        def with_bias(score: Tensor, b: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return score + rows[b, head, query, key // side] + columns[b, head, query, key % side]
+
+        out: Tensor = flex_attention(q, k, v, score_mod=with_bias, scale=self.scale)
+        return out
+
+
+def into_windows(qkv: Tensor, bias: Tensor, side: int, heads: int) -> Tensor:
+    """Projected tokens as queries, keys and values of each window; what pads the last windows is the bias.
+
+    Parameters
+    ----------
+    qkv : Tensor
+        ``(B, H, W, 3 · heads · d)``.
+    bias : Tensor
+        ``(3 · heads · d,)``, the projection of zeros.
+    side : int
+        Tokens along the side of a window.
+    heads : int
+        Number of attention heads.
+
+    Returns
+    -------
+    Tensor
+        ``(3, B · windows, heads, side², d)``.
+    """
+    B, H, W, columns = qkv.shape
+    below, right = -H % side, -W % side
+    if right:
+        qkv = torch.cat([qkv, bias.expand(B, H, right, columns)], dim=2)
+    if below:
+        qkv = torch.cat([qkv, bias.expand(B, below, W + right, columns)], dim=1)
+    down, across = (H + below) // side, (W + right) // side
+    parts = qkv.reshape(B, down, side, across, side, 3, heads, -1).permute(5, 0, 1, 3, 6, 2, 4, 7)
+    return parts.reshape(3, B * down * across, heads, side * side, -1)
+
+
+def from_windows(out: Tensor, B: int, H: int, W: int) -> Tensor:
+    """``(B · windows, heads, side², d)`` to ``(B, H, W, heads · d)``, the padding cut off."""
+    _, heads, area, d = out.shape
+    side = int(area**0.5)
+    down, across = -(-H // side), -(-W // side)
+    grid = out.reshape(B, down, across, heads, side, side, d).permute(0, 1, 4, 2, 5, 3, 6)
+    return grid.reshape(B, down * side, across * side, heads * d)[:, :H, :W]
 
 
 def _table(rel_pos: Tensor) -> Tensor:

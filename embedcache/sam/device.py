@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -62,9 +63,18 @@ def resolve_precision(text: str, device: torch.device) -> Precision:
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return not _BF16_FLAGS.isdisjoint(_cpu_flags())
+
+
+def cpu_has_matrix_units() -> bool:
+    """Whether the CPU multiplies bfloat16 matrices in units of their own (AMX)."""
+    return "amx_bf16" in _cpu_flags()
+
+
+@cache
+def _cpu_flags() -> frozenset[str]:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
-        return False
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    return not _BF16_FLAGS.isdisjoint(flags.split())
+        return frozenset()
+    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())

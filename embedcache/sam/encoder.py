@@ -11,10 +11,10 @@ from torch import Tensor
 
 from embedcache.errors import InputError, WeightsError
 from embedcache.geometry import EMBEDDING_SHAPE, IMAGE_SIZE
-from embedcache.sam.attention import replace_attention
 from embedcache.sam.device import Precision, resolve_device, resolve_precision
 from embedcache.sam.numerics import complete
 from embedcache.sam.parts import build_encoder, is_registered
+from embedcache.sam.vit import make_fast
 from embedcache.sam.weights import Weights
 
 __all__ = ["Encoder", "Precision", "is_out_of_memory", "resolve_device", "resolve_precision"]
@@ -73,7 +73,7 @@ class Encoder:
         if self.numerics["threads"]:
             torch.set_num_threads(self.numerics["threads"])
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self._model = _load(weights, self.numerics["attention"]).to(device=device, dtype=self._dtype)
+        self._model = _load(weights, self.numerics).to(device=device, dtype=self._dtype)
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Encode images.
@@ -169,7 +169,7 @@ def _joined(pieces: list[Tensor], device: torch.device) -> Tensor:
     return torch.cat(pieces).clone() if len(pieces) > 1 else pieces[0].clone()
 
 
-def _load(weights: Weights, attention: str) -> Any:
+def _load(weights: Weights, numerics: Mapping[str, Any]) -> Any:
     model = build_encoder(weights.model_type)
     state = {
         name.removeprefix("image_encoder."): value.float() if value.is_floating_point() else value
@@ -177,5 +177,5 @@ def _load(weights: Weights, attention: str) -> Any:
     }
     model.load_state_dict(state, assign=True)
     if not is_registered(weights.model_type):
-        replace_attention(model, attention)
+        make_fast(model, numerics["attention"], numerics.get("revision", 1))
     return model.requires_grad_(False).eval()

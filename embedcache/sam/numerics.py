@@ -13,10 +13,16 @@ from typing import Any
 import torch
 
 from embedcache.errors import InputError
-from embedcache.sam.device import Precision
+from embedcache.sam.device import Precision, cpu_has_matrix_units
 
 OWN = "own"
 """``attention`` of a registered encoder, which has whatever attention it has."""
+
+STOCK = "stock"
+"""``attention`` of segment-anything's own code, unchanged."""
+
+REVISION = 2
+"""Of how a variant is computed; stores begun under an earlier one go on under it."""
 
 _CUDA_BATCH = 8  # more gives nothing: published runs are no faster at 32
 
@@ -40,8 +46,9 @@ def complete(
     Returns
     -------
     dict of str to JSON
-        ``attention``, ``compiled``, ``batch``, ``threads``, ``device``, ``torch``. ``threads`` is 0 where their
-        number changes no bits: on a GPU, and in bfloat16 on a CPU.
+        ``attention``, ``compiled``, ``batch``, ``threads``, ``device``, ``torch``, ``revision``. ``threads`` is 0
+        where their number changes no bits: on a GPU, and in bfloat16 on a CPU. ``revision`` is that of
+        :func:`embedcache.sam.vit.make_fast`; numerics recorded without one stay without, and mean 1.
 
     Raises
     ------
@@ -52,7 +59,7 @@ def complete(
     on_cpu = device.type == "cpu"
     attention = OWN if registered else usual_attention(device, precision)
     threads = given.get("threads", torch.get_num_threads() if on_cpu and precision == "fp32" else 0)
-    return {
+    numerics = {
         "attention": given.get("attention", attention),
         "compiled": bool(given.get("compiled", False)),
         "batch": _whole("batch", given.get("batch", usual_batch(device)), at_least=1),
@@ -60,11 +67,17 @@ def complete(
         "device": "cpu" if on_cpu else f"cuda:{torch.cuda.get_device_name(device)}",
         "torch": torch.__version__.partition("+")[0],
     }
+    recorded_before_revisions = "torch" in given and "revision" not in given
+    if numerics["attention"] not in (OWN, STOCK) and not recorded_before_revisions:
+        numerics["revision"] = _whole("revision", given.get("revision", REVISION), at_least=1)
+    return numerics
 
 
 def usual_attention(device: torch.device, precision: Precision) -> str:
     """The attention variant that is fast on most devices of a kind."""
-    return "mask" if device.type == "cpu" and precision == "fp32" else "folded"
+    if device.type == "cuda" or (precision == "bf16" and cpu_has_matrix_units()):
+        return "folded"
+    return "tiled"
 
 
 def usual_batch(device: torch.device) -> int:
