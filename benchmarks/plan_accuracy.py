@@ -3,8 +3,8 @@
     python benchmarks/plan_accuracy.py [--rounds 2] [--folder /path/on/the/disk] [--only NAME]
 
 Each setting is planned and then encoded, by the real commands in processes of their own; the seconds are those of
-the commands' own reports (start-up of Python not counted). The volume is made-up noise in zarr chunks of 128³. What is
-promised is a factor between 0.8 and 1.2.
+the commands' own reports (start-up of Python not counted). The volume is made-up noise in zarr chunks of 128³.
+What is promised is a factor between 0.8 and 1.2.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def command(name: str, volume: Path, cache_dir: str, options: tuple[str, ...]) -
         cache_dir,
         "--json",
     ]
-    done = subprocess.run([*words, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run([*words, *options], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join([*words, *options])}\n{done.stderr}")
     found: dict[str, object] = json.loads(done.stdout)
@@ -97,8 +97,8 @@ def main() -> None:
                 ratio = float(str(planned["seconds_estimated"])) / float(str(real["seconds"]))
                 ratios.append(ratio)
                 print(
-                    f"{setting.name:50} {planned['seconds_estimated']:10.1f} {real['seconds']:8.1f} {ratio:13.2f}  "
-                    f"{planned['bottleneck']}, {real.get('bottleneck')}; {os.getloadavg()[0]:.1f}",
+                    f"{setting.name:50} {planned['seconds_estimated']:10.1f} {real['seconds']:8.1f} {ratio:13.2f}",
+                    f" {planned['bottleneck']}, {real.get('bottleneck')}; {os.getloadavg()[0]:.1f}",
                     flush=True,
                 )
     inside = sum(0.8 <= ratio <= 1.2 for ratio in ratios)
