@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from store_samples import DIGEST, embedding, make_store, spec
 
-from embedcache.files import append_line
+from embedcache.files import append_line, crc32c
 from embedcache.store import EmbeddingStore
 from embedcache.store.journal.lines import encode_line
 from embedcache.store.layout import shard_path
@@ -61,6 +61,18 @@ def flip(path: Path, bit: int) -> None:
         byte = stream.read(1)[0]
         stream.seek(bit // 8)
         stream.write(bytes([byte ^ 1 << bit % 8]))
+
+
+def forge(path: Path, offset: int) -> None:
+    """Change bytes of a file so that their CRC-32C stays: by the checksum's own polynomial."""
+    first_to_last = "1" + format(0x1EDC6F41, "032b")
+    pattern = sum(int(bit) << place for place, bit in enumerate(first_to_last)).to_bytes(5, "little")
+    data = bytearray(path.read_bytes())
+    before = crc32c(data)
+    for place, byte in enumerate(pattern):
+        data[offset + place] ^= byte
+    assert crc32c(data) == before
+    path.write_bytes(data)
 
 
 def swap(one: Path, other: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,21 +12,25 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from care_samples import append_record, filled, flip, shard, swap
+from care_samples import append_record, filled, flip, forge, shard, swap
 from encode_samples import QUICK, quick
+from other_disks import full_disk, watched
 from store_samples import file_bytes, make_store, spec
 
 from embedcache.encode import encode
 from embedcache.encode.care.repair import RepairResult, repair
 from embedcache.errors import CorruptionError, InputError, LockedError, MismatchError, StorageError
 from embedcache.store import EmbeddingStore, layout
-from embedcache.store.care.mend import mend_decoder, mend_files, rebuild_shard
+from embedcache.store.care.mend import mend_decoder, mend_files
+from embedcache.store.care.rebuild import rebuild_shard
 from embedcache.store.care.verify import verify
 from embedcache.store.journal import compaction
+from embedcache.store.journal.packing import pack_flags
 from embedcache.volume.tiles import TileGrid
 
 LOCKS = "journal/writer.lock"
@@ -369,11 +374,106 @@ def test_worse_damage_of_the_journal_is_kept_aside_and_named(half: EmbeddingStor
     assert len(list(path.parent.glob("*.damaged*"))) == 1
 
 
-def test_a_lost_journal_is_named(half: EmbeddingStore) -> None:
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_lost_journal_is_named(half: EmbeddingStore, whole: bool) -> None:
     (half.path / "journal" / "created.jsonl").unlink()
+    if whole:
+        shutil.rmtree(half.path / "journal")
     result = repair(half.path)
     assert result.exit_code == 4
     assert any("created.jsonl" in line for line in result.unmended)
+
+
+# ---- lines of the journal that cannot be mended
+
+
+def spoil(path: Path, number: int) -> None:
+    """Damage a line of a file so that it cannot be mended, though it can still be told what it was."""
+    lines = path.read_bytes().split(b"\n")
+    line = bytearray(lines[number])
+    for place in (-4, -6):
+        line[place] ^= 1
+    lines[number] = bytes(line)
+    path.write_bytes(b"\n".join(lines))
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_exactly_the_broken_line_is_dropped_and_encoding_again_brings_back_what_it_spoke_of(
+    half: EmbeddingStore, originals: Path, number: int
+) -> None:
+    path = half.path / "journal" / "main.jsonl"
+    before, numerics = content(half), half.state.numerics
+    kind = json.loads(path.read_text().splitlines()[number])["kind"]
+    spoil(path, number)
+    spoiled = path.read_bytes()
+    result = repair(half.path)
+    assert (result.exit_code, result.dropped) == (4, [])
+    assert f"embedcache repair {half.path} --drop-lines" in result.unmended[0]
+    assert path.read_bytes() == spoiled
+
+    result = repair(half.path, drop_lines=True)
+    assert (result.exit_code, len(result.dropped)) == (0, 1)
+    assert f"line {number + 1} ({kind}" in result.dropped[0]
+    assert path.with_name("main.jsonl.damaged").read_bytes() == spoiled
+    store = EmbeddingStore.open(half.path)
+    assert store.state.numerics == numerics
+    assert (store.committed.sum() < 5) == (kind == "shard")
+    again = quick(originals / "scan.npy", store=half.path)
+    assert (again.encoder_calls > 0) == (kind == "shard")
+    after = content(again.store)
+    del before["journal/main.jsonl"], after["journal/main.jsonl"]
+    assert after == before
+    assert verify(half.path).exit_code == 0
+
+
+@pytest.mark.parametrize("harm", ["copy is gone", "copy is another one"])
+def test_numerics_that_nothing_brings_back_are_not_dropped(half: EmbeddingStore, harm: str) -> None:
+    path, group = half.path / "journal" / "main.jsonl", half.path / "zarr.json"
+    kinds = [json.loads(line)["kind"] for line in path.read_text().splitlines()]
+    metadata = json.loads(group.read_text())
+    copies = metadata["attributes"]["embedcache"]["numerics"]
+    copies.clear() if harm == "copy is gone" else copies.append({"threads": 9})
+    group.write_text(json.dumps(metadata))
+    spoil(path, kinds.index("numerics"))
+    spoiled = path.read_bytes()
+    result = repair(half.path, drop_lines=True)
+    assert (result.exit_code, result.dropped, path.read_bytes()) == (4, [], spoiled)
+    assert "cannot be dropped" in result.unmended[0]
+
+
+def test_a_line_that_others_depend_on_is_not_dropped(half: EmbeddingStore) -> None:
+    changed = {"kind": "changed", "volume": None, "images": [], "fingerprint": half.fingerprint}
+    append_record(half, {**changed, "stale": pack_flags(np.zeros(5, np.bool_))})
+    main = half.path / "journal" / "main.jsonl"
+    spoil(main, len(main.read_bytes().splitlines()) - 1)
+    spoil(half.path / "journal" / "created.jsonl", 1)
+    before = main.read_bytes()
+    result = repair(half.path, drop_lines=True)
+    assert (result.exit_code, result.dropped, main.read_bytes()) == (4, [], before)
+    assert sum("cannot be" in line for line in result.unmended) == 2
+
+
+def test_bytes_that_were_changed_with_their_checksums_kept_are_encoded_again_when_asked(
+    store: EmbeddingStore,
+) -> None:
+    before = content(store)
+    forge(shard(store, 1), 1000)
+    assert repair(store.path).broken == 0
+    result = repair(store.path, digests=True, device="cpu")
+    assert (result.exit_code, result.repaired) == (0, 2)
+    assert content(store) == before
+
+
+def test_a_disk_that_is_full_is_not_taken_for_damage(half: EmbeddingStore) -> None:
+    """Whatever is to be written, a refusal is one: StorageError, exit 6."""
+    (half.path / "decoder.safetensors").unlink()
+
+    def refuse(step: str, arguments: tuple[Any, ...]) -> None:
+        if step == "open_new" and "decoder.safetensors" in arguments[0].name:
+            raise full_disk()
+
+    with watched(refuse), pytest.raises(StorageError, match=r"decoder\.safetensors"):
+        repair(half.path)
 
 
 # ---- stores of the first writer, whose journal does not say what they are
@@ -460,7 +560,7 @@ def test_another_decoder_is_never_written(half: EmbeddingStore) -> None:
 
 def test_too_many_damaged_copies_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = filled(tmp_path / "s")
-    monkeypatch.setattr("embedcache.store.care.mend.COPIES", 1)
+    monkeypatch.setattr("embedcache.store.care.mend_journal.COPIES", 1)
     path = store.path / "journal" / "main.jsonl"
     path.with_name("main.jsonl.damaged").write_text("of another day")
     flip(path, 80)

@@ -28,8 +28,22 @@ from embedcache.store.care.unclaimed import Unclaimed, kept_copies
 @click.option("--volume", metavar="V", help="The volume, where it has moved.")
 @click.option("--checkpoint", metavar="FILE", help="The weights, where they have moved.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--digests", is_flag=True, help="Compare each file's SHA-256 too, as `verify --digests` does.")
+@click.option(
+    "--drop-lines",
+    is_flag=True,
+    help="Leave out lines of the journal that cannot be mended; what they spoke of is missing then.",
+)
 @json_option
-def repair(store: str, volume: str | None, checkpoint: str | None, device: str, as_json: bool) -> None:
+def repair(
+    store: str,
+    volume: str | None,
+    checkpoint: str | None,
+    device: str,
+    digests: bool,
+    drop_lines: bool,
+    as_json: bool,
+) -> None:
     """Mend a store: verify all of it, rebuild what follows from the rest, and encode again only what is broken.
 
     What is intact is not touched. It can be stopped at any time and run again.
@@ -37,7 +51,15 @@ def repair(store: str, volume: str | None, checkpoint: str | None, device: str, 
     from embedcache.encode.care.repair import repair as repair_store
 
     with stop_at_once():
-        result = repair_store(store, volume=volume, checkpoint=checkpoint, device=device, progress=Terminal())
+        result = repair_store(
+            store,
+            volume=volume,
+            checkpoint=checkpoint,
+            device=device,
+            digests=digests,
+            drop_lines=drop_lines,
+            progress=Terminal(),
+        )
     if as_json:
         print_json(result.to_dict())
     else:
@@ -51,6 +73,14 @@ def repair(store: str, volume: str | None, checkpoint: str | None, device: str, 
                 ("encoded again", result.encoded),
                 ("mended", ", ".join(result.mended) or "nothing else was broken"),
             ],
+        )
+    for line in result.dropped:
+        click.echo(f"dropped: {line}", err=True)
+    if result.dropped:
+        click.echo(
+            "What these lines spoke of is missing now. Run the `embedcache encode` command that made the store "
+            "again; it encodes that.",
+            err=True,
         )
     for line in result.unmended:
         click.echo(f"not mended: {line}", err=True)

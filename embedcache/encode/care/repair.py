@@ -26,13 +26,16 @@ from embedcache.errors import (
     EmbedcacheError,
     InputError,
     MismatchError,
+    StorageError,
 )
 from embedcache.files import CLAIMS, range_lock, require_no_links
 from embedcache.progress import Progress, Silent
 from embedcache.sam.encoder import Encoder, resolve_device
 from embedcache.sam.weights import Weights
 from embedcache.store import EmbeddingStore, StoreWriter, layout
-from embedcache.store.care.mend import mend_decoder, mend_files, rebuild_shard
+from embedcache.store.care.mend import mend_decoder, mend_files
+from embedcache.store.care.rebuild import rebuild_shard
+from embedcache.store.care.verification import Scope
 from embedcache.store.care.verify import judge_shard, verify
 from embedcache.store.care.verify_shard import ShardVerdict
 from embedcache.store.journal.newest import NewestState
@@ -63,6 +66,8 @@ class RepairResult:
         Files that were rebuilt, in words.
     unmended : list of str
         What is still damaged, and what can be done about it.
+    dropped : list of str
+        Lines of the journal that were left out, in words.
     """
 
     store: Path
@@ -72,6 +77,7 @@ class RepairResult:
     encoded: int = 0
     mended: list[str] = field(default_factory=list)
     unmended: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
@@ -87,6 +93,7 @@ class RepairResult:
             "repaired": self.repaired,
             "mended": self.mended,
             "unmended": self.unmended,
+            "dropped": self.dropped,
             "tiles_encoded": self.encoded,
         }
 
@@ -97,6 +104,8 @@ def repair(
     volume: str | None = None,
     checkpoint: str | None = None,
     device: str = "auto",
+    digests: bool = False,
+    drop_lines: bool = False,
     progress: Progress | None = None,
 ) -> RepairResult:
     """Verify all of a store and mend what is broken.
@@ -109,6 +118,10 @@ def repair(
         Where tiles have to be encoded again; by default those that the store was made from.
     device : str
         ``auto``, ``cpu`` or ``cuda``.
+    digests : bool
+        Compare each file's SHA-256 as well: bytes that were changed with their checksums kept are encoded again.
+    drop_lines : bool
+        Leave out lines of the journal that cannot be mended; what they spoke of is missing then.
     progress : Progress, optional
         Where to report to; silent by default.
 
@@ -130,19 +143,25 @@ def repair(
     if (root / layout.JOURNAL).is_dir():
         require_no_links(root, root / layout.JOURNAL / CLAIMS)  # the lock is written there
         with range_lock(root / layout.JOURNAL, None, guarded=root):
-            mended = mend_files(root)
+            mended = mend_files(root, drop=drop_lines)
         result.mended += mended.done
         result.unmended += mended.left
-    found = verify(root, progress=progress)
+        result.dropped += mended.dropped
+    found = verify(root, Scope(digests=digests), progress)
     result.checked, result.broken = found.checked, found.corrupt + found.missing
     if found.opened is None:
-        result.unmended += [f"{p.where}: {p.reason}" for p in found.problems if p.what == "store"]
+        result.unmended += [
+            f"{problem.where}: {problem.reason}"
+            for problem in found.problems
+            if problem.what == "store"
+            or not result.unmended  # of a journal that is gone nothing was told yet
+        ]
         return result
     store = found.opened
     decoder = any(problem.what == "decoder" for problem in found.problems)
     if found.broken or decoder:
         with store.writer() as writer, ExitStack() as stack:
-            _Repair(store, writer, result, volume, checkpoint, device, progress, stack).do(
+            _Repair(store, writer, result, volume, checkpoint, device, digests, progress, stack).do(
                 sorted(found.broken), decoder
             )
     known = {problem.where for problem in found.problems if problem.what in ("metadata", "tile table")}
@@ -161,12 +180,13 @@ class _Repair:
         volume: str | None,
         checkpoint: str | None,
         device: str,
+        digests: bool,
         progress: Progress,
         stack: ExitStack,
     ) -> None:
         self._store, self._writer, self._result = store, writer, result
         self._volume, self._checkpoint, self._device = volume, checkpoint, device
-        self._progress, self._stack = progress, stack
+        self._digests, self._progress, self._stack = digests, progress, stack
         self._opened: tuple[Volume, Weights] | None = None
         self._encoders: dict[int, Encoder] = {}
         self._changed: list[int] = []
@@ -182,7 +202,7 @@ class _Repair:
         self._progress.start("mending shards", len(shards))
         newest = NewestState(self._store)
         for shard in shards:
-            verdict = judge_shard(self._store, newest, shard)
+            verdict = judge_shard(self._store, newest, shard, digests=self._digests)
             try:
                 if not verdict.intact:
                     self._mend_shard(verdict)
@@ -213,7 +233,7 @@ class _Repair:
                 return
             if not rebuild_shard(self._store, record, {tile - base: stored for tile, stored in new.items()}):
                 self._commit_other_bits(record.shard, new, digests, record.numerics)
-        after = judge_shard(self._store, NewestState(self._store), record.shard)
+        after = judge_shard(self._store, NewestState(self._store), record.shard, digests=self._digests)
         self._result.repaired += len(verdict.broken) - len(after.broken)
         path = str(layout.shard_path(self._store.path, record.shard))
         (self._result.mended if after.intact else self._result.unmended).append(path)
@@ -284,6 +304,8 @@ class _Repair:
                 self._result.mended.append(f"{path}: written again from the checkpoint")
                 return
             reason = "this checkpoint's decoder is another one"
+        except StorageError:
+            raise
         except EmbedcacheError as error:
             reason = error.message
         self._result.unmended.append(
