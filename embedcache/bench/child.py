@@ -40,16 +40,16 @@ class Child:
         )
         self.ready = self._answer()
 
-    def turn(self) -> float | None:
-        """Seconds per image of one turn taken now; None when the process has ended."""
+    def turn(self) -> tuple[float, float] | None:
+        """Seconds per image of one turn taken now, on the clock and of the processor; None when it has ended."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write("turn\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # its end is seen where its answer is read
-        found: float | None = self._answer().get("seconds")
-        return found
+        found = self._answer()
+        return (found["seconds"], found["cpu_seconds"]) if "seconds" in found else None
 
     def end(self) -> int | None:
         """End the process; bytes of memory that it took at most."""

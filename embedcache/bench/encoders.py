@@ -35,8 +35,8 @@ class EncoderFigures:
     ----------
     name, label : str
         Which one.
-    seconds : tuple of float
-        Seconds per image, of each round.
+    seconds, cpu_seconds : tuple of float
+        Seconds per image, of each round: on the clock; and of the processor, which other work disturbs less.
     start_seconds : float
         From its weights on disk to the first result, compiling included.
     error : dict or None
@@ -52,6 +52,7 @@ class EncoderFigures:
     name: str
     label: str
     seconds: tuple[float, ...]
+    cpu_seconds: tuple[float, ...]
     start_seconds: float
     error: dict[str, float] | None
     peak_memory_bytes: int | None
@@ -110,6 +111,7 @@ class EncoderBench:
             "ratio_of": self.ratio_of,
             "ratios": self.ratios,
             "seconds": {figures.name: figures.median for figures in self.figures},
+            "cpu_seconds": {one.name: statistics.median(one.cpu_seconds) for one in self.figures},
             "variants": [asdict(figures) for figures in self.figures],
             "not_run": self.not_run,
             "model": self.model,
@@ -200,21 +202,22 @@ def _take_turns(
     children: dict[Variant, Child], rounds: int, progress: Progress
 ) -> tuple[EncoderFigures, ...]:
     """Let the children encode, round by round; the figures of those that stayed to the end."""
-    seconds: dict[Variant, list[float]] = {variant: [] for variant in children}
+    turns: dict[Variant, list[tuple[float, float]]] = {variant: [] for variant in children}
     progress.start("taking turns", rounds * sum(child.not_run is None for child in children.values()))
     for _ in range(rounds):
         for variant, child in children.items():
             took = child.turn() if child.not_run is None else None
             if took is not None:
-                seconds[variant].append(took)
-                progress.advance(note=f"{variant.label}: {took:.3g} s an image")
+                turns[variant].append(took)
+                progress.advance(note=f"{variant.label}: {took[0]:.3g} s an image")
     progress.finish()
     peaks = {variant: child.end() for variant, child in children.items() if child.not_run is None}
     return tuple(
         EncoderFigures(
             name=variant.name,
             label=variant.label,
-            seconds=tuple(seconds[variant]),
+            seconds=tuple(wall for wall, _ in turns[variant]),
+            cpu_seconds=tuple(cpu for _, cpu in turns[variant]),
             peak_memory_bytes=peak,
             **children[variant].ready,
         )

@@ -11,13 +11,14 @@ from typing import Any
 from embedcache.encode.recipe import RECIPE_FIELDS, recipe_of
 from embedcache.encode.sizes import parse_bytes
 from embedcache.errors import ConfigError
+from embedcache.sam.vit import VARIANTS
 from embedcache.store.spec import STORE_DTYPES
 
 REENCODE = "reencode"
 CHANGED = ("stop", REENCODE)
 """What may be done about recorded tiles whose pixels changed."""
 
-ATTENTIONS = ("auto", "folded", "mask", "flex", "stock")
+ATTENTIONS = ("auto", *VARIANTS)
 """Ways to compute the same attention; ``auto`` takes the fastest here."""
 
 COMPILES = ("auto", "on", "off")
@@ -26,7 +27,7 @@ COMPILES = ("auto", "on", "off")
 READ_MEMORY = 2 << 30
 """Bytes of decoded source pixels that are kept until their last tile is read."""
 
-AWAITED = ("attention", "compile", "threads", "profile")
+AWAITED = ("compile", "profile")
 """Options that nothing obeys yet, so that they are refused rather than ignored."""
 
 
@@ -64,10 +65,12 @@ class EncodeOptions:
         Where stores live when ``store`` is not given: ``$EMBEDCACHE_DIR`` or ``./embeddings``.
     check_pixels : int or None
         How many recorded tiles are read again and compared before their embeddings are reused; None: all.
+    seed : int, optional
+        Of the choice of these tiles; by default another one each time.
     changed : str
         What to do about recorded tiles whose pixels changed: ``stop``, or ``reencode`` exactly these in place.
     attention : str
-        How the encoder computes attention: ``auto``, ``folded``, ``mask``, ``flex`` or ``stock``.
+        How the encoder computes attention: ``auto``, or a variant of :mod:`embedcache.sam.vit`.
     compile : str
         Whether the encoder is compiled: ``auto`` where the tiles to encode repay it, ``on`` or ``off``.
     threads : int, optional
@@ -108,6 +111,7 @@ class EncodeOptions:
     shard_tiles: int = 64
     cache_dir: str = field(default_factory=lambda: default_cache_dir())
     check_pixels: int | None = 16
+    seed: int | None = None
     changed: str = "stop"
     attention: str = "auto"
     compile: str = "auto"
@@ -138,6 +142,8 @@ class EncodeOptions:
             raise ConfigError(f"--shard-tiles {self.shard_tiles}: must lie between 1 and 4096.")
         if self.check_pixels is not None and self.check_pixels < 0:
             raise ConfigError(f"--check-pixels {self.check_pixels}: give a number of tiles from 0, or 'all'.")
+        if self.seed is not None and self.seed < 0:
+            raise ConfigError(f"--seed {self.seed}: must be at least 0.")
         self._require_sensible_machine()
 
     def _require_sensible_machine(self) -> None:
