@@ -18,6 +18,7 @@ from embedcache.errors import VolumeError
 from embedcache.files import digest_json, sha256_hex
 from embedcache.volume.axes import Axes, Fetch, axes_of
 from embedcache.volume.cache import BlockCache
+from embedcache.volume.crops import read_crop
 from embedcache.volume.pieces import Piece, PieceGrid
 from embedcache.volume.volume import DECODE_ERRORS, Volume, check_dtype, to_pixels, way_out
 
@@ -86,18 +87,9 @@ class ArrayVolume(Volume):
             direct: npt.NDArray[Any] = self._fetch(Piece(plane, plane + 1, y0, y1, x0, x1))[0]
             self.cache.count(0, direct.nbytes)
             return direct
-        grid = self.kept or self.pieces.thin_for((y0, y1), (x0, x1), self.cache.limit_bytes)
-        around = grid.around(plane, (y0, y1), (x0, x1))
-        requests = [part for row in around for part in grid.requests(row, self._request_bytes)]
-        blocks = self.cache.gather(requests, self._decode)
-        crop = np.empty((y1 - y0, x1 - x0, *((3,) if self.channels == 3 else ())), self.dtype)
-        for piece, block in blocks.items():
-            top, bottom = max(y0, piece.y0), min(y1, piece.y1)
-            left, right = max(x0, piece.x0), min(x1, piece.x1)
-            crop[top - y0 : bottom - y0, left - x0 : right - x0] = block[
-                plane - piece.z0, top - piece.y0 : bottom - piece.y0, left - piece.x0 : right - piece.x0
-            ]
-        return crop
+        return read_crop(
+            self, self.pieces, plane, (y0, y1), (x0, x1), self._decode, request_bytes=self._request_bytes
+        )
 
     def header(self) -> dict[str, Any]:
         """Kind, shape, dtype, channels, level, chunk grid and the digest of the metadata."""

@@ -1,4 +1,4 @@
-"""Turns pages of one TIFF file into heads and pixels: mapped when stored plainly, decoded page by page otherwise.
+"""Turns pages of one TIFF file into heads and pixels: mapped when stored plainly, decoded otherwise.
 
 tifffile reads what it has codecs for; LZW, JPEG and the like go through Pillow's libtiff when the
 ``imagecodecs`` package is not installed.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import struct
 import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,17 @@ from PIL import Image, ImageFile, TiffImagePlugin
 
 from embedcache.errors import VolumeError
 from embedcache.volume.image_file import Head, pillow_pixels
+from embedcache.volume.pieces import Piece
+from embedcache.volume.tiff_segments import Segments, bundle
 from embedcache.volume.volume import DECODE_ERRORS, check_dtype, to_pixels, way_out
 
 TIFF_ERRORS = (*DECODE_ERRORS, tifffile.TiffFileError)
 
 ALL_PAGES_CHECKED = 512
 """Up to so many pages are compared at opening; of more, the first, middle and last, and each when read."""
+
+PAGES_REMEMBERED = 512
+"""Pages of which the places of strips are remembered; blocks of 64 planes are read again and again."""
 
 
 class TiffFile:
@@ -46,7 +53,7 @@ class TiffFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
-        self._maps: dict[int, tuple[int, str, tuple[int, ...]]] = {}
+        self._places: dict[int, _Place] = {}
         self._series: tuple[int, str, tuple[int, ...]] | None = None
         try:
             with self._opened() as tif:
@@ -60,22 +67,36 @@ class TiffFile:
         except TIFF_ERRORS as error:
             raise _damaged(path, error) from error
 
-    def read(self, page: int, crop: tuple[slice, slice] | None = None) -> npt.NDArray[Any]:
-        """A whole page, or a crop of it where nothing must be decoded: ``(h, w)`` or ``(h, w, 3)``."""
+    def read(self, page: int) -> npt.NDArray[Any]:
+        """A whole page, ``(H, W)`` or ``(H, W, 3)``."""
+        (whole,) = self.read_boxes(page, [Piece(page, page + 1, 0, self.head.height, 0, self.head.width)])
+        return whole
+
+    def read_boxes(self, page: int, boxes: Sequence[Piece]) -> list[npt.NDArray[Any]]:
+        """Boxes of one page; strips and tiles that none of them touches are not decoded where that is possible."""
         try:
-            mapped = self._mapped(page)
-            if mapped is not None:
-                return _without_alpha(to_pixels(mapped if crop is None else mapped[crop]))
-            return self._decode(page) if crop is None else self._decode(page)[crop]
+            place = self._place(page)
+            if place.mapped is not None:
+                return [_without_alpha(to_pixels(self._map(place.mapped)[_slices(box)])) for box in boxes]
+            if place.segments is None:
+                decoded = self._decode(page)
+                return [decoded if len(boxes) == 1 and decoded.shape[:2] == box.shape[1:]
+                        else decoded[_slices(box)].copy() for box in boxes]  # fmt: skip
+            with self.path.open("rb") as stream:
+                return [place.finish(place.segments.read(stream, box)) for box in boxes]
         except TIFF_ERRORS as error:
             raise _damaged(self.path, error, page) from error
 
-    def is_plain(self, page: int) -> bool:
-        """Whether the pixels of a page lie in the file as they are, so that a crop costs only its own bytes."""
+    def piece_of(self, page: int) -> tuple[int, int] | None:
+        """Rows and columns in which a page is decoded; None where its pixels lie in the file as they are."""
         try:
-            return self._mapped(page) is not None
+            place = self._place(page)
         except TIFF_ERRORS as error:
             raise _damaged(self.path, error, page) from error
+        if place.mapped is not None:
+            return None
+        size = self.head.height, self.head.width
+        return size if place.segments is None else bundle(place.segments.side, size)
 
     def require(self, head: Head, first: Path) -> None:
         """Refuse the file when it is not one page like those of ``first``, as opening could not check all."""
@@ -145,24 +166,26 @@ class TiffFile:
             self._series = int(series.dataoffset), dtype.str, (planes, *page.shape)
             self.n_pages = planes
 
-    def _mapped(self, page: int) -> npt.NDArray[Any] | None:
-        """The page as a memory map when its pixels lie in the file as they are; else None."""
+    def _place(self, page: int) -> _Place:
+        """How the pixels of a page lie in the file; remembered for the last few hundred pages."""
         if self._series is not None:
             offset, dtype, shape = self._series
             bytes_before = page * int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
-            return np.memmap(self.path, dtype, "r", offset + bytes_before, shape[1:])
-        if page not in self._maps:
-            with self._lock, self._opened() as tif:
-                entry = page_of(tif, self._pages[page])
-                self._check_page(entry, page)
-                plain = entry.is_memmappable and entry.axes in ("YX", "YXS") and not _needs_conversion(entry)
-                place: tuple[int, str, tuple[int, ...]] = (0, "", ())
-                if plain:
-                    place = (int(entry.dataoffsets[0]), np.dtype(entry.dtype).newbyteorder(tif.byteorder).str,
-                             tuple(entry.shape))  # fmt: skip
-                self._maps[page] = place
-        offset, dtype, shape = self._maps[page]
-        return np.memmap(self.path, dtype, "r", offset, shape) if shape else None
+            return _Place((offset + bytes_before, dtype, shape[1:]))
+        with self._lock:
+            place = self._places.get(page)
+            if place is None:
+                with self._opened() as tif:
+                    entry = page_of(tif, self._pages[page])
+                    self._check_page(entry, page)
+                    place = self._places[page] = _place_of(entry, tif.byteorder)
+                if len(self._places) > PAGES_REMEMBERED:
+                    del self._places[next(iter(self._places))]
+        return place
+
+    def _map(self, mapped: tuple[int, str, tuple[int, ...]]) -> npt.NDArray[Any]:
+        offset, dtype, shape = mapped
+        return np.memmap(self.path, dtype, "r", offset, shape)
 
     def _decode(self, page: int) -> npt.NDArray[Any]:
         with self._opened() as tif:
@@ -175,9 +198,7 @@ class TiffFile:
                 return self._decode_by_pillow(page, error)
             if entry.axes == "SYX":
                 values = np.moveaxis(values, 0, -1)
-            if entry.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
-                values = ~values  # zero is white there: turned so that bright is large, for booleans too
-            return to_pixels(_without_alpha(values))
+            return _finished(values, _is_inverted(entry))
 
     def _decode_by_pillow(self, page: int, first_error: Exception | None = None) -> npt.NDArray[Any]:
         with self.path.open("rb") as stream:
@@ -190,6 +211,36 @@ class TiffFile:
         if values.dtype != self.head.dtype:
             raise first_error or ValueError(f"decoded as {values.dtype}, not {self.head.dtype}")
         return values
+
+
+@dataclass(frozen=True)
+class _Place:
+    """How the pixels of one page lie in the file: as they are (offset, dtype, shape), in segments, or neither."""
+
+    mapped: tuple[int, str, tuple[int, ...]] | None = None
+    segments: Segments | None = None
+    inverted: bool = False
+
+    def finish(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Decoded values as pixels."""
+        return _finished(values, self.inverted)
+
+
+def _place_of(entry: Any, byteorder: str) -> _Place:
+    if entry.is_memmappable and entry.axes in ("YX", "YXS") and not _needs_conversion(entry):
+        dtype = np.dtype(entry.dtype).newbyteorder(byteorder).str
+        return _Place((int(entry.dataoffsets[0]), dtype, tuple(entry.shape)))
+    segments = None if _is_palette(entry) else Segments.of(entry)
+    return _Place(segments=segments, inverted=_is_inverted(entry))
+
+
+def _finished(values: npt.NDArray[Any], inverted: bool) -> npt.NDArray[Any]:
+    # Zero is white in inverted pages: turned so that bright is large, for booleans too.
+    return to_pixels(_without_alpha(~values if inverted else values))
+
+
+def _slices(box: Piece) -> tuple[slice, slice]:
+    return slice(box.y0, box.y1), slice(box.x0, box.x1)
 
 
 class _StoredTiff(TiffImagePlugin.TiffImageFile):
@@ -261,7 +312,11 @@ def _is_palette(page: Any) -> bool:
 
 
 def _needs_conversion(page: Any) -> bool:
-    return _is_palette(page) or page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
+    return _is_palette(page) or _is_inverted(page)
+
+
+def _is_inverted(page: Any) -> bool:
+    return bool(page.photometric == tifffile.PHOTOMETRIC.MINISWHITE)
 
 
 def _without_alpha(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

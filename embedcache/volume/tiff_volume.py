@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from embedcache.files import digest_json
 from embedcache.volume.cache import BlockCache
+from embedcache.volume.crops import read_crop
 from embedcache.volume.image_file import Head
 from embedcache.volume.image_volume import ImageVolume
-from embedcache.volume.pieces import Piece
+from embedcache.volume.pieces import Piece, PieceGrid
 from embedcache.volume.tiff_file import TiffFile, head_of
 from embedcache.volume.volume import Volume
 
@@ -46,6 +47,9 @@ class TiffVolume(Volume):
         self.dtype, self.channels = np.dtype(first.head.dtype), first.head.channels
         self.n_planes = first.n_pages if len(files) == 1 else len(files)
         self.chunks = (1, first.head.height, first.head.width)
+        self._size = self.n_planes, first.head.height, first.head.width
+        piece = first.piece_of(0)
+        self.pieces = None if piece is None else self._grid(piece)
 
     def plane_size(self, plane: int) -> tuple[int, int]:
         """Height and width, the same for all planes."""
@@ -54,14 +58,14 @@ class TiffVolume(Volume):
     def read(self, plane: int, rows: slice, columns: slice) -> npt.NDArray[Any]:
         """Read a crop; see :meth:`Volume.read`."""
         y0, y1, x0, x1 = self._crop(plane, rows, columns)
-        single = len(self._paths) == 1
-        file, page = self._file(0 if single else plane), plane if single else 0
-        if file.is_plain(page):
-            direct = file.read(page, (slice(y0, y1), slice(x0, x1)))
+        file, page = self._page(plane)
+        if self.pieces is None and file.piece_of(page) is None:
+            (direct,) = file.read_boxes(page, [Piece(plane, plane + 1, y0, y1, x0, x1)])
             self.cache.count(0, direct.nbytes)
             return direct
-        whole = Piece(plane, plane + 1, 0, self._head.height, 0, self._head.width)
-        return self.cache.get(whole, lambda: file.read(page))[y0:y1, x0:x1].copy()
+        return read_crop(
+            self, self.pieces or self._grid(self._size[1:]), plane, (y0, y1), (x0, x1), self._decode
+        )
 
     def header(self) -> dict[str, Any]:
         """Kind, shape, dtype, channels, level, chunk grid and a digest of the files' names and lengths."""
@@ -79,6 +83,18 @@ class TiffVolume(Volume):
     def close(self) -> None:
         """Let go of the cached planes; files are open only while they are read."""
         self.cache.clear()
+
+    def _decode(self, pieces: list[Piece]) -> list[npt.NDArray[Any]]:
+        """Pieces of one plane."""
+        file, page = self._page(pieces[0].z0)
+        return [values[np.newaxis] for values in file.read_boxes(page, pieces)]
+
+    def _grid(self, piece: tuple[int, int]) -> PieceGrid:
+        return PieceGrid(self._size, (1, *piece), self.channels * self.dtype.itemsize)
+
+    def _page(self, plane: int) -> tuple[TiffFile, int]:
+        """The file that a plane lies in, and the page there."""
+        return (self._file(0), plane) if len(self._paths) == 1 else (self._file(plane), 0)
 
     def _file(self, number: int) -> TiffFile:
         with self._lock:
