@@ -12,7 +12,7 @@ from collections.abc import Callable
 from queue import Empty
 
 from embedcache.encode.commit_thread import CommitThread
-from embedcache.encode.computing import Computing, compute
+from embedcache.encode.computing import Computer, Result
 from embedcache.encode.feed import Batch, Feed
 from embedcache.encode.open_shard import OpenShard
 from embedcache.encode.stages import INPUT, Stages
@@ -72,12 +72,12 @@ class Overlapped:
         renumber: Callable[[], object],
     ) -> None:
         self._encoder, self._feed, self._commits, self._twins = encoder, feed, commits, twins
-        self._left, self._shard_tiles, self._store_dtype = members, shard_tiles, store_dtype
+        self._left, self._shard_tiles = members, shard_tiles
         self._stages, self._progress, self._stop = stages, progress, stop
         self._renumber = renumber
         self._open: dict[int, OpenShard] = {}
-        self._at_work: deque[tuple[Batch, Computing | None]] = deque()
-        self._ahead = 1 if encoder.device.type == "cuda" else 0
+        self._at_work: deque[tuple[Batch, Result | None]] = deque()
+        self._computer = Computer(encoder, store_dtype, stages)
         self._said = -1
 
     def run(self) -> int | None:
@@ -88,7 +88,7 @@ class Overlapped:
             if batch is None:
                 break
             self._at_work.append((batch, self._begin(batch)))
-            self._take_in(self._ahead)
+            self._take_in(self._computer.ahead - 1)
             self._commits.look()
             signal_number = self._stop()
         self._take_in(0)
@@ -122,10 +122,10 @@ class Overlapped:
                 f"The source has not given tile {number} for {waited:.0f} s; still waiting for it."
             )
 
-    def _begin(self, batch: Batch) -> Computing | None:
+    def _begin(self, batch: Batch) -> Result | None:
         while batch.to_encode:
             try:
-                return compute(self._encoder, batch.inputs(), self._store_dtype, self._stages)
+                return self._computer.begin(batch.inputs())
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -155,8 +155,8 @@ class Overlapped:
     def _take_in(self, at_work: int) -> None:
         """Take the results of all batches but the last ``at_work`` into their shards."""
         while len(self._at_work) > at_work:
-            batch, computing = self._at_work.popleft()
-            embeddings = iter(computing.result() if computing else ())
+            batch, result = self._at_work.popleft()
+            embeddings = iter(result() if result else ())
             if batch.slot is not None:
                 self._feed.give_back(batch.slot)
             for one in batch.decided:
