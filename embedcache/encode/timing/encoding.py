@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from embedcache.encode.computing import compute
+from embedcache.encode.computing import Computer
 from embedcache.encode.numerics import build_encoder, choose_numerics
 from embedcache.encode.prepare import EncodeJob
 from embedcache.encode.slots import make_slots
@@ -65,6 +65,7 @@ def time_encoding(
     encoder = build_encoder(job, numerics, progress.say)
     start = time.perf_counter() - begin
     stages = Stages()
+    computer = Computer(encoder, job.spec.store_dtype, stages)
     slot = make_slots(job.device, encoder.batch, stages)[0]
     batch = [sample[at % len(sample)] for at in range(encoder.batch)]
     fills: list[Cost] = []
@@ -78,7 +79,7 @@ def time_encoding(
         slot.fill(batch)
         fills.append(watch.read())
         watch = Stopwatch()
-        stored = compute(encoder, slot.rows(len(batch)), job.spec.store_dtype, stages).result()
+        stored = computer.begin(slot.rows(len(batch)))()
         cpu = watch.read().cpu if job.device.type == "cpu" else 0.0  # waiting for a GPU is no work
         calls.append(Cost(_encoding(stages) - before, cpu))
         progress.advance()
