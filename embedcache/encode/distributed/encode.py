@@ -69,11 +69,11 @@ def brief(job: EncodeJob, plan: EncodePlan, store: EmbeddingStore) -> Briefing:
             workers=1,
             scheduler=None,
             precision=job.spec.precision,
-            threads=options.threads or _threads(job, store),
         ),
         store=str(store.path),
         fingerprint=store.fingerprint,
         checkpoint=_checkpoint(job),
+        threads=options.threads or _threads(job, store),
         tiles=int(plan.missing.sum()),
         local=options.scheduler is None,
     )

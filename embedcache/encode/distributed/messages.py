@@ -22,13 +22,15 @@ class Briefing:
     topic : str
         Name of the run, under which its events are sent.
     options : EncodeOptions
-        The wishes, with absolute paths; ``threads`` and ``device`` as a worker is to take them.
+        The wishes, with absolute paths; for one process.
     store : str
         Path of the store.
     fingerprint : str
         Of the store.
     checkpoint : str
         Where the weights are: a file, ``random:SEED`` or a published name.
+    threads : int or None
+        CPU threads of each encoder; None: a worker's share of its machine's cores.
     tiles : int
         Missing tiles, of all workers together: what the numerics are decided by does not depend on their number.
     local : bool
@@ -40,6 +42,7 @@ class Briefing:
     store: str
     fingerprint: str
     checkpoint: str
+    threads: int | None
     tiles: int
     local: bool
 

@@ -130,17 +130,17 @@ class Post:
         """Open the job and build the encoder under these numerics, or under those it decides itself."""
         begin = time.perf_counter()
         job = self._opened()
-        options = self._briefing.options
+        briefing = self._briefing
         if job.device.type == "cpu":
-            torch.set_num_threads(options.threads or max(1, len(os.sched_getaffinity(0)) // neighbours))
+            torch.set_num_threads(briefing.threads or max(1, len(os.sched_getaffinity(0)) // neighbours))
         assert job.store is not None
         job.store.catch_up()
         writer = StagingWriter(job.store, 0, numerics, lambda staged: None)
         if self._encoder is None:
             run = EncodeRun(job, Stages(), _Told(lambda kind, what: None), lambda: None)
-            self._encoder = run.encoder(job.store, writer, self._briefing.tiles)
+            self._encoder = run.encoder(job.store, writer, briefing.tiles)
         else:
-            writer.decide_numerics(self._encoder.numerics, allow=options.allow_numerics)
+            writer.decide_numerics(self._encoder.numerics, allow=briefing.options.allow_numerics)
         return Ready(
             socket.gethostname(),
             device_name(job.device),

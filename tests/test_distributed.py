@@ -1,0 +1,194 @@
+"""Workers: several processes encode, one publishes, and the store's bytes are those of one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import worker_encoders
+from encode_samples import Listener, change, quick, scan, shard_digests
+
+from embedcache.errors import InputError, Interrupted, MismatchError
+from embedcache.store import EmbeddingStore
+
+DASK = [sys.executable, "-m", "dask"]
+TWO = ["--nworkers", "2", "--nthreads", "1", "--memory-limit", "0"]
+
+
+@pytest.fixture(scope="module")
+def scheduler(tmp_path_factory) -> Iterator[str]:
+    """Address of a scheduler with two workers, started as a person would."""
+    folder = tmp_path_factory.mktemp("dask")
+    file = folder / "scheduler.json"
+    paths = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": (folder / "log").open("w"), "env": paths}
+    common = ["--scheduler-file", str(file), "--no-dashboard"]
+    processes = [
+        subprocess.Popen([*DASK, "scheduler", *common, "--host", "127.0.0.1", "--port", "0"], **quiet),
+        subprocess.Popen(
+            [*DASK, "worker", *common, *TWO, "--preload", worker_encoders.__name__],
+            **quiet,
+        ),
+    ]
+    while not file.is_file():
+        assert processes[0].poll() is None
+        time.sleep(0.05)
+    try:
+        yield json.loads(file.read_text())["address"]
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+            process.wait(20)
+
+
+def worker_pids(scheduler: str) -> list[int]:
+    from distributed import Client
+
+    with Client(scheduler, set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=60)
+        return list(client.run(os.getpid).values())
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Path:
+    return scan(tmp_path / "scan.npy", planes=9, high=250)
+
+
+@pytest.mark.parametrize("store_dtype", ["float16", "int8"])
+def test_workers_give_the_bytes_of_one_process(scheduler, volume, tmp_path, store_dtype):
+    one = quick(volume, store=tmp_path / "one.zarr", store_dtype=store_dtype)
+    two = quick(volume, store=tmp_path / "two.zarr", store_dtype=store_dtype, scheduler=scheduler)
+    assert shard_digests(tmp_path / "two.zarr") == shard_digests(tmp_path / "one.zarr")
+    assert (two.encoded, two.encoder_calls, two.bytes_written) == (9, 9, one.bytes_written)
+    assert two.store.status().complete
+    assert two.store.state.numerics == one.store.state.numerics
+    assert two.seconds_by_stage["encode"] > 0
+
+
+def test_workers_complete_shards_that_were_begun_and_then_find_nothing_to_do(scheduler, volume, tmp_path):
+    quick(volume, store=tmp_path / "one.zarr")
+    quick(volume, store=tmp_path / "s.zarr", z_range="0:9:2")  # one of two tiles of each shard
+    rest = quick(volume, store=tmp_path / "s.zarr", scheduler=scheduler)
+    again = quick(volume, store=tmp_path / "s.zarr", scheduler=scheduler)
+    assert (rest.encoded, rest.reused, again.encoded) == (4, 5, 0)
+    assert shard_digests(tmp_path / "s.zarr") == shard_digests(tmp_path / "one.zarr")
+
+
+class KillsOne(Listener):
+    """Kills a process at the first sign of progress."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__()
+        self._pid = pid
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        if self._pid and steps > 0:
+            os.kill(self._pid, signal.SIGKILL)
+            self._pid = 0
+
+
+def test_a_worker_that_is_killed_costs_nothing_but_its_work(scheduler, volume, tmp_path):
+    quick(volume, store=tmp_path / "one.zarr", model="slow")
+    killer = KillsOne(worker_pids(scheduler)[0])
+    result = quick(volume, killer, store=tmp_path / "s.zarr", model="slow", scheduler=scheduler)
+    assert any("died" in line for line in killer.lines)
+    assert (result.encoded, result.failed, result.exit_code) == (9, {}, 0)
+    assert shard_digests(tmp_path / "s.zarr") == shard_digests(tmp_path / "one.zarr")
+    assert not list((tmp_path / "s.zarr").rglob("*.partial"))
+
+
+def test_tiles_that_kill_three_workers_are_given_up_and_named_and_the_others_are_there(
+    scheduler, volume, tmp_path
+):
+    pixels = np.load(volume)
+    pixels[5, 0, 0] = 255
+    np.save(volume, pixels)
+    told = Listener()
+    result = quick(volume, told, store=tmp_path / "s.zarr", model="deadly", scheduler=scheduler)
+    assert sorted(result.failed) == [4, 5]  # the shard of plane 5
+    assert "3 workers died" in result.failed[5]
+    assert any("Shard 2: given up" in line for line in told.lines)
+    assert (result.encoded, result.exit_code) == (7, 7)
+    mended = quick(volume, store=tmp_path / "s.zarr", z_range="4:5", model="deadly")
+    assert mended.encoded == 1
+
+
+def test_a_signal_ends_the_run_and_keeps_what_the_workers_had(scheduler, volume, tmp_path):
+    class Counts(Listener):
+        seen = 0
+
+        def advance(self, steps: int = 1, note: str = "") -> None:
+            self.seen += steps
+
+    counts = Counts()
+    wishes = {"model": "slow", "store": tmp_path / "s.zarr", "scheduler": scheduler, "shard_tiles": 9}
+    with pytest.raises(Interrupted) as caught:
+        quick(volume, counts, stop=lambda: 15 if counts.seen >= 2 else None, **wishes)
+    assert caught.value.exit_code == 143
+    committed = EmbeddingStore.open(tmp_path / "s.zarr").committed.sum()
+    assert 0 < committed < 9
+    assert quick(volume, **wishes).encoded == 9 - committed
+    quick(volume, store=tmp_path / "one.zarr", model="slow", shard_tiles=9)
+    assert shard_digests(tmp_path / "s.zarr") == shard_digests(tmp_path / "one.zarr")
+
+
+def test_changed_tiles_are_encoded_anew_by_workers(scheduler, volume, tmp_path):
+    quick(volume, store=tmp_path / "s.zarr")
+    change(volume, 3)
+    result = quick(volume, store=tmp_path / "s.zarr", scheduler=scheduler, changed="reencode")
+    assert (result.changed, result.encoded) == (1, 1)
+    quick(volume, store=tmp_path / "one.zarr")
+    assert shard_digests(tmp_path / "s.zarr") == shard_digests(tmp_path / "one.zarr")
+
+
+class Hides(Listener):
+    """Moves a file away when the work begins."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def start(self, what: str, total: int) -> None:
+        self._path.rename(self._path.with_suffix(".hidden"))
+
+
+def test_workers_that_do_not_see_the_volume_are_named(scheduler, volume, tmp_path):
+    with pytest.raises(InputError, match=r"Worker on \S+: .*scan\.npy"):
+        quick(volume, Hides(volume), store=tmp_path / "s.zarr", scheduler=scheduler)
+
+
+def test_workers_that_cannot_compute_under_the_numerics_of_the_store_are_refused(
+    scheduler, volume, tmp_path, monkeypatch
+):
+    from embedcache.encode import run as encode_run
+
+    build = encode_run.build_encoder
+
+    def on_another_device(*arguments):
+        encoder = build(*arguments)
+        encoder.numerics["device"] = "cuda:Another GPU"
+        return encoder
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encode_run, "build_encoder", on_another_device)
+        quick(volume, store=tmp_path / "s.zarr", z_range="0:2")
+    with pytest.raises(
+        MismatchError, match=r"(?s)Worker on .*device: recorded 'cuda:Another GPU', now 'cpu'"
+    ):
+        quick(volume, store=tmp_path / "s.zarr", scheduler=scheduler)
+
+
+def test_a_scheduler_that_does_not_answer_is_told_in_time(volume, tmp_path, monkeypatch):
+    from embedcache.encode.distributed import cluster
+
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
+    with pytest.raises(InputError, match=r"127\.0\.0\.1:9: no scheduler answers within 1 s"):
+        quick(volume, store=tmp_path / "s.zarr", scheduler="tcp://127.0.0.1:9")
