@@ -10,14 +10,13 @@ What is promised is a factor between 0.8 and 1.2.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from commands import figures
 
 from embedcache.bench.ceiling import write_noise
 
@@ -55,25 +54,6 @@ SETTINGS = (
 )
 
 
-def command(name: str, volume: Path, cache_dir: str, options: tuple[str, ...]) -> dict[str, object]:
-    words = [
-        sys.executable,
-        "-m",
-        "embedcache",
-        name,
-        "--volume",
-        str(volume),
-        "--cache-dir",
-        cache_dir,
-        "--json",
-    ]
-    done = subprocess.run([*words, *options], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join([*words, *options])}\n{done.stderr}")
-    found: dict[str, object] = json.loads(done.stdout)
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -92,9 +72,9 @@ def main() -> None:
                 if arguments.only not in setting.name:
                     continue
                 cache_dir = str(Path(folder) / f"stores-{number}-{len(ratios)}")
-                planned = command("plan", volume, cache_dir, setting.options)
-                real = command("encode", volume, cache_dir, setting.options)
-                ratio = float(str(planned["seconds_estimated"])) / float(str(real["seconds"]))
+                asked = ("--volume", volume, "--cache-dir", cache_dir, *setting.options)
+                planned, real = figures("plan", *asked), figures("encode", *asked)
+                ratio = planned["seconds_estimated"] / real["seconds"]
                 ratios.append(ratio)
                 print(
                     f"{setting.name:50} {planned['seconds_estimated']:10.1f} {real['seconds']:8.1f} {ratio:13.2f}",
