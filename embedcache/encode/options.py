@@ -173,7 +173,7 @@ class EncodeOptions:
             )
         default = {option.name: option.default for option in fields(self)}
         for name in AWAITED:
-            if getattr(self, name) != default[name]:
+            if getattr(self, name) not in (default[name], "off"):
                 raise ConfigError(f"--{name.replace('_', '-')} is not obeyed yet.")
 
     @property
