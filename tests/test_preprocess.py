@@ -14,6 +14,7 @@ from torch.nn import functional
 from embedcache.errors import VolumeError
 from embedcache.geometry import Tile
 from embedcache.volume import Preprocess, Volume, open_volume, resolve_preprocess
+from embedcache.volume.normalise import all_at_once, normalise
 
 SIZES = [(1024, 1024), (512, 512), (700, 1800), (300, 1024), (1500, 1100), (37, 53), (1, 5)]
 
@@ -275,3 +276,33 @@ def test_texts_that_are_no_window_are_refused(tmp_path: Path, text: str) -> None
 def test_floats_have_no_range_of_their_own(tmp_path: Path) -> None:
     with pytest.raises(VolumeError, match="no natural range"):
         resolve_preprocess(saved(tmp_path, noise(2, 9, 9, dtype="float32")), window="dtype")
+
+
+# --- the device's share ---------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    dtype=st.sampled_from(["uint8", "uint16", "int16", "uint32", "float16", "float32", "float64"]),
+    size=st.sampled_from([(1024, 1024), (1024, 700), (300, 1024), (512, 512), (90, 2048), (37, 53)]),
+    colours=st.sampled_from([1, 3]),
+    window=st.sampled_from([None, (3.0, 200.0), (-40.0, 12.5), (100.0, 60_000.0)]),
+)
+def test_what_the_device_finishes_has_the_bits_of_the_whole_way(dtype, size, colours, window) -> None:
+    pixels = noise(*size, dtype=dtype) if colours == 1 else noise(*size, 3, dtype=dtype)
+    recipe = Preprocess("repeat" if colours == 1 else "rgb", *([] if window is None else [window]))
+    scaled = recipe.to_scaled(pixels)
+    assert scaled.dtype in (np.uint8, np.uint16, np.float32)
+    assert len(scaled) == colours
+    if dtype == "uint8" and (window is None or max(size) == 1024):
+        assert scaled.dtype == np.uint8  # a byte a pixel is what crosses to the device
+    wanted = torch.from_numpy(recipe.to_input(pixels))
+    used_before = torch.full((1, 3, 1024, 1024), 7.0)
+    assert torch.equal(normalise(torch.from_numpy(scaled), recipe, used_before)[0], wanted)
+    both = torch.from_numpy(np.stack([scaled, scaled]))
+    at_once = torch.empty(2, 3, *scaled.shape[1:])
+    all_at_once(both, recipe, at_once)  # as a GPU does it
+    height, width = scaled.shape[1:]
+    assert torch.equal(at_once[1], wanted[:, :height, :width])
+    assert not wanted[:, height:].any()
+    assert not wanted[:, :, width:].any()

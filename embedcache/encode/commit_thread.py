@@ -88,15 +88,15 @@ class CommitThread:
         """
         if part.is_empty():
             return
-        self.finish()
+        with self._stages.waiting(WRITER):
+            self.finish()
         self._at_work += 1
         self._todo.put(part)
 
     def finish(self) -> None:
         """Wait until everything handed over is durable; raises what refused it."""
         if self._at_work:
-            with self._stages.waiting(WRITER):
-                self._take(self._done.get())
+            self._take(self._done.get())
 
     def look(self) -> None:
         """Take note of what has become durable, without waiting; raises what refused it."""
