@@ -42,8 +42,6 @@ class ArrayVolume(Volume):
         SHA-256 of the metadata that describes the array.
     level : int
         Pyramid level.
-    request_bytes : int
-        Neighbouring chunks are fetched together up to so many bytes; 0 where that is no faster.
     close : callable, optional
         Closes the file behind it.
     """
@@ -59,7 +57,6 @@ class ArrayVolume(Volume):
         metadata_digest: str,
         chunks: Sequence[int] | None = None,
         level: int = 0,
-        request_bytes: int = 0,
         close: Callable[[], None] | None = None,
     ) -> None:
         self.source, self.kind, self.level = source, kind, level
@@ -73,7 +70,6 @@ class ArrayVolume(Volume):
         )  # fmt: skip
         self.cache = BlockCache()
         self._get, self._axes, self._metadata_digest, self._close = get, axes, metadata_digest, close
-        self._request_bytes = request_bytes
         self.pieces = self.chunks and PieceGrid(axes.size, self.chunks, self.channels * self.dtype.itemsize)
 
     def plane_size(self, plane: int) -> tuple[int, int]:
@@ -87,9 +83,7 @@ class ArrayVolume(Volume):
             direct: npt.NDArray[Any] = self._fetch(Piece(plane, plane + 1, y0, y1, x0, x1))[0]
             self.cache.count(0, direct.nbytes)
             return direct
-        return read_crop(
-            self, self.pieces, plane, (y0, y1), (x0, x1), self._decode, request_bytes=self._request_bytes
-        )
+        return read_crop(self, self.pieces, plane, (y0, y1), (x0, x1), self._decode)
 
     def header(self) -> dict[str, Any]:
         """Kind, shape, dtype, channels, level, chunk grid and the digest of the metadata."""
@@ -109,17 +103,8 @@ class ArrayVolume(Volume):
         if self._close is not None:
             self._close()
 
-    def _decode(self, row: list[Piece]) -> list[npt.NDArray[Any]]:
-        """Neighbours along x, fetched together and cut apart."""
-        first, last = row[0], row[-1]
-        if len(row) == 1 or last.x1 - first.x0 != sum(piece.x1 - piece.x0 for piece in row):
-            return [self._fetch(piece) for piece in row]
-        try:
-            box = self._fetch(first._replace(x1=last.x1))
-        except VolumeError:
-            return [self._fetch(piece) for piece in row]  # names the damaged one
-        # Copies, so that each chunk's memory can go by itself.
-        return [box[:, :, piece.x0 - first.x0 : piece.x1 - first.x0].copy() for piece in row]
+    def _decode(self, pieces: list[Piece]) -> list[npt.NDArray[Any]]:
+        return [self._fetch(piece) for piece in pieces]
 
     def _fetch(self, piece: Piece) -> npt.NDArray[Any]:
         box = (slice(piece.z0, piece.z1), slice(piece.y0, piece.y1), slice(piece.x0, piece.x1))

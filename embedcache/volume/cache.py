@@ -101,7 +101,7 @@ class BlockCache:
     def gather(
         self, requests: Sequence[Sequence[Piece]], decode: Callable[[list[Piece]], Sequence[Block]]
     ) -> dict[Piece, Block]:
-        """Blocks of several pieces; what is not held is decoded, request by request, by the thread that comes first.
+        """Blocks of several pieces; what is not held is decoded, request by request, by the first thread.
 
         Parameters
         ----------
@@ -141,20 +141,20 @@ class BlockCache:
     def _take(self, requests: Sequence[Sequence[Piece]], found: dict[Piece, Block]) -> list[Piece] | None:
         """Collect what is held, claim what to decode next: nothing when all is found, None to wait."""
         waiting = False
-        claimed: list[Piece] = []
         for request in requests:
-            for key in request:
-                if key not in found:
-                    block = self._use(key)
-                    if block is not None:
-                        found[key] = block
-            lacking = [key for key in request if key not in found]
-            free = [key for key in lacking if key not in self._busy]
-            waiting = waiting or len(free) < len(lacking)
-            if free and not claimed:
-                claimed = free
-        self._busy.update(claimed)
-        return claimed if claimed or not waiting else None
+            lacking = [piece for piece in request if piece not in found and not self._found(piece, found)]
+            free = [piece for piece in lacking if piece not in self._busy] if lacking else lacking
+            if free:
+                self._busy.update(free)
+                return free
+            waiting = waiting or bool(lacking)
+        return None if waiting else []
+
+    def _found(self, piece: Piece, found: dict[Piece, Block]) -> bool:
+        block = self._use(piece)
+        if block is not None:
+            found[piece] = block
+        return block is not None
 
     def _use(self, key: Piece) -> Block | None:
         held = self._planned.get(key)

@@ -15,10 +15,6 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 
-REQUEST_BYTES = 32 << 20
-"""Neighbouring chunks are asked for together up to so many decoded bytes, so that a library decodes them side by
-side; larger requests would hold too much beside what is kept."""
-
 
 class Piece(NamedTuple):
     """A box of pixels that is decoded and kept as one; ends excluded."""
@@ -134,13 +130,8 @@ class PieceGrid:
             start = stop
         return found
 
-    def around(self, plane: int, rows: tuple[int, int], columns: tuple[int, int]) -> list[list[Piece]]:
-        """The parts around a crop of one plane, those of one row of the grid together."""
+    def around(self, plane: int, rows: tuple[int, int], columns: tuple[int, int]) -> list[Piece]:
+        """The parts around a crop of one plane, row by row."""
         ((z0, z1),) = self.spans(0, plane, plane + 1)
         across = self.spans(2, *columns)
-        return [[Piece(z0, z1, y0, y1, x0, x1) for x0, x1 in across] for y0, y1 in self.spans(1, *rows)]
-
-    def requests(self, row: Sequence[Piece], request_bytes: int = REQUEST_BYTES) -> list[list[Piece]]:
-        """A row of neighbours cut into requests of at most so many bytes, each of one piece at least."""
-        at_once = max(1, request_bytes // self.piece_bytes)
-        return [list(row[first : first + at_once]) for first in range(0, len(row), at_once)]
+        return [Piece(z0, z1, y0, y1, x0, x1) for y0, y1 in self.spans(1, *rows) for x0, x1 in across]

@@ -17,7 +17,6 @@ from embedcache.errors import VolumeError
 from embedcache.files import sha256_hex
 from embedcache.volume.array_volume import ArrayVolume
 from embedcache.volume.axes import axes_of
-from embedcache.volume.pieces import REQUEST_BYTES
 from embedcache.volume.volume import DECODE_ERRORS, way_out
 
 ARRAY_FILES = (".zarray", "zarr.json")
@@ -135,7 +134,6 @@ def _open_array(
         chunks=array.chunks,
         metadata_digest=sha256_hex(metadata),
         level=level,
-        request_bytes=REQUEST_BYTES,
     )
 
 
