@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -101,6 +102,44 @@ def test_a_change_that_only_a_look_at_all_tiles_finds_is_encoded_too(tmp_path):
     result = quick(volume, store=tmp_path / "s.zarr", changed="reencode")
     assert (result.changed, result.encoded) == (1, 1)
     assert quick(volume, store=tmp_path / "s.zarr", check_pixels=None).checked_pixels == 80
+
+
+def test_the_sample_is_another_one_each_time_and_a_seed_repeats_it(tmp_path):
+    volume = scan(tmp_path / "deep.npy", planes=80)
+    quick(volume, store=tmp_path / "s.zarr", shard_tiles=16)
+    change(volume, 2)  # which the identity does not look at
+
+    def found(**wishes) -> bool:
+        try:
+            result = quick(volume, store=tmp_path / "s.zarr", check_pixels=40, **wishes)
+        except MismatchError:
+            return True
+        assert (result.checked_pixels, result.recorded_pixels) == (40, 80)
+        assert result.check_seed == wishes.get("seed", result.check_seed)
+        return False
+
+    by_seed = [found(seed=seed) for seed in range(8)]
+    assert by_seed == [found(seed=seed) for seed in range(8)]
+    assert set(by_seed) == {True, False}
+    assert any(found() for _ in range(60))  # misses all with probability 2 ** -60
+
+
+def test_a_refusal_of_a_sample_says_how_to_draw_it_again(tmp_path):
+    volume = scan(tmp_path / "deep.npy", planes=80)
+    quick(volume, store=tmp_path / "s.zarr", shard_tiles=16)
+    change(volume, 2)
+
+    def refusal() -> str:
+        try:
+            quick(volume, store=tmp_path / "s.zarr", check_pixels=79)
+        except MismatchError as error:
+            return error.message
+        return ""
+
+    message = next(filter(None, (refusal() for _ in range(80))))  # each look misses one tile of 80
+    seed = int(re.search(r"--seed (\d+)", message)[1])
+    with pytest.raises(MismatchError, match="1 of 79"):
+        quick(volume, store=tmp_path / "s.zarr", check_pixels=79, seed=seed)
 
 
 def test_changed_tiles_outside_the_selection_are_encoded_as_well(volume, tmp_path):

@@ -43,7 +43,16 @@ def test_a_disk_that_is_too_small_is_refused_with_a_way_out():
     with pytest.raises(StorageError) as refusal:
         plan.require_space(plan.bytes_to_be_free - plan.bytes_needed * 2 // 3, "/somewhere")
     assert refusal.value.exit_code == 6
-    for word in ("2.0 GiB", "/somewhere", "Nothing was written", "--level", "--z-range", "--mask"):
+    reserve = f"{readable_bytes(plan.bytes_to_be_free - plan.bytes_needed)} in reserve"
+    for word in (
+        "2.0 GiB",
+        reserve,
+        "/somewhere",
+        "Nothing was written",
+        "--level",
+        "--z-range",
+        "--mask",
+    ):
         assert word in str(refusal.value)
 
 

@@ -14,13 +14,14 @@ from encode_samples import QUICK, Listener, all_bytes, change, quick, scan
 from PIL import Image
 
 from embedcache.cli.app import run as command
+from embedcache.encode import run_encode
 from embedcache.encode.identity.refusals import command_line
 from embedcache.encode.identity.words import Request, asked_words, same_source
 from embedcache.encode.options import options_from
 from embedcache.encode.survey import survey
 from embedcache.errors import ConfigError, CorruptionError, MismatchError
 from embedcache.progress import Silent
-from embedcache.sam import random_weights
+from embedcache.sam import random_weights, weights
 from embedcache.volume import volume_identity
 
 
@@ -45,6 +46,31 @@ def test_a_renamed_store_is_found_and_reused(volume, cache):
     assert again.store.path == cache / "renamed.zarr"
     assert (again.encoded, again.reused) == (0, 6)
     assert stores(cache) == ["renamed.zarr"]
+
+
+def test_a_named_store_of_another_recipe_is_refused_before_weights_are_looked_for(
+    volume, tmp_path, monkeypatch
+):
+    """Without --model it is vit_b that is asked for, whose weights may have to be downloaded."""
+    quick(volume, store=tmp_path / "s.zarr")
+
+    def download(*_: object, **__: object) -> Path:
+        raise AssertionError("weights were looked for")
+
+    monkeypatch.setattr(weights, "find_or_download", download)
+    with pytest.raises(MismatchError, match="model_type"):
+        run_encode(
+            options_from(volume, {"store": tmp_path / "s.zarr", "tile": 64, "device": "cpu"}), Silent()
+        )
+
+
+def test_that_a_store_keeps_its_tiles_a_shard_is_said(volume, tmp_path):
+    quick(volume, store=tmp_path / "s.zarr", z_range="0:2")
+    for shard_tiles, said in ((2, False), (64, False), (3, True)):
+        listener = Listener()
+        result = quick(volume, listener, store=tmp_path / "s.zarr", shard_tiles=shard_tiles)
+        assert result.store.shard_tiles == 2
+        assert any("--shard-tiles 3 is for a new store" in line for line in listener.lines) is said
 
 
 def test_a_moved_volume_finds_its_store(volume, cache, tmp_path):
@@ -171,9 +197,9 @@ def test_weights_that_changed_by_one_ulp_under_the_same_name_stop(volume, cache,
 
 
 def test_a_machine_of_another_precision_does_not_begin_anew_in_silence(volume, cache, monkeypatch):
-    monkeypatch.setattr("embedcache.sam.encoder._has_bf16", lambda device: False)
+    monkeypatch.setattr("embedcache.sam.device._has_bf16", lambda device: False)
     quick(volume, cache_dir=cache, precision="auto")
-    monkeypatch.setattr("embedcache.sam.encoder._has_bf16", lambda device: True)
+    monkeypatch.setattr("embedcache.sam.device._has_bf16", lambda device: True)
     with pytest.raises(MismatchError) as refusal:
         quick(volume, cache_dir=cache, precision="auto")
     assert refusal.value.differences == {"precision": ("fp32", "bf16")}

@@ -43,6 +43,7 @@ from embedcache.progress import Terminal
     metavar="N|all",
     help="Recorded tiles read again and compared before their embeddings are reused.",
 )
+@click.option("--seed", type=int, help="Of the choice of these tiles.  [default: another one each time]")
 @click.option(
     "--changed",
     type=click.Choice(CHANGED),
@@ -106,8 +107,11 @@ def _print_encode(result: EncodeResult) -> None:
     print_pairs("encode", rows)
     if result.checked_pixels:
         outcome = f"{result.changed} had changed" if result.changed else "unchanged"
+        drawn = "" if result.check_seed is None else f" (--seed {result.check_seed})"
         click.echo(
-            f"The pixels of {result.checked_pixels} recorded tiles were read again: {outcome}.", err=True
+            f"The pixels of {result.checked_pixels} of {result.recorded_pixels} recorded tiles were read again"
+            f"{drawn}: {outcome}.",
+            err=True,
         )
     if not result.encoded and not result.failed:
         click.echo(

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from embedcache.encode.identity.changed import take_over_changes
-from embedcache.encode.identity.check_pixels import check_pixels
+from embedcache.encode.identity.check_pixels import PixelCheck, check_pixels
 from embedcache.encode.options import REENCODE, EncodeOptions, options_from
 from embedcache.encode.overlapped import Stop
 from embedcache.encode.parts import Part, part_of
@@ -91,7 +91,7 @@ def _encode(
 ) -> tuple[EmbeddingStore, EncodePlan]:
     """Encode what is missing of the selection, or of the part's share of it."""
     plan = whole if part is None else whole.within(part.shards(whole.selected, whole.shard_tiles))
-    run.compared = check_pixels(job, plan, progress)
+    run.checked = check_pixels(job, plan, progress)
     if job.store is not None and _nothing_new(job.store, job, whole, plan):
         job.store.make_durable()  # its last writer may have been killed before the last fsync
         return job.store, plan
@@ -118,7 +118,7 @@ def _reencode(
     with store.writer() as writer:
         job.seen.require(store, all_images=True)
         found = take_over_changes(job, store, writer, progress, run.stop_if_asked)
-        run.compared, run.changed = found.compared, len(found.changed)
+        run.checked, run.changed = PixelCheck(found.compared, found.compared), len(found.changed)
         _add_images(job, writer)  # now the records of those that changed are the store's too
         writer.add_selection(job.selection.to_dict(), whole.selected)
         # What an earlier, killed command marked as changed is missing like anything else that is wanted.

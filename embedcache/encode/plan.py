@@ -92,8 +92,10 @@ class EncodePlan:
         """
         if self.bytes_to_be_free <= bytes_free:
             return
+        count, reserve = int(self.missing.sum()), readable_bytes(self.bytes_to_be_free - self.bytes_needed)
         raise StorageError(
-            f"{where}: {int(self.missing.sum()):,} embeddings need {readable_bytes(self.bytes_needed)}, "
+            f"{where}: {count:,} embeddings need {readable_bytes(self.bytes_needed)}, and {reserve} in reserve (a "
+            "shard is replaced while its older half stands), "
             f"but only {readable_bytes(bytes_free)} are free. {so_far}",
             hint=self._what_fits(bytes_free),
         )

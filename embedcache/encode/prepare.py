@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from embedcache.encode.identity.place import image_table, locate
+from embedcache.encode.identity.place import image_table, locate, require_but_for_weights
 from embedcache.encode.identity.unchanged import Seen
 from embedcache.encode.identity.words import Request, asked_words
 from embedcache.encode.options import EncodeOptions
@@ -24,8 +24,9 @@ from embedcache.encode.plan import EncodePlan, plan_encode
 from embedcache.encode.survey import selected_tiles, survey, tile_table
 from embedcache.progress import Progress
 from embedcache.sam.encoder import Precision, resolve_device, resolve_precision
-from embedcache.sam.weights import Weights, resolve_weights
+from embedcache.sam.weights import Weights, model_type_of, resolve_weights
 from embedcache.store import EmbeddingStore, EncodeSpec
+from embedcache.store.creation import SHARD_TILES
 from embedcache.volume import (
     ImageRecord,
     ImageVolume,
@@ -152,17 +153,20 @@ def prepare(options: EncodeOptions, progress: Progress) -> EncodeJob:
     seen = survey(options, progress)
     volume, preprocess, grid, table = seen.volume, seen.preprocess, seen.grid, seen.table
     device = resolve_device(options.device)
-    weights = resolve_weights(options.model, options.checkpoint, progress=progress)
     spec = EncodeSpec(
-        model_type=weights.model_type,
-        encoder_digest=weights.encoder_digest,
+        model_type=model_type_of(options.model),
+        encoder_digest="",
         precision=resolve_precision(options.precision, device),
         preprocess=preprocess,
         volume=volume_identity(volume, grid, preprocess),
         grid=grid,
         store_dtype=options.store_dtype,
     )
-    request = Request(spec, asked_words(options, volume, preprocess), volume, weights.source)
+    words = asked_words(options, volume, preprocess)
+    require_but_for_weights(options, Request(spec, words, volume, ""), table)
+    weights = resolve_weights(options.model, options.checkpoint, progress=progress)
+    spec = replace(spec, encoder_digest=weights.encoder_digest)
+    request = Request(spec, words, volume, weights.source)
     place = locate(options, request, table, progress)
     store, spec = place.store, place.spec
     images: tuple[ImageRecord, ...] = ()
@@ -172,7 +176,7 @@ def prepare(options: EncodeOptions, progress: Progress) -> EncodeJob:
         images = image_table(volume, store, options)
         table = tile_table(volume, preprocess, grid, [(image.height, image.width) for image in images])
     if store is not None:
-        options = replace(options, shard_tiles=store.shard_tiles)
+        options = _with_shards_of(store, options, progress)
     return EncodeJob(
         options,
         volume,
@@ -187,6 +191,16 @@ def prepare(options: EncodeOptions, progress: Progress) -> EncodeJob:
         request.words,
         Seen(spec.fingerprint) if store is None else Seen.of(store),
     )
+
+
+def _with_shards_of(store: EmbeddingStore, options: EncodeOptions, progress: Progress) -> EncodeOptions:
+    """The options with the tiles of a shard that the store has; that others were asked for is said."""
+    if options.shard_tiles not in (SHARD_TILES, store.shard_tiles):
+        progress.say(
+            f"{store.path} has {store.shard_tiles} tiles a shard, which stays so; --shard-tiles "
+            f"{options.shard_tiles} is for a new store."
+        )
+    return replace(options, shard_tiles=store.shard_tiles)
 
 
 def device_name(device: torch.device) -> str:

@@ -30,6 +30,10 @@ class EncodeResult:
         Images that went through the encoder in this run.
     checked_pixels : int
         Recorded tiles whose source pixels were read again and found unchanged.
+    recorded_pixels : int
+        Recorded tiles of the selection: those that could have been.
+    check_seed : int or None
+        With which they were drawn; None where all were read.
     seconds : float
         Wall time of the whole run.
     seconds_by_stage : dict of str to float
@@ -60,6 +64,8 @@ class EncodeResult:
     failed: dict[int, str]
     encoder_calls: int
     checked_pixels: int
+    recorded_pixels: int
+    check_seed: int | None
     seconds: float
     seconds_by_stage: dict[str, float]
     waits: dict[str, float]
@@ -99,6 +105,8 @@ class EncodeResult:
             "failed": {str(number): reason for number, reason in self.failed.items()},
             "encoder_calls": self.encoder_calls,
             "pixels_checked": self.checked_pixels,
+            "pixels_recorded": self.recorded_pixels,
+            "check_seed": self.check_seed,
             "seconds": self.seconds,
             "seconds_by_stage": self.seconds_by_stage,
             "waits": self.waits,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from embedcache.encode.commit_thread import Commits, Committed
+from embedcache.encode.identity.check_pixels import PixelCheck
 from embedcache.encode.numerics import build_encoder, choose_numerics, proven
 from embedcache.encode.overlapped import Stop
 from embedcache.encode.parts import Part
@@ -33,8 +34,10 @@ class EncodeRun:
 
     Attributes
     ----------
-    compared, changed : int
-        Recorded tiles whose pixels were read again, and those of them that had changed.
+    checked : PixelCheck
+        Recorded tiles whose pixels were read again.
+    changed : int
+        Those of them that had changed.
     encoded, identical, bytes_written, encoder_calls : int
         Tiles committed, those of them that were copied, bytes of their shards, images through the encoder.
     failed : dict of int to str
@@ -56,7 +59,7 @@ class EncodeRun:
         *,
         encoder: Encoder | None = None,
     ) -> None:
-        self.compared = self.changed = 0
+        self.checked, self.changed = PixelCheck(), 0
         self.encoded = self.identical = self.bytes_written = self.encoder_calls = 0
         self.source_chunks_read = self.source_bytes_read = 0
         self.failed: dict[int, str] = {}
@@ -181,7 +184,9 @@ class EncodeRun:
             skipped=int((skipped & plan.selected).sum()),
             failed=self.failed,
             encoder_calls=self.encoder_calls,
-            checked_pixels=self.compared,
+            checked_pixels=self.checked.compared,
+            recorded_pixels=self.checked.recorded,
+            check_seed=self.checked.seed,
             seconds=seconds,
             seconds_by_stage={stage: round(value, 4) for stage, value in self.stages.seconds.items()},
             waits={what: round(value, 4) for what, value in self.stages.waits.items()},

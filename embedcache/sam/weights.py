@@ -120,7 +120,7 @@ def resolve_weights(
         When they cannot be found, are not what their digest says, or are of another model than asked.
     """
     progress = progress or Silent()
-    model_type = _model_type(model)
+    model_type = model_type_of(model)
     if checkpoint == "auto" and model == "vit_tiny":
         checkpoint = f"{_RANDOM}0"
     if checkpoint.startswith(_RANDOM):
@@ -146,7 +146,14 @@ def resolve_weights(
     return Weights(model_type, source, state, untrained=False)
 
 
-def _model_type(model: str) -> str:
+def model_type_of(model: str) -> str:
+    """The architecture that ``--model`` names.
+
+    Raises
+    ------
+    WeightsError
+        When there is no model of that name.
+    """
     if model in MODELS:
         return MODELS[model].model_type
     if model in model_types():

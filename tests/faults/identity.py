@@ -171,7 +171,9 @@ def _voxel_trial(check: str) -> Callable[[Stage, Any, Random], Outcome]:
         np.save(volume, pixels)
         times = source.stat()
         os.utime(volume, ns=(times.st_atime_ns, times.st_mtime_ns))
-        child = stage.run(*_long_words(stage, volume, "--check-pixels", check))
+        child = stage.run(
+            *_long_words(stage, volume, "--check-pixels", check, "--seed", str(rng.randrange(2**32)))
+        )
         assert every_byte(stage.data["store"]) == stage.data["before"], "the store was changed"
         if child.code == 3:
             named(child.said, f"z={place[0]}\\b|planes? {place[0]}\\b|pixels")
@@ -181,7 +183,7 @@ def _voxel_trial(check: str) -> Callable[[Stage, Any, Random], Outcome]:
             raise SilentError(
                 f"voxel {place} changed and was not found although all pixels were to be checked"
             )
-        named(child.said, f"{SAMPLED} recorded tiles|{SAMPLED} ")  # a sample says that it was one
+        named(child.said, f"{SAMPLED} of {RECORDED} recorded tiles")  # a sample says that it was one
         return survived(n_not_in_the_sample=1)
 
     return trial

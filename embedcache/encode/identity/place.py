@@ -76,6 +76,29 @@ def locate(
     return Place(path, store, expected)
 
 
+def require_but_for_weights(options: EncodeOptions, request: Request, table: npt.NDArray[np.int64]) -> None:
+    """Refuse a store that was named and differs in more than the weights, which may be gigabytes to be downloaded.
+
+    Parameters
+    ----------
+    options : EncodeOptions
+        What was asked for.
+    request : Request
+        Whose spec does not say yet which weights it means.
+    table : (N, 5) int64
+        The volume's tiles.
+
+    Raises
+    ------
+    MismatchError
+        As of :func:`locate`.
+    """
+    store = None if options.store is None else _store_at(Path(options.store).absolute())
+    if store is not None:
+        spec = replace(request.spec, encoder_digest=store.spec.encoder_digest)
+        locate(options, replace(request, spec=spec), table, Silent())
+
+
 def default_path(options: EncodeOptions, request: Request) -> Path:
     """The path of a store that is not named: a folder of ``cache_dir``, named for what it holds."""
     spec, source = request.spec, request.volume.source
