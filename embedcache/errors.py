@@ -23,6 +23,8 @@ Every message says what is wrong and where; ``hint`` says what to do about it.
 
 from __future__ import annotations
 
+import shlex
+
 EXIT_DONE = 0
 EXIT_BUG = 1
 EXIT_INPUT = 2
@@ -33,6 +35,11 @@ EXIT_STORAGE = 6
 EXIT_FAILED_TILES = 7
 EXIT_SIGINT = 130
 EXIT_SIGTERM = 143
+
+
+def command(*words: object) -> str:
+    """A command of ours as a hint gives it: quoted where that is needed, so that it runs as printed."""
+    return shlex.join(["embedcache", *map(str, words)])
 
 
 class EmbedcacheError(Exception):

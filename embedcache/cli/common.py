@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import click
 
+from embedcache.errors import command
 from embedcache.progress import JsonLines, Progress, Terminal
 from embedcache.store import EmbeddingStore
 from embedcache.store.certificate import Certificate
@@ -43,7 +44,7 @@ def say_certificates(stores: Sequence[str]) -> None:
         store = EmbeddingStore.open(path)
         measured = store.certificate
         if measured is None:
-            words = f"none yet; `embedcache verify {path} --reencode 16` makes one"
+            words = f"none yet; `{command('verify', path, '--reencode', 16)}` makes one"
         else:
             words = Certificate.from_dict(measured).sentence
         click.echo(f"fidelity of {store.path.name}: {words}.", err=True)

@@ -20,6 +20,7 @@ from embedcache.errors import (
     EmbedcacheError,
     InputError,
     StorageError,
+    command,
 )
 from embedcache.progress import Terminal
 from embedcache.store import EmbeddingStore, layout
@@ -195,7 +196,7 @@ def _print_verify(found: Verification, figures: dict[str, Any]) -> None:
         click.echo(f"unclaimed: {line}", err=True)
     _say_not_encoded(found)
     if found.problems:
-        click.echo(f"Mend it: embedcache repair {found.store}", err=True)
+        click.echo(f"Mend it: {command('repair', found.store)}", err=True)
     if found.litter:
         click.echo("Litter does no harm; the next writer clears it away.", err=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.errors import ConfigError, LabelError, MissingTilesError
+from embedcache.errors import ConfigError, LabelError, MissingTilesError, command
 from embedcache.store import EmbeddingStore
 from embedcache.train.checkpoint import Checkpoint
 from embedcache.train.labels import Labels
@@ -63,7 +63,11 @@ def choose_tiles(
     if len(encoded) == 0:
         raise MissingTilesError(
             f"Not one of the {len(numbers)} labelled tiles of the {part} part is encoded in {store.path}.",
-            hint=f"embedcache encode --volume {store.provenance.get('source', 'VOLUME')} --like {store.path}",
+            hint="Encode them: "
+            + command(
+                *("encode", "--volume", store.provenance.get("source") or "VOLUME"),
+                *("--like", store.path, "--store", store.path),
+            ),
         )
     return part, rule, np.asarray(encoded, dtype=np.int64)
 

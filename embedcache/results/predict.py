@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from embedcache.encode import run_encode
 from embedcache.encode.options import options_from
-from embedcache.errors import ConfigError, InputError, MissingTilesError
+from embedcache.errors import ConfigError, InputError, MissingTilesError, command
 from embedcache.progress import Progress, Silent
 from embedcache.results.masks_out import Values, write_masks
 from embedcache.results.output_place import check_one_plane, check_place
@@ -256,7 +256,11 @@ def predict(
     if len(numbers) == 0:
         raise MissingTilesError(
             f"Not one of the {int(selected.sum())} tiles asked for is encoded in {store.path}.",
-            hint=f"embedcache encode --volume {store.provenance.get('source', 'VOLUME')} --like {store.path}",
+            hint="Encode them: "
+            + command(
+                *("encode", "--volume", store.provenance.get("source") or "VOLUME"),
+                *("--like", store.path, "--store", store.path),
+            ),
         )
     missing = int((selected & store.wanted & ~store.committed & ~store.skipped).sum())
     if missing:

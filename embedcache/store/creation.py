@@ -12,7 +12,7 @@ import numpy.typing as npt
 import safetensors.torch
 from torch import Tensor
 
-from embedcache.errors import CorruptionError, InputError, LockedError, MismatchError
+from embedcache.errors import CorruptionError, InputError, LockedError, MismatchError, command
 from embedcache.files import (
     MUTEX,
     canonical_json,
@@ -104,7 +104,9 @@ def refuse_foreign(root: Path) -> None:
             hint="Choose a --store that does not exist yet.",
         )
     if (root / layout.EMBEDDINGS / "c").exists():
-        raise CorruptionError(f"{root} holds embeddings, but its {layout.GROUP_FILE} is missing.")
+        raise CorruptionError(
+            f"{root} holds embeddings, but its {layout.GROUP_FILE} is missing.", hint=_repair(root)
+        )
 
 
 def no_store(root: Path) -> InputError:
@@ -172,7 +174,7 @@ def agreed_attributes(root: Path, found: Mapping[str, Any], state: StoreState) -
 
 
 def _repair(root: Path) -> str:
-    return f"embedcache repair {root} writes it anew from the journal; or encode again into another --store."
+    return f"`{command('repair', root)}` writes it anew from the journal."
 
 
 def check_attributes(root: Path, attributes: Mapping[str, Any]) -> None:
@@ -201,4 +203,6 @@ def check_attributes(root: Path, attributes: Mapping[str, Any]) -> None:
         raise InputError(f"{root}: its attributes lack 'decoder_sha256'.")
     spec = EncodeSpec.from_dict(attributes["spec"])
     if attributes.get("fingerprint") != spec.fingerprint:
-        raise CorruptionError(f"{root}: its spec is not the one that its fingerprint was taken of.")
+        raise CorruptionError(
+            f"{root}: its spec is not the one that its fingerprint was taken of.", hint=_repair(root)
+        )

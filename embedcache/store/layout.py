@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.errors import CorruptionError, InputError
+from embedcache.errors import CorruptionError, InputError, command
 from embedcache.files import crc32c, read_error, read_inside, require_no_links, write_file
 from embedcache.geometry import EMBEDDING_SHAPE
 
@@ -275,13 +275,21 @@ def read_tiles(root: Path, n_tiles: int) -> npt.NDArray[np.int64]:
         try:
             data = read_inside(root, path, _CHUNK_BYTES)
         except FileNotFoundError as error:
-            raise CorruptionError(f"{path}: a part of the store's tile table is missing.") from error
+            raise CorruptionError(
+                f"{path}: a part of the store's tile table is missing.", hint=_rebuilds_table(root)
+            ) from error
         except OSError as error:
             raise read_error(error, path) from error
         rows, stored = data[:-4], data[-4:]
         if len(data) != _CHUNK_BYTES or crc32c(rows).to_bytes(4, "little") != stored:
-            raise CorruptionError(f"{path}: the store's tile table differs from its checksum.")
+            raise CorruptionError(
+                f"{path}: the store's tile table differs from its checksum.", hint=_rebuilds_table(root)
+            )
         table[chunk * TILE_ROWS : (chunk + 1) * TILE_ROWS] = np.frombuffer(rows, "<i8").reshape(TILE_ROWS, -1)
     table = table[:n_tiles]
     table.flags.writeable = False
     return table
+
+
+def _rebuilds_table(root: Path) -> str:
+    return f"`{command('repair', root)}` rebuilds it from the grid."

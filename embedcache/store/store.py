@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import operator
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from embedcache.errors import CorruptionError, InputError, MismatchError, StorageError
+from embedcache.errors import CorruptionError, InputError, MismatchError, StorageError, command
 from embedcache.files import mutex, read_error, read_inside, require_no_links, sha256_hex, write_file
 from embedcache.sam.decoder import Decoder
 from embedcache.store import layout
@@ -128,7 +129,8 @@ class EmbeddingStore(StoreView):
             raise MismatchError(
                 f"{root} holds embeddings of another volume, model or recipe.",
                 differences=store.spec.differences(spec),
-                hint="Choose another --store, or use the options that this one was made with (--like STORE).",
+                hint="Choose another --store, or use the options that this one was made with: "
+                f"--like {shlex.quote(str(root))}",
             )
         return store
 
@@ -232,15 +234,22 @@ class EmbeddingStore(StoreView):
         try:
             data = read_inside(self.path, path, layout.DECODER_LIMIT)
         except FileNotFoundError as error:
-            raise CorruptionError(f"{path} is missing.") from error
+            raise CorruptionError(f"{path} is missing.", hint=self._rewrites_decoder) from error
         except OSError as error:
             raise read_error(error, path) from error
         if sha256_hex(data) != self.attributes["decoder_sha256"]:
-            raise CorruptionError(f"{path} is not the file that was written when the store was made.")
+            raise CorruptionError(
+                f"{path} is not the file that was written when the store was made.",
+                hint=self._rewrites_decoder,
+            )
         try:
             return dict(safetensors.torch.load(data))
         except SafetensorError as error:
             raise CorruptionError(f"{path} cannot be read: {error}.") from error
+
+    @property
+    def _rewrites_decoder(self) -> str:
+        return f"`{command('repair', self.path)}` writes it again from the checkpoint."
 
     def decoder(self) -> Decoder:
         """The checkpoint's own prompt encoder and mask decoder."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.errors import CorruptionError, EmbedcacheError, InputError, MismatchError
+from embedcache.errors import CorruptionError, EmbedcacheError, InputError, MismatchError, command
 from embedcache.files import holder_name, mutex
 from embedcache.store import layout
 from embedcache.store.journal.lines import MAIN, shards_file
@@ -183,7 +183,7 @@ class StoreWriter:
             if store.state.intents:  # what they announced was made of the pixels before
                 raise CorruptionError(
                     f"{store.path}: the file of shard {min(store.state.intents)} is not one that was recorded.",
-                    hint=f"`embedcache repair {store.path}` mends it; then run the same command again.",
+                    hint=f"`{command('repair', store.path)}` mends it; then run the same command again.",
                 )
             if store.state.attributes is None:
                 append(store.state, MAIN, {"kind": "store", "attributes": store.attributes})

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from embedcache.errors import MismatchError, WeightsError
+from embedcache.errors import MismatchError, WeightsError, command
 from embedcache.files import canonical_json, write_file
 from embedcache.sam.decoder import Decoder
 from embedcache.store import EmbeddingStore
@@ -162,8 +162,10 @@ def check_space(checkpoint: Checkpoint, store: EmbeddingStore) -> None:
     raise MismatchError(
         f"The checkpoint {checkpoint.path} was trained on embeddings of another space than those in {store.path}.",
         differences=differences,
-        hint="Encode the volume by the checkpoint's recipe: embedcache encode --like "
-        f"{checkpoint.path} --volume VOLUME",
+        hint="Encode the volume by the checkpoint's recipe: "
+        + command(
+            "encode", "--like", checkpoint.path, "--volume", store.provenance.get("source") or "VOLUME"
+        ),
     )
 
 

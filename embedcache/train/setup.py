@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedcache.errors import ConfigError, LabelError, MismatchError
+from embedcache.errors import ConfigError, LabelError, MismatchError, command
 from embedcache.progress import Progress
 from embedcache.sam.decoder import Decoder
 from embedcache.store import EmbeddingStore
@@ -188,7 +188,10 @@ def _require_one_space(stores: Sequence[EmbeddingStore]) -> None:
                     for name, values in stores[0].spec.differences(store.spec).items()
                     if not name.startswith(("volume", "grid", "store_dtype"))
                 },
-                hint=f"Encode one of the volumes again: embedcache encode --like {stores[0].path} --volume VOLUME",
+                hint="Encode one of the volumes again: "
+                + command(
+                    "encode", "--like", stores[0].path, "--volume", store.provenance.get("source") or "VOLUME"
+                ),
             )
 
 

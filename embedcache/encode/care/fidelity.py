@@ -19,7 +19,7 @@ from torch import Tensor
 
 from embedcache.encode.care.against import pixels_again
 from embedcache.encode.care.origin import AGAINST, encoder_of, source_of, weights_of
-from embedcache.errors import InputError, MismatchError
+from embedcache.errors import InputError, MismatchError, command
 from embedcache.geometry import Tile
 from embedcache.progress import Progress
 from embedcache.sam.decoder import Decoder, Prompts
@@ -148,7 +148,7 @@ def _inputs(store: EmbeddingStore, source: str, tiles: object) -> Iterator[tuple
         if tile.input is None:
             raise MismatchError(
                 f"{source}: the pixels of {store.describe(tile.number)} are not the ones that were encoded.",
-                hint=f"See which tiles changed: embedcache verify {store.path} --against {source}",
+                hint=f"See which tiles changed: {command('verify', store.path, AGAINST, source)}",
             )
         yield tile.number, torch.from_numpy(tile.input)[None]
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from embedcache.errors import EmbedcacheError, InputError, MismatchError, VolumeError, WeightsError
+from embedcache.errors import EmbedcacheError, InputError, MismatchError, VolumeError, WeightsError, command
 from embedcache.progress import Progress
 from embedcache.sam.encoder import Encoder, Precision, resolve_precision
 from embedcache.sam.weights import Weights, resolve_weights
@@ -145,7 +144,13 @@ def read_again(store: EmbeddingStore, volume: Volume, number: int, recorded: str
 
 def command_words(store: EmbeddingStore, volume: str | None, checkpoint: str | None) -> str:
     """The ``repair`` command for a store, with what has to be named."""
-    words = ["embedcache", "repair", str(store.path)]
-    words += ["--volume", volume or str(store.provenance.get("source") or "VOLUME")]
-    words += ["--checkpoint", checkpoint or str(store.provenance.get("weights") or Path("CHECKPOINT"))]
-    return " ".join(words)
+    words = ["--volume", volume or store.provenance.get("source") or "VOLUME"]
+    words += ["--checkpoint", checkpoint or store.provenance.get("weights") or "CHECKPOINT"]
+    return command("repair", store.path, *words)
+
+
+def take_over_words(store: EmbeddingStore, volume: str | None) -> str:
+    """The ``encode`` command that takes changed pixels over into a store."""
+    source = volume or store.provenance.get("source") or "VOLUME"
+    words = ("--volume", source, "--store", store.path, "--like", store.path, "--changed", "reencode")
+    return command("encode", *words)

@@ -18,7 +18,14 @@ import numpy as np
 import torch
 
 from embedcache.encode.care.against import recorded_digests
-from embedcache.encode.care.origin import command_words, encoder_of, read_again, source_of, weights_of
+from embedcache.encode.care.origin import (
+    command_words,
+    encoder_of,
+    read_again,
+    source_of,
+    take_over_words,
+    weights_of,
+)
 from embedcache.errors import (
     EXIT_CORRUPTION,
     EXIT_DONE,
@@ -219,7 +226,7 @@ class _Repair:
                 f"The pixels of {len(names)} broken tiles are not the ones that were encoded: "
                 f"{'; '.join(names[:_NAMED])}. Their shards were left as they are, everything else was mended.",
                 hint="Name the volume as it was with --volume, or take the change over: "
-                "embedcache encode --changed reencode",
+                + take_over_words(self._store, self._volume),
             )
 
     def _mend_shard(self, verdict: ShardVerdict) -> None:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedcache.errors import InputError, StorageError
+from embedcache.errors import InputError, StorageError, command
 from embedcache.files import CLAIMS, LITTER_NAME, is_free, mutex, range_lock, remove_file, remove_tree
 from embedcache.store import layout
 from embedcache.store.journal.snapshot import is_snapshot
@@ -170,7 +170,7 @@ def _half_made(root: Path) -> Garbage:
     if (root / layout.EMBEDDINGS / "c").exists():
         raise InputError(
             f"{root} holds embeddings, but its {layout.GROUP_FILE} is missing. Nothing was removed.",
-            hint=f"embedcache repair {root}",
+            hint=f"`{command('repair', root)}` mends it.",
         )
     _refuse_foreign(root)
     return Garbage(

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from embedcache.errors import CorruptionError, StorageError
+from embedcache.errors import CorruptionError, StorageError, command
 from embedcache.files import crc32c, create_file, sha256_file, sha256_hex, write_file
 from embedcache.store import layout
 from embedcache.store.care.dropping import drop_lines
@@ -81,7 +81,7 @@ def _stays(root: Path, kept: Path, drop: bool) -> str:
     way = (
         "others depend on what it said, so it cannot be dropped"
         if drop
-        else f"`embedcache repair {root} --drop-lines` goes on without it, where that is possible"
+        else f"`{command('repair', root, '--drop-lines')}` goes on without it, where that is possible"
     )
     return (
         f"more than one bit is wrong, which its checksum cannot undo. Restore the file from a copy of the store "

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedcache.errors import CorruptionError, InputError
+from embedcache.errors import CorruptionError, InputError, command
 from embedcache.files import (
     append_line,
     canonical_json,
@@ -48,7 +48,7 @@ _PAUSE_SECONDS = 0.01
 
 def hint_for(root: Path) -> str:
     """The way out of a damaged journal, as a command that can be copied."""
-    return f"`embedcache repair {root}` mends what can be mended."
+    return f"`{command('repair', root)}` mends what can be mended."
 
 
 def shards_file(shards: range) -> str:
