@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 import time
@@ -302,3 +303,28 @@ def test_one_image_that_is_too_much_is_refused_with_a_way_out(volume, tmp_path):
         quick(volume, store=tmp_path / "s.zarr", batch_size=2)
     assert "--precision bf16" in (refusal.value.hint or "")
     assert refusal.value.exit_code == 2
+
+
+# --- a trace --------------------------------------------------------------------------------------------------
+
+
+def test_a_profile_shows_the_threads_beside_the_encoders_operations_on_one_clock(tmp_path):
+    listener, path = Listener(), tmp_path / "traces" / "run.json"
+    volume = scan(tmp_path / "scan.npy", planes=10)
+    traced = quick(volume, listener, store=tmp_path / "s.zarr", profile=path)
+    events = json.loads(path.read_text())["traceEvents"]
+    spans = [event for event in events if event.get("pid") == "embedcache" and event["ph"] == "X"]
+    assert {"read", "preprocess", "encode", "write", "waits for the input"} <= {
+        span["name"] for span in spans
+    }
+    encodes = [span for span in spans if span["name"] == "encode"]
+    assert len(encodes) == 8  # the first batches
+    convolutions = [event for event in events if event.get("name") == "aten::conv2d"]
+    inside = [
+        any(-500 <= event["ts"] - span["ts"] <= span["dur"] + 500 for span in encodes)
+        for event in convolutions
+    ]
+    assert len(inside) == 16  # two in each of the eight
+    assert all(inside)  # to half a millisecond
+    assert any(str(path) in line for line in listener.lines)
+    assert traced.encoded == 10

@@ -133,8 +133,6 @@ class Feed:
             self._ready.put(error)
 
     def _fate(self, tile: ReadTile) -> Stored | str | Fate | None:
-        self._stages.add("read", tile.read_seconds)
-        self._stages.add("preprocess", tile.preprocess_seconds)
         if tile.scaled is None:
             return None
         with self._stages.measure("read"):

@@ -27,7 +27,7 @@ COMPILES = ("auto", "on", "off")
 READ_MEMORY = 2 << 30
 """Bytes of decoded source pixels that are kept until their last tile is read."""
 
-AWAITED = ("compile", "profile")
+AWAITED = ("compile",)
 """Options that nothing obeys yet, so that they are refused rather than ignored."""
 
 

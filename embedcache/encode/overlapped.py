@@ -55,6 +55,8 @@ class Overlapped:
         See :data:`Stop`.
     renumber : callable
         Called when the encoder goes on under other numerics, after all before was committed.
+    after_batch : callable
+        Called after each one.
     """
 
     def __init__(
@@ -70,11 +72,12 @@ class Overlapped:
         progress: Progress,
         stop: Stop,
         renumber: Callable[[], object],
+        after_batch: Callable[[], None],
     ) -> None:
         self._encoder, self._feed, self._commits, self._twins = encoder, feed, commits, twins
         self._left, self._shard_tiles = members, shard_tiles
         self._stages, self._progress, self._stop = stages, progress, stop
-        self._renumber = renumber
+        self._renumber, self._after_batch = renumber, after_batch
         self._open: dict[int, OpenShard] = {}
         self._at_work: deque[tuple[Batch, Result | None]] = deque()
         self._computer = Computer(encoder, store_dtype, stages)
@@ -90,6 +93,7 @@ class Overlapped:
             self._at_work.append((batch, self._begin(batch)))
             self._take_in(self._computer.ahead - 1)
             self._commits.look()
+            self._after_batch()
             signal_number = self._stop()
         self._take_in(0)
         for shard in tuple(self._open):

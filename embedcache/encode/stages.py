@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 STAGES = ("prepare", "read", "preprocess", "transfer", "encode", "quantise", "write")
 """In the order in which a tile goes through them; all but the first run beside each other."""
@@ -15,6 +16,16 @@ INPUT, WRITER = "input", "writer"
 
 _UNNOTICED = 0.05
 """Share of the encoder's time that it may wait and still be the stage that limits."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """What a thread was at: ``begin`` is a time of ``time.perf_counter``."""
+
+    stage: str
+    thread: str
+    begin: float
+    seconds: float
 
 
 class Stages:
@@ -32,11 +43,26 @@ class Stages:
         self.seconds = dict.fromkeys(STAGES, 0.0)
         self.waits = dict.fromkeys((INPUT, WRITER), 0.0)
         self._lock = threading.Lock()
+        self._spans: list[Span] | None = None
 
-    def add(self, stage: str, seconds: float) -> None:
-        """Add to a stage, from any thread."""
+    def record(self) -> list[Span]:
+        """From here on keep each span of time too; they come into the list that is given."""
+        self._spans = []
+        return self._spans
+
+    def stop_recording(self) -> None:
+        """Keep sums only."""
+        self._spans = None
+
+    def add(self, stage: str, seconds: float, begin: float | None = None) -> None:
+        """Add to a stage, from any thread; ``begin`` by ``time.perf_counter``, where the time is one span."""
         with self._lock:
             self.seconds[stage] += seconds
+            self._keep(stage, seconds, begin)
+
+    def _keep(self, stage: str, seconds: float, begin: float | None) -> None:
+        if self._spans is not None and begin is not None:
+            self._spans.append(Span(stage, threading.current_thread().name, begin, seconds))
 
     def merge(self, seconds: Mapping[str, float], waits: Mapping[str, float]) -> None:
         """Add what other processes measured."""
@@ -53,7 +79,7 @@ class Stages:
         try:
             yield
         finally:
-            self.add(stage, time.perf_counter() - begin)
+            self.add(stage, time.perf_counter() - begin, begin)
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
@@ -62,7 +88,9 @@ class Stages:
         try:
             yield
         finally:
-            self.waits[what] += time.perf_counter() - begin
+            seconds = time.perf_counter() - begin
+            self.waits[what] += seconds
+            self._keep(f"waits for the {what}", seconds, begin)
 
     @property
     def bottleneck(self) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from embedcache.encode.stages import Stages
 from embedcache.encode.threads import POLL_SECONDS, started
 from embedcache.errors import VolumeError
 from embedcache.geometry import Tile
@@ -119,6 +120,8 @@ class ReadAhead:
         Whether all-zero tiles are left out.
     ahead : int
         Tiles that wait in memory at most.
+    stages : Stages
+        Where time is noted.
     """
 
     def __init__(
@@ -129,7 +132,9 @@ class ReadAhead:
         *,
         skip_empty: bool,
         ahead: int,
+        stages: Stages,
     ) -> None:
+        self._stages = stages
         self._volume, self._preprocess, self._tiles = volume, preprocess, iter(tiles)
         self._skip_empty, self._ahead = skip_empty, max(ahead, 1)
         self._orders: SimpleQueue[_Order | None] = SimpleQueue()
@@ -191,6 +196,7 @@ class ReadAhead:
 
     def _read(self) -> None:
         while (order := self._orders.get()) is not None and not self._over.is_set():
+            begin = time.perf_counter()
             try:
                 found = read_tile(
                     self._volume, self._preprocess, order.number, order.tile, skip_empty=self._skip_empty
@@ -198,4 +204,6 @@ class ReadAhead:
             except BaseException as error:  # whatever it is, it ends the run where the tile is waited for
                 order.answer.put(error)
             else:
+                self._stages.add("read", found.read_seconds, begin)
+                self._stages.add("preprocess", found.preprocess_seconds, begin + found.read_seconds)
                 order.answer.put(found)

@@ -14,6 +14,7 @@ from embedcache.encode.prepare import EncodeJob
 from embedcache.encode.slots import make_slots
 from embedcache.encode.stages import Stages
 from embedcache.encode.tile_reader import ReadAhead
+from embedcache.encode.trace import tracing
 from embedcache.encode.twins import Twins
 from embedcache.geometry import IMAGE_SIZE, Tile
 from embedcache.progress import Progress
@@ -56,10 +57,13 @@ def encode_overlapped(
 
     with (
         CommitThread(writer, writing, stages, note) as commits,
-        _reader(job, encoder, reading, members) as reader,
+        _reader(job, encoder, reading, members, stages) as reader,
     ):
         slots = make_slots(encoder.device, encoder.batch, stages)
-        with Feed(reader, twins, slots, lambda: encoder.batch, stages) as feed:
+        with (
+            Feed(reader, twins, slots, lambda: encoder.batch, stages) as feed,
+            tracing(job.options.profile, stages, progress.say) as after_batch,
+        ):
             return Overlapped(
                 encoder,
                 feed,
@@ -72,11 +76,16 @@ def encode_overlapped(
                 progress,
                 stop,
                 lambda: writer.decide_numerics(encoder.numerics, allow=True),
+                after_batch,
             ).run()
 
 
 def _reader(
-    job: EncodeJob, encoder: Encoder, reading: Iterable[tuple[int, list[int]]], members: dict[int, int]
+    job: EncodeJob,
+    encoder: Encoder,
+    reading: Iterable[tuple[int, list[int]]],
+    members: dict[int, int],
+    stages: Stages,
 ) -> ReadAhead:
     return ReadAhead(
         job.volume,
@@ -84,6 +93,7 @@ def _reader(
         _tiles(job, reading, members),
         skip_empty=job.options.skips_empty,
         ahead=max(2 * encoder.batch + 2, min(_AHEAD_TILES, _AHEAD_BYTES // _tile_bytes(job))),
+        stages=stages,
     )
 
 
