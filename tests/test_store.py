@@ -151,7 +151,7 @@ def test_a_store_whose_metadata_is_no_json_is_corrupt_and_the_way_out_is_said(tm
     (tmp_path / "zarr.json").write_text("{")
     with pytest.raises(CorruptionError, match="JSON") as caught:
         EmbeddingStore.open(tmp_path)
-    assert "another --store" in str(caught.value)
+    assert f"embedcache repair {tmp_path}" in str(caught.value)
 
 
 def test_a_journal_without_its_first_file_is_corrupt_not_empty(tmp_path: Path) -> None:
