@@ -74,7 +74,7 @@ def run_encode(options: EncodeOptions, progress: Progress, stop: Stop = lambda: 
     stages = Stages()
     part = part_of(options.num_parts, options.part_id)
     with stages.measure("prepare"):
-        job = prepare(options, progress)
+        job = prepare(_resolved(options, progress, stop), progress)
         whole = job.plan()
         at_hand = _bytes_at_hand(job.store_path, job.store, whole)  # for all: parts fill one disk
         whole.require_space(at_hand, str(job.store_path))
@@ -84,6 +84,15 @@ def run_encode(options: EncodeOptions, progress: Progress, stop: Stop = lambda: 
     else:
         store, plan = _encode(job, whole, part, run, progress)
     return run.result(store, plan, part, time.perf_counter() - begin)
+
+
+def _resolved(options: EncodeOptions, progress: Progress, stop: Stop) -> EncodeOptions:
+    """The options with what only the workers of a scheduler can tell."""
+    if options.scheduler is None:
+        return options
+    from embedcache.encode.distributed.encode import resolved_by_workers
+
+    return resolved_by_workers(options, progress, stop)
 
 
 def _encode(

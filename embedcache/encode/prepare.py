@@ -152,7 +152,8 @@ def prepare(options: EncodeOptions, progress: Progress) -> EncodeJob:
     """
     seen = survey(options, progress)
     volume, preprocess, grid, table = seen.volume, seen.preprocess, seen.grid, seen.table
-    device = resolve_device(options.device)
+    # a scheduler's workers compute elsewhere: this machine may have no such device
+    device = torch.device("cpu") if options.scheduler else resolve_device(options.device)
     spec = EncodeSpec(
         model_type=model_type_of(options.model),
         encoder_digest="",

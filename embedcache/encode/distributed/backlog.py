@@ -1,8 +1,8 @@
 """Turns the missing tiles of a plan into tasks, and lost tasks into new ones; pure.
 
-A *group* is a few whole shards that share source chunks. A task is some groups one after the other: many at
-first, so that a worker's pipeline rarely runs empty, single ones towards the end, so that all end together. A
-group that was under work when its worker died is tried again alone, and given up after :data:`DEATHS`.
+A *group* is some whole shards that share source chunks. A task is one group, or several small ones: many at first,
+that a worker's pipeline rarely runs empty, single ones towards the end, that all end together. A group that was
+under work when its worker died is tried again shard by shard; one shard is given up after :data:`DEATHS`.
 """
 
 from __future__ import annotations
@@ -12,34 +12,45 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 DEATHS = 3
-"""So many workers a group may kill before it is given up."""
+"""So many workers a shard may kill before it is given up."""
 
 TASK_TILES = 1024
 """A task is ended before it would grow beyond so many tiles."""
 
 SHARES = 4
-"""A task holds at most one of so many equal shares of what is left for a worker."""
+"""A task of several groups holds at most one of so many equal shares of what is left for a worker."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Missing tiles of shards that share source chunks, ascending.
+    """Missing tiles of shards that share source chunks.
 
     Parameters
     ----------
-    numbers : tuple of int
-        Tile numbers.
+    shards : tuple of tuple of int
+        Tile numbers, shard by shard.
     deaths : int
-        Workers that died while they worked on it.
+        Workers that died while they worked on it and nothing of it was committed.
     """
 
-    numbers: tuple[int, ...]
+    shards: tuple[tuple[int, ...], ...]
     deaths: int = 0
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """All tile numbers."""
+        return tuple(number for shard in self.shards for number in shard)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.shards))
 
     def without(self, done: set[int]) -> Group | None:
         """What is left of it; None when nothing is."""
-        left = tuple(number for number in self.numbers if number not in done)
-        return Group(left, self.deaths) if left else None
+        left = (tuple(number for number in shard if number not in done) for shard in self.shards)
+        shards = tuple(shard for shard in left if shard)
+        if not shards:
+            return None
+        return Group(shards, self.deaths if shards == self.shards else 0)
 
 
 class Backlog:
@@ -47,41 +58,51 @@ class Backlog:
 
     def __init__(self, groups: Iterable[Group]) -> None:
         self._groups = deque(groups)
+        self._tiles = sum(map(len, self._groups))
 
     def __len__(self) -> int:
         return len(self._groups)
 
     def take(self, workers: int) -> tuple[Group, ...]:
         """The next task: one group that has killed, or several that have not; empty when none is left."""
-        left = sum(len(group.numbers) for group in self._groups)
-        limit = min(TASK_TILES, left // (SHARES * max(workers, 1)))
+        limit = min(TASK_TILES, self._tiles // (SHARES * max(workers, 1)))
         task: list[Group] = []
         tiles = 0
         while self._groups:
             group = self._groups[0]
-            if task and (group.deaths or tiles + len(group.numbers) > limit):
+            if task and (group.deaths or tiles + len(group) > limit):
                 break
             task.append(self._groups.popleft())
-            tiles += len(group.numbers)
+            tiles += len(group)
             if group.deaths:
                 break
+        self._tiles -= tiles
         return tuple(task)
 
     def give_back(self, groups: Iterable[Group], done: set[int]) -> None:
         """What of some groups is not done is to be done next."""
-        left = [rest for group in groups if (rest := group.without(done)) is not None]
-        self._groups.extendleft(reversed(left))
+        self._put_first([rest for group in groups if (rest := group.without(done)) is not None])
 
-    def lost(self, groups: Iterable[Group], done: set[int], *, begun: bool) -> Group | None:
-        """A worker died with these groups; returns the one that is given up, if it was its last chance.
+    def lost(self, groups: Iterable[Group], done: set[int]) -> Group | None:
+        """A worker died at work on these groups; returns the shard that is given up, if it was its last chance.
 
-        The first that is not done was under work, if the worker had ``begun``; the others may be innocent.
+        The first shard that is not done was under work; as tiles are read ahead, it may have been the next one,
+        which then kills the next worker.
         """
-        left = [rest for group in groups if (rest := group.without(done)) is not None]
+        left = [
+            Group((shard,), rest.deaths if len(rest.shards) == 1 else 0)
+            for group in groups
+            if (rest := group.without(done)) is not None
+            for shard in rest.shards
+        ]
         given_up = None
-        if begun and left:
-            left[0] = Group(left[0].numbers, left[0].deaths + 1)
+        if left:
+            left[0] = Group(left[0].shards, left[0].deaths + 1)
             if left[0].deaths >= DEATHS:
                 given_up = left.pop(0)
-        self._groups.extendleft(reversed(left))
+        self._put_first(left)
         return given_up
+
+    def _put_first(self, groups: list[Group]) -> None:
+        self._groups.extendleft(reversed(groups))
+        self._tiles += sum(map(len, groups))

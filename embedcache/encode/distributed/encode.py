@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from distributed import Client
 
 from embedcache.encode.distributed.backlog import Group
 from embedcache.encode.distributed.cluster import connected
-from embedcache.encode.distributed.coordinator import Coordinator
-from embedcache.encode.distributed.messages import Briefing
+from embedcache.encode.distributed.coordinator import POLL_SECONDS, Coordinator
+from embedcache.encode.distributed.messages import Briefing, Refused
+from embedcache.encode.distributed.roster import WAITING_SECONDS
+from embedcache.encode.distributed.worker import resolve_there
+from embedcache.encode.options import EncodeOptions
+from embedcache.encode.overlapped import Stop
 from embedcache.encode.plan import EncodePlan
 from embedcache.encode.prepare import EncodeJob
+from embedcache.encode.reading import task_groups
 from embedcache.encode.run import EncodeRun
+from embedcache.errors import Interrupted
+from embedcache.progress import Progress
 from embedcache.sam.search import candidates
 from embedcache.sam.weights import MODELS
 from embedcache.store import EmbeddingStore, StoreWriter
@@ -38,8 +47,10 @@ def encode_by_workers(
     run.progress.start(f"encoding with {job.options.model}", int(plan.missing.sum()))
     try:
         with connected(job.options, job.device) as client:
-            coordinator = Coordinator(client, brief(job, plan, store), store, writer, run.progress, run.stop)
-            outcome = coordinator.encode(groups_of(plan))
+            briefing = brief(job, plan, store)
+            workers = max(1, len(client.nthreads()))
+            coordinator = Coordinator(client, briefing, store, writer, run.progress, run.stop)
+            outcome = coordinator.encode(_groups(job, plan, briefing.options.read_memory, workers))
     finally:
         run.progress.finish()
     run.take_in(
@@ -48,14 +59,60 @@ def encode_by_workers(
         encoder_calls=outcome.encoder_calls,
         bytes_written=outcome.bytes_written,
         failed=outcome.failed,
+        source_chunks_read=outcome.source_chunks_read,
+        source_bytes_read=outcome.source_bytes_read,
     )
+    run.workers, run.device_name = outcome.workers, outcome.device
     run.stages.merge(outcome.seconds, outcome.waits)
 
 
-def groups_of(plan: EncodePlan) -> Iterator[Group]:
-    """The missing tiles, whole shards by whole shards."""
-    for _, numbers in plan.shards():
-        yield Group(tuple(numbers))
+def resolved_by_workers(options: EncodeOptions, progress: Progress, stop: Stop) -> EncodeOptions:
+    """Options whose precision is that of a scheduler's workers: it is part of what a store is.
+
+    Raises
+    ------
+    InputError
+        When no scheduler answers, or its worker has no such device.
+    Interrupted
+        While no worker is there.
+    """
+    with connected(options, torch.device("cpu")) as client:
+        if options.precision != "auto":
+            return options  # and now it is known that the scheduler is there
+        await_worker(client, progress, stop)
+        found = client.submit(resolve_there, options.device, options.precision, pure=False).result()
+    if isinstance(found, Refused):
+        raise found.error
+    return replace(options, precision=found)
+
+
+def await_worker(client: Client, progress: Progress, stop: Stop) -> None:
+    """Wait until a worker is there, however long a queue lets it wait; say so."""
+    said = time.monotonic() - WAITING_SECONDS
+    while not client.nthreads():
+        number = stop()
+        if number:
+            raise Interrupted(
+                "Interrupted while no worker was there; nothing was done.", signal_number=number
+            )
+        if time.monotonic() - said >= WAITING_SECONDS:
+            said = time.monotonic()
+            progress.say("No worker is there; waiting for one.")
+        time.sleep(POLL_SECONDS)
+
+
+def _groups(job: EncodeJob, plan: EncodePlan, memory_bytes: int, workers: int) -> Iterator[Group]:
+    """The missing tiles in groups of whole shards that share source chunks."""
+    for group in task_groups(
+        job.volume,
+        job.preprocess,
+        job.table,
+        plan.missing,
+        plan.shard_tiles,
+        memory_bytes=memory_bytes,
+        workers=workers,
+    ):
+        yield Group(group.tiles)
 
 
 def brief(job: EncodeJob, plan: EncodePlan, store: EmbeddingStore) -> Briefing:
@@ -68,7 +125,9 @@ def brief(job: EncodeJob, plan: EncodePlan, store: EmbeddingStore) -> Briefing:
             volume=str(Path(options.volume).expanduser().absolute()),
             workers=1,
             scheduler=None,
+            profile=None,
             precision=job.spec.precision,
+            read_memory=options.read_memory // options.workers,  # of a scheduler's workers each has all of it
         ),
         store=str(store.path),
         fingerprint=store.fingerprint,

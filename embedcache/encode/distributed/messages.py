@@ -59,12 +59,16 @@ class Ready:
         Those of its encoder.
     seconds : float
         What loading took.
+    neighbours, cores : int
+        Workers on its machine, itself among them; cores that they may use.
     """
 
     host: str
     device: str
     numerics: dict[str, Any]
     seconds: float
+    neighbours: int
+    cores: int
 
 
 @dataclass(frozen=True)
@@ -128,10 +132,12 @@ class Staged:
 
 @dataclass(frozen=True)
 class Counts:
-    """What a worker counted and measured while it did a task: images encoded, tiles copied, seconds."""
+    """What a worker counted and measured while it did a task: see ``EncodeRun``."""
 
     encoder_calls: int
     identical: int
+    source_chunks_read: int
+    source_bytes_read: int
     seconds: dict[str, float]
     waits: dict[str, float]
 
@@ -167,35 +173,40 @@ class Outcome:
     ----------
     encoded, bytes_written : int
         Tiles committed; bytes of their shard files.
-    encoder_calls, identical : int
-        Images that went through encoders; tiles of equal pixels, copied.
+    encoder_calls, identical, source_chunks_read, source_bytes_read : int
+        As an ``EncodeRun`` counts them.
     failed : dict of int to str
         Tiles that could not be encoded, and why.
     seconds, waits : dict of str to float
         By stage, and of encoders that waited; of all workers.
-    hosts : list of str
-        Of each worker that took part.
+    workers : int
+        How many took part at the same time.
     device : str
         On what the first of them computed.
-    workers : int
-        How many took part.
     """
 
     encoded: int = 0
     bytes_written: int = 0
     encoder_calls: int = 0
     identical: int = 0
+    source_chunks_read: int = 0
+    source_bytes_read: int = 0
     failed: dict[int, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     waits: dict[str, float] = field(default_factory=dict)
-    hosts: list[str] = field(default_factory=list)
-    device: str = ""
     workers: int = 0
+    device: str = ""
 
     def add(self, counts: Counts) -> None:
         """Take in what a worker counted."""
         self.encoder_calls += counts.encoder_calls
         self.identical += counts.identical
+        self.source_chunks_read += counts.source_chunks_read
+        self.source_bytes_read += counts.source_bytes_read
         for mine, theirs in ((self.seconds, counts.seconds), (self.waits, counts.waits)):
             for name, value in theirs.items():
                 mine[name] = mine.get(name, 0.0) + value
+
+    def spend(self, stage: str, seconds: float) -> None:
+        """Add to a stage."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds

@@ -40,6 +40,7 @@ from embedcache.encode.prepare import EncodeJob, device_name
 from embedcache.encode.run import EncodeRun
 from embedcache.encode.stages import Stages
 from embedcache.errors import EmbedcacheError, Interrupted
+from embedcache.sam.device import resolve_device, resolve_precision
 from embedcache.sam.encoder import Encoder
 
 SECONDS_BETWEEN_STEPS = 0.5
@@ -77,6 +78,15 @@ def get_ready(topic: str, numerics: Mapping[str, Any] | None, neighbours: int) -
     host = socket.gethostname()
     try:
         return _post(topic).get_ready(numerics, neighbours)
+    except EmbedcacheError as error:
+        return Refused(host, named(error, host))
+
+
+def resolve_there(device: str, precision: str) -> str | Refused:
+    """What a precision comes to on this machine's device. Runs as a task."""
+    host = socket.gethostname()
+    try:
+        return resolve_precision(precision, resolve_device(device))
     except EmbedcacheError as error:
         return Refused(host, named(error, host))
 
@@ -131,8 +141,9 @@ class Post:
         begin = time.perf_counter()
         job = self._opened()
         briefing = self._briefing
+        cores = len(os.sched_getaffinity(0))
         if job.device.type == "cpu":
-            torch.set_num_threads(briefing.threads or max(1, len(os.sched_getaffinity(0)) // neighbours))
+            torch.set_num_threads(briefing.threads or max(1, cores // neighbours))
         assert job.store is not None
         job.store.catch_up()
         writer = StagingWriter(job.store, 0, numerics, lambda staged: None)
@@ -146,6 +157,8 @@ class Post:
             device_name(job.device),
             dict(self._encoder.numerics),
             time.perf_counter() - begin,
+            neighbours,
+            cores,
         )
 
     def do(self, work: Work, tell: Tell, is_wanted: Callable[[], bool]) -> Done:
@@ -184,7 +197,14 @@ class Post:
             error = named(failure, socket.gethostname())
         finally:
             told.flush()
-        counts = Counts(run.encoder_calls, run.identical, dict(stages.seconds), dict(stages.waits))
+        counts = Counts(
+            run.encoder_calls,
+            run.identical,
+            run.source_chunks_read,
+            run.source_bytes_read,
+            dict(stages.seconds),
+            dict(stages.waits),
+        )
         return Done(tuple(staged), counts, error)
 
     def _opened(self) -> EncodeJob:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedcache.errors import CorruptionError, StorageError
+from embedcache.errors import CorruptionError, StorageError, command
 from embedcache.files import PARTIAL_SUFFIX, digest_json, remove_file, require_no_links, stage_file
 from embedcache.store import layout
 from embedcache.store.journal.record import ShardRecord
@@ -209,5 +209,5 @@ def _stage_body(store: EmbeddingStore, partial: Path, body: ShardBody) -> int:
     except CorruptionError as error:
         raise CorruptionError(
             f"{store.path}: shard {body.shard} cannot be extended: {error.message}.",
-            hint=f"`embedcache repair {store.path}` encodes anew what is broken.",
+            hint=f"`{command('repair', store.path)}` encodes anew what is broken.",
         ) from error
