@@ -70,7 +70,7 @@ def time_encoding(
     batch = [sample[at % len(sample)] for at in range(encoder.batch)]
     fills: list[Cost] = []
     calls: list[Cost] = []
-    progress.start("timing the encoder", 0)
+    progress.say("Trying the encoder on a few tiles.")
     begin = time.perf_counter()
     while len(calls) < LEAST_CALLS + 1 or (
         time.perf_counter() - begin < ENCODE_SECONDS and len(calls) < MOST_CALLS
@@ -82,8 +82,7 @@ def time_encoding(
         stored = computer.begin(slot.rows(len(batch)))()
         cpu = watch.read().cpu if job.device.type == "cpu" else 0.0  # waiting for a GPU is no work
         calls.append(Cost(_encoding(stages) - before, cpu))
-        progress.advance()
-    progress.finish()
+        begin = time.perf_counter() if len(calls) == 1 else begin  # the first one may have compiled
     each = 1 / encoder.batch
     encode, fill = mean(calls[1:]) * each, mean(fills[1:]) * each
     warm_up = max(calls[0].wall - mean(calls[1:]).wall, 0.0)

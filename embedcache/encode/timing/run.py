@@ -73,7 +73,10 @@ def time_run(
     if not writing.on_its_disk:
         progress.say(f"{job.store_path.parent} cannot be written; another disk was timed.")
     costs = Costs(
-        start=prepared + encoding.start + _other_starts(job, plan, read, writing),
+        start=prepared
+        + encoding.start
+        + _other_starts(job, plan, read, writing)
+        + _start_workers(job, prepared),
         chunk=read.chunk,
         read=read.tile,
         preprocess=read.preprocess,
@@ -94,18 +97,19 @@ def time_run(
 
 
 def _other_starts(job: EncodeJob, plan: EncodePlan, read: ReadingTimes, writing: WritingTimes) -> float:
-    """Seconds of what comes first beside opening and the encoder: a new store, recorded pixels, workers."""
-    start = writing.create
-    if job.store is not None:
-        recorded = int((plan.selected & ~plan.missing).sum())
-        asked = job.options.check_pixels
-        looked_at = recorded if asked is None else min(asked, recorded)
-        start = looked_at * (read.tile.wall + read.chunk.wall * read.first_chunks)
-    return start + (_time_a_process() if job.options.workers > 1 else 0.0)
+    """Seconds of what comes first beside opening and the encoder: a new store, or its recorded pixels."""
+    if job.store is None:
+        return writing.create
+    recorded = int((plan.selected & ~plan.missing).sum())
+    asked = job.options.check_pixels
+    looked_at = recorded if asked is None else min(asked, recorded)
+    return looked_at * (read.tile.wall + read.chunk.wall * read.first_chunks)
 
 
-def _time_a_process() -> float:
-    """Seconds until a process has imported what a worker needs."""
+def _start_workers(job: EncodeJob, prepared: float) -> float:
+    """Seconds until workers have imported what they need, and opened what the coordinator has opened before."""
+    if job.options.workers == 1:
+        return 0.0
     begin = time.perf_counter()
     subprocess.run([sys.executable, "-c", "import distributed, embedcache"], check=False)
-    return time.perf_counter() - begin
+    return time.perf_counter() - begin + prepared

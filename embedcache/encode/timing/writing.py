@@ -7,6 +7,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from embedcache.encode.prepare import EncodeJob
 from embedcache.encode.timing.forecast import Cost
 from embedcache.encode.timing.stopwatch import Stopwatch
@@ -70,14 +73,23 @@ def _commit_into(path: Path, job: EncodeJob, embedding: Stored, tiles: int) -> t
     with store.writer() as writer:
         create = time.perf_counter() - begin
         room = free_bytes(path) // (4 << 20)
-        count = max(1, min(tiles, COMMITTED, store.shard_tiles, len(job.table), room))
+        shard, numbers = _fullest_shard(job.table, store.shard_tiles)
+        numbers = numbers[: max(1, min(tiles, COMMITTED, room))]
         watch = Stopwatch()
         writer.commit_shard(
-            0,
-            embeddings=dict.fromkeys(range(count), embedding),
-            input_digests={number: f"{number:064x}" for number in range(count)},
+            shard,
+            embeddings=dict.fromkeys(numbers, embedding),
+            input_digests={number: f"{number:064x}" for number in numbers},
         )
-        return create, watch.read() * (1 / count)
+        return create, watch.read() * (1 / len(numbers))
+
+
+def _fullest_shard(table: npt.NDArray[np.int64], shard_tiles: int) -> tuple[int, list[int]]:
+    """The shard with the most tiles, and their numbers; some numbers have no tile."""
+    numbers = np.flatnonzero(table[:, 0] >= 0)
+    shards = numbers // shard_tiles
+    fullest = int(np.bincount(shards).argmax())
+    return fullest, numbers[shards == fullest].tolist()
 
 
 def _nearest(path: Path) -> Path:
