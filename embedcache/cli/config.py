@@ -77,6 +77,8 @@ model = {_quoted(model)}            # vit_b, vit_l, vit_h, or a name from `embed
 # z_range = "0:1000"
 # bbox = "0:4096,0:4096"
 # mask = "mask.png"        # encode only where the mask is positive
+# read-memory = "2GiB"     # decoded pixels kept, so that each chunk of the source is decoded once
+# workers = 1              # processes that encode together, one encoder (and GPU) each
 
 [train]
 {labels_line}

@@ -104,6 +104,7 @@ def _print_encode(result: EncodeResult) -> None:
             ", ".join(f"{name} {s:.3g}" for name, s in result.seconds_by_stage.items() if s),
         ),
         ("limited by", result.bottleneck or None),
+        ("encoder waited", ", ".join(f"{s:.3g} s for {what}" for what, s in result.waits.items()) or None),
         ("device", f"{result.device}, {result.precision}"),
         ("fingerprint", result.store.fingerprint),
     ]
