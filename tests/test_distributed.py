@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import dask
 import numpy as np
 import pytest
 import worker_encoders
@@ -80,6 +82,17 @@ def test_workers_complete_shards_that_were_begun_and_then_find_nothing_to_do(sch
     again = quick(volume, store=tmp_path / "s.zarr", scheduler=scheduler)
     assert (rest.encoded, rest.reused, again.encoded) == (4, 5, 0)
     assert shard_digests(tmp_path / "s.zarr") == shard_digests(tmp_path / "one.zarr")
+
+
+def test_workers_of_this_machine_come_and_go_with_the_run(volume, tmp_path, capfd):
+    quick(volume, store=tmp_path / "one.zarr")
+    with dask.config.set({"distributed.worker.preload": ["worker_encoders"]}):
+        result = quick(volume, store=tmp_path / "s.zarr", workers=2)
+    assert shard_digests(tmp_path / "s.zarr") == shard_digests(tmp_path / "one.zarr")
+    assert (result.workers, result.device, result.encoder_calls) == (2, "cpu", 9)
+    assert result.source_chunks_read == 0  # a .npy has none
+    assert not multiprocessing.active_children()
+    assert capfd.readouterr().err == ""
 
 
 class KillsOne(Listener):

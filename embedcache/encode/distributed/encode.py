@@ -62,7 +62,8 @@ def encode_by_workers(
         source_chunks_read=outcome.source_chunks_read,
         source_bytes_read=outcome.source_bytes_read,
     )
-    run.workers, run.device_name = outcome.workers, outcome.device
+    run.workers = outcome.workers if job.options.scheduler else job.options.workers
+    run.device_name = outcome.device
     run.stages.merge(outcome.seconds, outcome.waits)
 
 
