@@ -4,9 +4,9 @@
 
 Made-up noise is written in several layouts. *Ours* reads every tile in the order of ``plan_reading``, with two
 threads, as ``encode`` does. *Slice by slice* reads the tiles plane after plane with nothing kept from one to the
-next, as a loop over 2-D images does, for the first ``--old-planes`` planes only. Each runs in a process of its own,
-in turn. Prints JSON, medians by time: chunks decoded, distinct ones, times each was decoded, milliseconds per tile,
-and the memory that reading took at its peak beyond what the opened volume held.
+next, as a loop over 2-D images does, for the first ``--old-planes`` planes only. Each runs in a process of its
+own, in turn. Prints JSON, medians by time: chunks decoded, distinct ones, times each was decoded, milliseconds
+per tile, and the memory that reading took at its peak beyond what the opened volume held.
 """
 
 from __future__ import annotations

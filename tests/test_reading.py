@@ -141,7 +141,7 @@ def test_chunks_of_two_blocks_of_planes_are_decoded_once_in_a_small_part_of_the_
     [
         ((128, 32, 32), 64, 16, "repeat", 8 * PIECE, 5.5),
         ((100, 32, 32), 64, 16, "adjacent:3", 10 * PIECE, 5),
-        ((1, 32, 256), 64, 0, "repeat", 256 * 8 * 256, 2.5),
+        ((1, 64, 256), 64, 0, "repeat", 256 * 8 * 256, 2.5),
         ((128, 128, 256), 64, 0, "repeat", 1 << 20, 8),
         ((128, 256, 256), 64, 0, "repeat", 1 << 18, 128),
     ],
@@ -240,6 +240,27 @@ def test_a_single_tile_decodes_no_more_than_its_own_chunks(tmp_path: Path) -> No
         count[0] = 0
         volume.read(3, slice(70, 80), slice(31, 33))
         assert count[0] == 2
+
+
+def test_what_was_decoded_before_is_used_and_what_does_not_fit_goes(tmp_path: Path) -> None:
+    source(tmp_path / "a", (128, 64, 64), (128, 32, 32))
+    preprocess = Preprocess("repeat")
+    with open_volume(tmp_path / "a") as volume, counted() as count:
+        volume.read(5, slice(0, 64), slice(0, 32))
+        table = tiles_of(volume, preprocess, 32)
+        reading = plan_reading(volume, preprocess, table, table[:, 0] >= 0, 64)
+        for _ in read_all(volume, preprocess, table, reading):
+            pass
+        assert count[0] == 4
+        assert volume.cache.bytes_held == 0
+    with open_volume(tmp_path / "a", read_memory=PIECE) as volume, counted() as count:
+        volume.read(5, slice(0, 64), slice(0, 64))  # keeps thin parts of four chunks
+        reading = plan_reading(volume, preprocess, table, table[:, 0] >= 0, 64)
+        count[0] = 0
+        for _ in read_all(volume, preprocess, table, reading):
+            pass
+        assert count[0] == 4 * 2
+        assert volume.cache.bytes_held <= PIECE // 2
 
 
 def test_a_damaged_chunk_fails_its_own_tiles_and_costs_the_others_nothing(tmp_path: Path) -> None:

@@ -130,6 +130,11 @@ class PieceGrid:
             start = stop
         return found
 
+    def has(self, piece: Piece) -> bool:
+        """Whether a piece is one of its parts."""
+        edges = ((piece.z0, piece.z1), (piece.y0, piece.y1), (piece.x0, piece.x1))
+        return all(self.spans(axis, *edge) == [edge] for axis, edge in enumerate(edges))
+
     def around(self, plane: int, rows: tuple[int, int], columns: tuple[int, int]) -> list[Piece]:
         """The parts around a crop of one plane, row by row."""
         ((z0, z1),) = self.spans(0, plane, plane + 1)

@@ -126,6 +126,8 @@ class Reading:
 
     def uses(self, piece: Piece) -> list[tuple[int, int]]:
         """Places in the order at which a piece is read, and the reads there; see ``ReadPlan``."""
+        if self.grid is not None and not self.grid.has(piece):
+            return []  # an earlier look at the volume kept another part of the chunk
         numbers, reads = self.readers.tiles(piece)
         read = self.missing[numbers]
         at = self.places[numbers[read] // self.shard_tiles]
