@@ -16,6 +16,7 @@ import pytest
 import tifffile
 import zarr
 from counting_codecs import LAYOUTS, counted
+from encode_samples import quick, shard_digests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
@@ -394,3 +395,19 @@ def test_what_will_be_decoded_is_said_in_words(tmp_path: Path) -> None:
     table = tiles_of(volume, preprocess, 16)
     plain = chunk_reads(plan_reading(volume, preprocess, table, table[:, 0] >= 0, 64))
     assert plain.in_words() == "The source is read directly; nothing is decoded."
+
+
+# --- the whole command --------------------------------------------------------------------------------------
+
+
+def test_a_whole_encode_decodes_each_chunk_once_and_the_memory_changes_no_byte(tmp_path: Path) -> None:
+    source(tmp_path / "a", (104, 100, 100), (100, 30, 60))
+    wishes = {"overlap": 16, "shard_tiles": 64, "z_range": "97:103"}
+    with counted() as count:
+        count[0] = 0
+        plenty = quick(tmp_path / "a", store=tmp_path / "plenty.zarr", **wishes)
+        assert count[0] == 2 * 4 * 2  # the look at its identity included
+        little = quick(tmp_path / "a", store=tmp_path / "little.zarr", read_memory=1 << 16, **wishes)
+        assert little.to_dict()["source_chunks_read"] > 2 * 4 * 2
+    assert plenty.store.path != little.store.path
+    assert shard_digests(plenty.store.path) == shard_digests(little.store.path)
