@@ -10,6 +10,7 @@ from itertools import groupby, islice
 import numpy as np
 import numpy.typing as npt
 
+from embedcache.encode.reading import plan_reading
 from embedcache.encode.tile_reader import READER_THREADS
 from embedcache.errors import MissingTilesError
 from embedcache.geometry import Tile
@@ -73,20 +74,27 @@ def compare(
     VolumeError
         When a tile cannot be read: whether it changed is then not known.
     """
+    wanted = np.zeros(len(store), dtype=np.bool_)
+    wanted[numbers] = True
+    reading = plan_reading(volume, preprocess, store.table, wanted, store.shard_tiles)
     changed: dict[int, tuple[str, str]] = {}
     progress.start("comparing recorded pixels", len(numbers))
-    found = digests_now(store, volume, preprocess, numbers.tolist())
-    for (number, now), recorded in zip(found, recorded_digests(store, numbers.tolist()), strict=True):
-        if now != recorded:
-            changed[number] = (recorded, now)
-        progress.advance()
-        between()
+    volume.expect(reading)
+    try:
+        found = digests_now(store, volume, preprocess, reading.numbers())
+        for (number, now), recorded in zip(found, recorded_digests(store, reading.numbers()), strict=True):
+            if now != recorded:
+                changed[number] = (recorded, now)
+            progress.advance()
+            between()
+    finally:
+        volume.expect(None)
     progress.finish()
-    return Comparison(len(numbers), changed)
+    return Comparison(len(numbers), dict(sorted(changed.items())))
 
 
 def recorded_digests(store: EmbeddingStore, numbers: Iterable[int]) -> Iterator[str]:
-    """The recorded pixel digest of each tile; a shard's record is read once for numbers in ascending order."""
+    """The recorded pixel digest of each tile; a shard's record is read once when its numbers come together."""
     for shard, members in groupby(numbers, key=lambda number: number // store.shard_tiles):
         record = store.state.shard_record(shard)
         if record is None:

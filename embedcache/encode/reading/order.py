@@ -118,6 +118,10 @@ class Reading:
         for shard in self.shards.tolist():
             yield shard, self.members(shard).tolist()
 
+    def numbers(self) -> Iterator[int]:
+        """Missing tiles in the order of reading."""
+        return (number for _, members in self for number in members)
+
     def members(self, shard: int) -> Ints:
         """Missing tiles of a shard, ascending."""
         first = shard * self.shard_tiles
