@@ -12,7 +12,7 @@ import torch
 
 from embedcache.geometry import EMBEDDING_SHAPE
 from embedcache.store import EmbeddingStore, EncodeSpec
-from embedcache.store.journal.lines import JournalFile, Place
+from embedcache.store.journal.file import JournalFile, Place
 from embedcache.store.shards.quantise import Quantised, quantise
 from embedcache.store.shards.shard import INT8
 from embedcache.volume.preprocess import Preprocess

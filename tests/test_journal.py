@@ -16,15 +16,8 @@ from store_samples import journal_records
 
 from embedcache.errors import CorruptionError, StorageError
 from embedcache.files import append_line
-from embedcache.store.journal.lines import (
-    JournalFile,
-    append_record,
-    decode_line,
-    encode_line,
-    journal_files,
-    line_tail,
-    read_record,
-)
+from embedcache.store.journal.file import JournalFile, append_record, journal_files, read_record
+from embedcache.store.journal.lines import decode_line, encode_line, line_tail
 from embedcache.store.journal.packing import pack, pack_flags, unpack_flags
 from embedcache.store.journal.record import ShardRecord
 

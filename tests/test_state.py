@@ -15,8 +15,9 @@ from store_samples import DIGEST, IMAGES, commit, embedding, make_store
 
 from embedcache.errors import CorruptionError, InputError, MismatchError, StorageError
 from embedcache.store import EmbeddingStore
-from embedcache.store.journal import lines as journal
-from embedcache.store.journal.lines import JournalFile, encode_line
+from embedcache.store.journal import file, lines
+from embedcache.store.journal.file import JournalFile
+from embedcache.store.journal.lines import encode_line
 from embedcache.store.journal.packing import pack, pack_flags
 from embedcache.store.journal.record import ShardRecord, is_name, table_record
 from embedcache.store.journal.replay import read_state
@@ -298,7 +299,8 @@ def test_an_endless_line_is_refused_without_reading_all_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_store(tmp_path)
-    monkeypatch.setattr(journal, "LINE_LIMIT", 1 << 20)
+    for module in (file, lines):
+        monkeypatch.setattr(module, "LINE_LIMIT", 1 << 20)
     with (tmp_path / "journal" / "main.jsonl").open("wb") as stream:
         stream.truncate(1 << 40)
     with pytest.raises(CorruptionError, match="longer"):

@@ -51,16 +51,7 @@ def write_new(
 ) -> None:
     """Write everything of a new store; the group's metadata comes last and makes it one."""
     decoder = safetensors.torch.save({name: value.contiguous() for name, value in decoder_state.items()})
-    values = {
-        "format": FORMAT,
-        "fingerprint": spec.fingerprint,
-        "embedding_space": spec.embedding_space,
-        "spec": spec.to_dict(),
-        "shard_tiles": shard_tiles,
-        "decoder_sha256": sha256_hex(decoder),
-        "provenance": dict(provenance),
-    }
-    attributes: dict[str, Any] = json.loads(canonical_json(values))  # as they will be read back
+    attributes = _new_attributes(spec, shard_tiles, provenance, sha256_hex(decoder))
     metadata = layout.json_bytes(layout.root_metadata({**attributes, "numerics": []}, len(table)))
     try:
         make_folder(root)
@@ -70,11 +61,7 @@ def write_new(
     write_file(root / layout.DECODER, decoder)
     layout.write_tiles(root, table)
     layout.write_arrays(root, len(table), shard_tiles, spec.store_dtype)
-    lines = (
-        encode_line({"kind": "store", "seq": 0, "attributes": attributes}),
-        encode_line({**table_record(len(table), images), "seq": 1}),
-    )
-    write_file(root / layout.JOURNAL / CREATED, "".join(f"{line}\n" for line in lines).encode("ascii"))
+    write_file(root / layout.JOURNAL / CREATED, _created_journal(attributes, len(table), images))
     try:
         create_file(root / layout.GROUP_FILE, metadata)
     except FileExistsError as error:
@@ -82,6 +69,32 @@ def write_new(
             f"{root} was made by another process at the same moment.",
             hint="Run the same command again; it opens what is there. This file system seems not to lock files.",
         ) from error
+
+
+def _new_attributes(
+    spec: EncodeSpec, shard_tiles: int, provenance: Mapping[str, Any], decoder_sha256: str
+) -> dict[str, Any]:
+    """The attributes of a new store, as they will be read back."""
+    values = {
+        "format": FORMAT,
+        "fingerprint": spec.fingerprint,
+        "embedding_space": spec.embedding_space,
+        "spec": spec.to_dict(),
+        "shard_tiles": shard_tiles,
+        "decoder_sha256": decoder_sha256,
+        "provenance": dict(provenance),
+    }
+    attributes: dict[str, Any] = json.loads(canonical_json(values))
+    return attributes
+
+
+def _created_journal(attributes: Mapping[str, Any], count: int, images: Sequence[ImageRecord]) -> bytes:
+    """The journal's first file: what the store is, and which tiles there are."""
+    lines = (
+        encode_line({"kind": "store", "seq": 0, "attributes": attributes}),
+        encode_line({**table_record(count, images), "seq": 1}),
+    )
+    return "".join(f"{line}\n" for line in lines).encode("ascii")
 
 
 def refuse_foreign(root: Path) -> None:

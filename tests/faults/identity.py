@@ -183,7 +183,8 @@ def _voxel_trial(check: str) -> Callable[[Stage, Any, Random], Outcome]:
             raise SilentError(
                 f"voxel {place} changed and was not found although all pixels were to be checked"
             )
-        named(child.said, f"{SAMPLED} of {RECORDED} recorded tiles")  # a sample says that it was one
+        said = (child.result["pixels_checked"], child.result["pixels_recorded"])
+        assert said == (SAMPLED, RECORDED), said  # a sample says that it was one
         return survived(n_not_in_the_sample=1)
 
     return trial

@@ -14,7 +14,8 @@ from embedcache.store.care.journal_damage import damaged_lines, flipped_bit, men
 from embedcache.store.care.replaying import known_numerics
 from embedcache.store.care.unclaimed import DAMAGED
 from embedcache.store.care.verify_files import journal_damage, read_journal
-from embedcache.store.journal.lines import CREATED, decode_line, journal_files
+from embedcache.store.journal.file import journal_files
+from embedcache.store.journal.lines import CREATED, decode_line
 from embedcache.store.journal.snapshot import is_snapshot
 
 COPIES = 1000

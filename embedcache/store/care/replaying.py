@@ -11,7 +11,8 @@ from embedcache.store import layout
 from embedcache.store.care.dropping import KnownNumerics
 from embedcache.store.care.verify_files import read_journal
 from embedcache.store.creation import check_attributes
-from embedcache.store.journal.lines import CREATED, JournalFile, decode_line, journal_files
+from embedcache.store.journal.file import JournalFile, journal_files
+from embedcache.store.journal.lines import CREATED, decode_line
 from embedcache.store.journal.replay import catch_up
 from embedcache.store.journal.state import StoreState
 

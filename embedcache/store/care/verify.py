@@ -11,19 +11,17 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.errors import CorruptionError, InputError, MismatchError
+from embedcache.errors import CorruptionError, InputError
 from embedcache.progress import Progress, Silent
 from embedcache.store import layout
-from embedcache.store.care.gc import partial_files
-from embedcache.store.care.unclaimed import kept_copies, unrecorded_shards
+from embedcache.store.care.account import account, litter, unclaimed
 from embedcache.store.care.verification import Scope, Verification
 from embedcache.store.care.verify_files import Problem, check_files, check_journal
 from embedcache.store.care.verify_shard import ShardVerdict, check_shard
@@ -77,8 +75,8 @@ def verify(path: Path | str, scope: Scope | None = None, progress: Progress | No
             seconds=time.perf_counter() - begin,
             seed=seed,
             problems=tuple(problems),
-            litter=_litter(root),
-            unclaimed=_unclaimed(root),
+            litter=litter(root),
+            unclaimed=unclaimed(root),
         )
     newest = NewestState(store)
     found, unfinished = check_files(store, newest)
@@ -88,7 +86,7 @@ def verify(path: Path | str, scope: Scope | None = None, progress: Progress | No
     verdicts = list(
         _verdicts(store, newest, _chosen(shards, scope, seed), deadline, scope, progress or Silent())
     )
-    return _account(store, verdicts, problems, unfinished, len(shards), seed, begin)
+    return account(store, verdicts, problems, unfinished, len(shards), seed, begin)
 
 
 def _open(root: Path) -> tuple[EmbeddingStore | None, str]:
@@ -167,80 +165,3 @@ def judge_shard(
 def _key(record: ShardRecord) -> tuple[str, bytes]:
     """What tells two records of a shard apart: the file, and the tiles of it that count."""
     return record.digest, record.slots.tobytes()
-
-
-def _account(
-    store: EmbeddingStore,
-    verdicts: list[ShardVerdict],
-    problems: list[Problem],
-    unfinished: list[str],
-    total: int,
-    seed: int,
-    begin: float,
-) -> Verification:
-    corrupt = missing = recorded = 0
-    numbers = []
-    for verdict in sorted(verdicts, key=lambda verdict: verdict.record.shard):
-        base = verdict.record.shard * store.shard_tiles
-        numbers.append(base + verdict.record.slots)
-        recorded += len(verdict.record.slots)
-        if not verdict.there:
-            missing += len(verdict.record.slots)
-        else:
-            corrupt += len(verdict.broken)
-        problems += _problems(store, verdict, base)
-    return Verification(
-        store.path,
-        ok=recorded - corrupt - missing,
-        corrupt=corrupt,
-        missing=missing,
-        shards_checked=len(verdicts),
-        shards_total=total,
-        bytes=sum(verdict.size for verdict in verdicts),
-        seconds=time.perf_counter() - begin,
-        seed=seed,
-        problems=tuple(problems),
-        litter=(*unfinished, *_litter(store.path)),
-        unclaimed=_unclaimed(store.path, store),
-        broken={verdict.record.shard: verdict for verdict in verdicts if not verdict.intact},
-        verified=np.concatenate(numbers) if numbers else np.zeros(0, np.int64),
-        opened=store,
-        wanted=int(store.wanted.sum()),
-        not_encoded=int(store.missing.sum()),
-    )
-
-
-def _problems(store: EmbeddingStore, verdict: ShardVerdict, base: int) -> Iterator[Problem]:
-    """A shard's damage: one problem for the file, or one for each reason that tiles are broken for."""
-    where = str(layout.shard_path(store.path, verdict.record.shard))
-    every = tuple((base + verdict.record.slots).tolist())
-    if not verdict.there:
-        yield Problem("missing file", where, every, "the shard file is missing")
-    for fault in verdict.faults:
-        yield Problem("shard file", where, every, fault)
-    for reason, tiles in _by_reason(verdict.wrong, base):
-        yield Problem("embedding", where, tiles, reason)
-    scales = str(layout.scales_path(store.path, verdict.record.shard))
-    for reason, tiles in _by_reason(verdict.scales, base):
-        yield Problem("scales", scales, tiles, reason)
-
-
-def _by_reason(slots: Mapping[int, str], base: int) -> list[tuple[str, tuple[int, ...]]]:
-    grouped: dict[str, list[int]] = {}
-    for slot, reason in sorted(slots.items()):
-        grouped.setdefault(reason, []).append(base + slot)
-    return [(reason, tuple(tiles)) for reason, tiles in grouped.items()]
-
-
-def _litter(root: Path) -> tuple[str, ...]:
-    return tuple(f"{item.path}: {item.what}; {item.why}" for item in partial_files(root))
-
-
-def _unclaimed(root: Path, store: EmbeddingStore | None = None) -> tuple[str, ...]:
-    found = [*kept_copies(root)]
-    if store is not None:
-        with suppress(
-            CorruptionError, MismatchError
-        ):  # of a journal damaged meanwhile; the next look says so
-            found += unrecorded_shards(store)
-    return tuple(map(str, found))

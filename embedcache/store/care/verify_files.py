@@ -20,7 +20,8 @@ from embedcache.files import read_error, read_inside
 from embedcache.geometry import PLANES_PER_BLOCK
 from embedcache.store import layout
 from embedcache.store.care.journal_damage import DamagedLine, damaged_lines
-from embedcache.store.journal.lines import CREATED, journal_files
+from embedcache.store.journal.file import journal_files
+from embedcache.store.journal.lines import CREATED
 from embedcache.store.journal.newest import NewestState
 from embedcache.store.journal.state import StoreState
 from embedcache.store.spec import EncodeSpec

@@ -15,7 +15,8 @@ import numpy as np
 
 from embedcache.files import canonical_json, remove_file, require_no_links, write_file
 from embedcache.store import layout
-from embedcache.store.journal.lines import CREATED, encode_line, journal_files
+from embedcache.store.journal.file import journal_files
+from embedcache.store.journal.lines import CREATED, encode_line
 from embedcache.store.journal.record import DIGEST_BYTES
 from embedcache.store.journal.snapshot import (
     DTYPES,

@@ -14,15 +14,8 @@ from typing import Any
 
 from embedcache.errors import CorruptionError
 from embedcache.store import layout
-from embedcache.store.journal.lines import (
-    CREATED,
-    MAIN,
-    JournalFile,
-    Place,
-    append_record,
-    hint_for,
-    journal_files,
-)
+from embedcache.store.journal.file import JournalFile, Place, append_record, journal_files
+from embedcache.store.journal.lines import CREATED, MAIN, hint_for
 from embedcache.store.journal.state import StoreState
 
 TRIES = 20

@@ -15,8 +15,9 @@ import numpy as np
 
 from embedcache.errors import CorruptionError, MismatchError
 from embedcache.store import layout
+from embedcache.store.journal.file import JournalFile, Place, read_record
 from embedcache.store.journal.known import COMMITTED, FAILED, SKIPPED, KnownTiles
-from embedcache.store.journal.lines import JournalFile, Place, hint_for, read_record
+from embedcache.store.journal.lines import hint_for
 from embedcache.store.journal.packing import unpack_flags
 from embedcache.store.journal.record import ShardRecord, read_image
 from embedcache.store.journal.snapshot import Snapshot
