@@ -83,6 +83,8 @@ def run_encode(options: EncodeOptions, progress: Progress, stop: Stop = lambda: 
         store, plan = _reencode(job, job.store, whole, run, progress)
     else:
         store, plan = _encode(job, whole, part, run, progress)
+    if run.encoded:
+        progress.say(stages.in_words())
     return run.result(store, plan, part, time.perf_counter() - begin)
 
 

@@ -92,6 +92,12 @@ class Stages:
             self.waits[what] += seconds
             self._keep(f"waits for the {what}", seconds, begin)
 
+    def in_words(self) -> str:
+        """Where the time went, in one line."""
+        spent = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in self.seconds.items())
+        waited = " and ".join(f"{seconds:.1f} s for the {what}" for what, seconds in self.waits.items())
+        return f"Seconds by stage: {spent}; limited by {self.bottleneck}. The encoder waited {waited}."
+
     @property
     def bottleneck(self) -> str:
         """``read``, ``preprocess``, ``encode`` or ``write``; empty before anything was encoded or waited for."""
