@@ -334,6 +334,40 @@ def test_the_cache_stays_within_its_bound_and_keeps_the_newest() -> None:
     assert cache.bytes_held == 0
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 9), max_size=60), st.integers(1, 5))
+def test_a_cache_that_knows_what_comes_decodes_no_more_than_the_best_order_of_letting_go(
+    reads: list[int], room: int
+) -> None:
+    cache, made = BlockCache(room), []
+    cache.expect(lambda piece: [(at, 1) for at, number in enumerate(reads) if number == piece.z0])
+    for number in reads:
+        cache.get(plane(number), lambda number=number: made.append(number) or np.zeros(1, np.uint8))
+        assert cache.bytes_held <= room
+    assert cache.bytes_held == 0
+    held: list[int] = []
+    least = 0
+    for at, number in enumerate(reads):  # Belady: out goes what is read again last
+        if number not in held:
+            least += 1
+            if len(held) == room:
+                held.remove(max(held, key=lambda old: [*reads[at:], old].index(old)))
+            held.append(number)
+    assert len(made) <= least
+
+
+def test_blocks_whose_tiles_failed_do_not_stay_for_ever() -> None:
+    cache = BlockCache(10)
+    cache.expect(lambda piece: [(piece.z0, 2), (piece.z0 + 1, 1)])
+    for number in range(60):
+        cache.get(plane(number), lambda: np.zeros(4, np.uint8))  # once instead of three times
+        assert cache.bytes_held <= 10
+    assert cache.bytes_held > 0
+    cache.expect(None)
+    cache.get(plane(99), lambda: np.zeros(9, np.uint8))
+    assert cache.bytes_held == 9
+
+
 def test_a_block_that_several_threads_want_is_made_once() -> None:
     cache, made, start = BlockCache(), [], threading.Event()
 

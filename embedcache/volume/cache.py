@@ -213,14 +213,7 @@ class BlockCache:
             _, block = self._recent.popitem(last=False)
             self._bytes -= block.nbytes
             return
-        if self._swept < self._foremost:
-            self._swept = self._foremost
-            behind = self._foremost - PLACES_BEHIND
-            for key in [key for key, held in self._planned.items() if held.left[-1][0] < behind]:
-                self._bytes -= self._planned.pop(key).block.nbytes
-                self._swept = -1
-        if self._swept < 0:
-            self._swept = self._foremost
+        if self._drop_overtaken():
             return
         while self._farthest:
             place, _, key = heapq.heappop(self._farthest)
@@ -229,3 +222,14 @@ class BlockCache:
                 self._let_go[key] = self._planned.pop(key).left
                 self._bytes -= held.block.nbytes
                 return
+
+    def _drop_overtaken(self) -> bool:
+        """Drop blocks whose uses were passed by (their tiles failed); looked for once at each place."""
+        overtaken = []
+        if self._swept < self._foremost:
+            self._swept = self._foremost
+            behind = self._foremost - PLACES_BEHIND
+            overtaken = [key for key, held in self._planned.items() if held.left[-1][0] < behind]
+        for key in overtaken:
+            self._bytes -= self._planned.pop(key).block.nbytes
+        return bool(overtaken)
