@@ -49,7 +49,8 @@ class Computer:
     def begin(self, inputs: Tensor) -> Result:
         """Encode a batch, (B, 3, 1024, 1024) float32 on the encoder's device."""
         if self._on_gpu:
-            return self._enqueue(inputs)
+            with torch.cuda.device(self._encoder.device):  # whose stream the events are recorded on
+                return self._enqueue(inputs)
         with self._stages.measure("encode"):
             embeddings = self._encoder.on_device(inputs)
         with self._stages.measure("quantise"):

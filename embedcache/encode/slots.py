@@ -18,6 +18,9 @@ from embedcache.encode.tile_reader import ReadTile
 from embedcache.geometry import IMAGE_SIZE
 from embedcache.volume.normalise import normalise
 
+_ALIGNED = 16
+"""Bytes to a multiple of which images of another shape begin in pinned memory."""
+
 _SHAPE = (3, IMAGE_SIZE, IMAGE_SIZE)
 
 
@@ -72,7 +75,7 @@ class _CudaSlot:
             )
             groups = [list(range(len(tiles)))] if alike else [[at] for at in range(len(tiles))]
             sources = [_tensor(tile) for tile in tiles]
-            self._pin(sum(source.nbytes for source in sources))
+            self._pin(sum(source.nbytes + _ALIGNED for source in sources))
             start = 0
             for group in groups:
                 start = self._send([sources[at] for at in group], tiles[group[0]], group[0], start)
@@ -91,7 +94,7 @@ class _CudaSlot:
             place.copy_(source)
         there = waiting.to(self._inputs.device, non_blocking=True)
         normalise(there, like.preprocess, self._inputs[row : row + len(sources)])
-        return -(-end // 16) * 16
+        return -(-end // _ALIGNED) * _ALIGNED
 
     def rows(self, count: int) -> Tensor:
         torch.cuda.current_stream(self._inputs.device).wait_event(self._filled)
