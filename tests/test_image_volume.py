@@ -357,3 +357,38 @@ def test_a_folder_of_both_kinds_asks_which(folder: Path) -> None:
     tifffile.imwrite(folder / "a.tif", noise(8, 9))
     with pytest.raises(VolumeError, match="1 TIFF and 3 PNG or JPEG files"):
         open_volume(folder)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"compression": "zlib", "rowsperstrip": 5},
+        {"compression": "zlib", "rowsperstrip": 150, "predictor": 2},
+        {"compression": "zlib", "tile": (32, 48)},
+        {"compression": "zlib", "tile": (144, 16), "photometric": "miniswhite"},
+        {"tile": (64, 64)},
+        {"compression": "zlib", "rowsperstrip": 7, "byteorder": ">"},
+    ],
+)
+@pytest.mark.parametrize("colours", [(), (3,), (4,)])
+def test_strips_and_tiles_give_the_pixels_of_the_whole_page(
+    tmp_path: Path, stored: dict[str, object], colours: tuple[int, ...]
+) -> None:
+    values = np.random.default_rng(0).integers(0, 255, (3, 401, 350, *colours)).astype(np.uint16)
+    colour = {"photometric": "rgb"} if colours else {}
+    for plane, pixels in enumerate(values):
+        tifffile.imwrite(tmp_path / f"{plane}.tif", pixels, metadata=None, **(stored | colour))  # type: ignore[arg-type]
+    volume = open_volume(tmp_path)
+    expected = ~values if "photometric" in stored and not colours else values
+    assert volume.pieces is not None
+    assert volume.pieces.chunk[1:] != (401, 350)  # not page by page
+    for rows, columns in (
+        (slice(0, 401), slice(0, 350)),
+        (slice(127, 257), slice(47, 49)),
+        (slice(400, 401), slice(3, 350)),
+    ):
+        crop = volume.read(1, rows, columns)
+        assert crop.dtype.isnative
+        np.testing.assert_array_equal(
+            crop, expected[1, rows, columns][..., :3] if colours else expected[1, rows, columns]
+        )

@@ -10,20 +10,20 @@ import os
 import struct
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tifffile
-from PIL import Image, ImageFile, TiffImagePlugin
 
 from embedcache.errors import VolumeError
-from embedcache.volume.image_file import Head, pillow_pixels
+from embedcache.volume.image_file import Head
 from embedcache.volume.pieces import Piece
-from embedcache.volume.tiff_segments import Segments, bundle
-from embedcache.volume.volume import DECODE_ERRORS, check_dtype, to_pixels, way_out
+from embedcache.volume.tiff_page import PagePlace, finished, is_inverted, is_palette, page_head, place_of
+from embedcache.volume.tiff_pillow import page_by_pillow
+from embedcache.volume.tiff_segments import bundle
+from embedcache.volume.volume import DECODE_ERRORS, way_out
 
 TIFF_ERRORS = (*DECODE_ERRORS, tifffile.TiffFileError)
 
@@ -53,7 +53,7 @@ class TiffFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
-        self._places: dict[int, _Place] = {}
+        self._places: dict[int, PagePlace] = {}
         self._series: tuple[int, str, tuple[int, ...]] | None = None
         try:
             with self._opened() as tif:
@@ -77,7 +77,7 @@ class TiffFile:
         try:
             place = self._place(page)
             if place.mapped is not None:
-                return [_without_alpha(to_pixels(self._map(place.mapped)[_slices(box)])) for box in boxes]
+                return [finished(self._map(place.mapped)[_slices(box)], inverted=False) for box in boxes]
             if place.segments is None:
                 decoded = self._decode(page)
                 return [decoded if len(boxes) == 1 and decoded.shape[:2] == box.shape[1:]
@@ -166,19 +166,19 @@ class TiffFile:
             self._series = int(series.dataoffset), dtype.str, (planes, *page.shape)
             self.n_pages = planes
 
-    def _place(self, page: int) -> _Place:
+    def _place(self, page: int) -> PagePlace:
         """How the pixels of a page lie in the file; remembered for the last few hundred pages."""
         if self._series is not None:
             offset, dtype, shape = self._series
             bytes_before = page * int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
-            return _Place((offset + bytes_before, dtype, shape[1:]))
+            return PagePlace((offset + bytes_before, dtype, shape[1:]))
         with self._lock:
             place = self._places.get(page)
             if place is None:
                 with self._opened() as tif:
                     entry = page_of(tif, self._pages[page])
                     self._check_page(entry, page)
-                    place = self._places[page] = _place_of(entry, tif.byteorder)
+                    place = self._places[page] = place_of(entry, tif.byteorder)
                 if len(self._places) > PAGES_REMEMBERED:
                     del self._places[next(iter(self._places))]
         return place
@@ -191,73 +191,27 @@ class TiffFile:
         with self._opened() as tif:
             entry = page_of(tif, self._pages[page])
             try:
-                if _is_palette(entry):
+                if is_palette(entry):
                     return self._decode_by_pillow(page)
                 values = np.asarray(entry.asarray(maxworkers=1))
             except TIFF_ERRORS as error:
                 return self._decode_by_pillow(page, error)
             if entry.axes == "SYX":
                 values = np.moveaxis(values, 0, -1)
-            return _finished(values, _is_inverted(entry))
+            return finished(values, is_inverted(entry))
 
     def _decode_by_pillow(self, page: int, first_error: Exception | None = None) -> npt.NDArray[Any]:
-        with self.path.open("rb") as stream:
-            try:
-                image = _StoredTiff(stream)
-                image.seek(self._pages[page])
-                values = _by_pillow(image)
-            except TIFF_ERRORS as error:
-                raise first_error or error from error
+        try:
+            values = page_by_pillow(self.path, self._pages[page])
+        except TIFF_ERRORS as error:
+            raise first_error or error from error
         if values.dtype != self.head.dtype:
             raise first_error or ValueError(f"decoded as {values.dtype}, not {self.head.dtype}")
         return values
 
 
-@dataclass(frozen=True)
-class _Place:
-    """How the pixels of one page lie in the file: as they are (offset, dtype, shape), in segments, or neither."""
-
-    mapped: tuple[int, str, tuple[int, ...]] | None = None
-    segments: Segments | None = None
-    inverted: bool = False
-
-    def finish(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Decoded values as pixels."""
-        return _finished(values, self.inverted)
-
-
-def _place_of(entry: Any, byteorder: str) -> _Place:
-    if entry.is_memmappable and entry.axes in ("YX", "YXS") and not _needs_conversion(entry):
-        dtype = np.dtype(entry.dtype).newbyteorder(byteorder).str
-        return _Place((int(entry.dataoffsets[0]), dtype, tuple(entry.shape)))
-    segments = None if _is_palette(entry) else Segments.of(entry)
-    return _Place(segments=segments, inverted=_is_inverted(entry))
-
-
-def _finished(values: npt.NDArray[Any], inverted: bool) -> npt.NDArray[Any]:
-    # Zero is white in inverted pages: turned so that bright is large, for booleans too.
-    return to_pixels(_without_alpha(~values if inverted else values))
-
-
 def _slices(box: Piece) -> tuple[slice, slice]:
     return slice(box.y0, box.y1), slice(box.x0, box.x1)
-
-
-class _StoredTiff(TiffImagePlugin.TiffImageFile):
-    """Pillow's TIFF reader without its limit on size, and without turning the image by its orientation tag."""
-
-    def load_prepare(self) -> None:
-        if self._im is None:
-            self.im = Image.new(self.mode, getattr(self, "_tile_size", self.size)).im
-        ImageFile.ImageFile.load_prepare(self)
-
-    def load_end(self) -> None:
-        self._size = self.im.size
-
-
-def _by_pillow(image: _StoredTiff) -> npt.NDArray[Any]:
-    image.load()
-    return np.asarray(image.convert("RGB")) if image.mode in ("P", "PA") else pillow_pixels(image)
 
 
 def _next_page(tif: tifffile.TiffFile) -> int:
@@ -275,27 +229,6 @@ def page_of(tif: tifffile.TiffFile, index: int) -> Any:
     return tif.pages[index]
 
 
-def page_head(page: Any, path: Path) -> Head:
-    """Head of one TIFF page."""
-    axes, shape = page.axes, tuple(page.shape)
-    if page.dtype is None or axes not in ("YX", "YXS", "SYX"):
-        raise VolumeError(
-            f"{path}: a page with axes {axes} and shape {shape} is not a plane of a volume.",
-            hint="Save it as grey or RGB pages.",
-        )
-    height, width = (shape[1], shape[2]) if axes == "SYX" else (shape[0], shape[1])
-    samples = 1 if axes == "YX" else shape[0] if axes == "SYX" else shape[2]
-    if samples > 4:
-        raise VolumeError(
-            f"{path}: {samples} samples per pixel are neither grey nor colour.",
-            hint="Write the channels that you need as grey planes.",
-        )
-    dtype = check_dtype(np.dtype(page.dtype), str(path))
-    if _is_palette(page):
-        return Head(height, width, 3, "uint8")
-    return Head(height, width, 3 if samples >= 3 else 1, dtype.name)
-
-
 def head_of(path: Path) -> Head:
     """Head of a file of one page; several full-size pages in one file of a folder are refused."""
     file = TiffFile(path)
@@ -305,25 +238,6 @@ def head_of(path: Path) -> Head:
             hint=f"Open that file alone, as --volume {path}.",
         )
     return file.head
-
-
-def _is_palette(page: Any) -> bool:
-    return bool(page.photometric == tifffile.PHOTOMETRIC.PALETTE)
-
-
-def _needs_conversion(page: Any) -> bool:
-    return _is_palette(page) or _is_inverted(page)
-
-
-def _is_inverted(page: Any) -> bool:
-    return bool(page.photometric == tifffile.PHOTOMETRIC.MINISWHITE)
-
-
-def _without_alpha(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Drop transparency: (h, w, 4) to 3 colours, (h, w, 2) and (h, w, 1) to grey."""
-    if values.ndim == 2:
-        return values
-    return values[..., :3] if values.shape[-1] >= 3 else values[..., 0]
 
 
 def _in_words(head: Head) -> str:
