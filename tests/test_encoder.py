@@ -184,7 +184,7 @@ def test_errors_that_mean_out_of_memory_are_known():
 
 
 @pytest.mark.parametrize(
-    "numerics", [{"batch": 0}, {"batch": 1.5}, {"threads": -1}, {"attention": "flash"}, {"compiled": True}]
+    "numerics", [{"batch": 0}, {"batch": 1.5}, {"threads": -1}, {"attention": "flash"}, {"compiled": "yes"}]
 )
 def test_impossible_numerics_are_refused(weights, numerics):
     with pytest.raises(InputError):

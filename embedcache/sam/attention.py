@@ -22,10 +22,12 @@ its bias. So only real tokens are projected.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import one_hot, pad, scaled_dot_product_attention
 
 _COLUMN_MULTIPLE = 8  # fused kernels want head sizes that are multiples of this
@@ -132,16 +134,22 @@ class FlexAttention(FusedAttention):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of ``(B, heads, side², d)`` queries, keys and values; the same shape."""
-        from torch.nn.attention.flex_attention import flex_attention
-
         rows, columns = (part.flatten(2, 3) for part in self.relative(q))
         side = self.side
 
         def with_bias(score: Tensor, b: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             return score + rows[b, head, query, key // side] + columns[b, head, query, key % side]
 
-        out: Tensor = flex_attention(q, k, v, score_mod=with_bias, scale=self.scale)
+        on_gpu_alone = q.is_cuda and not torch.compiler.is_compiling()
+        flex: Any = _compiled_flex() if on_gpu_alone else flex_attention
+        out: Tensor = flex(q, k, v, score_mod=with_bias, scale=self.scale)
         return out
+
+
+@cache
+def _compiled_flex() -> Any:
+    """``flex_attention`` by itself; uncompiled it would write all scores out."""
+    return torch.compile(flex_attention, dynamic=False)
 
 
 def into_windows(qkv: Tensor, bias: Tensor, side: int, heads: int) -> Tensor:

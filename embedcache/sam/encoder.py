@@ -11,6 +11,7 @@ from torch import Tensor
 
 from embedcache.errors import InputError, WeightsError
 from embedcache.geometry import EMBEDDING_SHAPE, IMAGE_SIZE
+from embedcache.sam.compiling import Compute, compiled, why_not_compiled
 from embedcache.sam.device import Precision, resolve_device, resolve_precision
 from embedcache.sam.numerics import complete
 from embedcache.sam.parts import build_encoder, is_registered
@@ -66,14 +67,30 @@ class Encoder:
     ) -> None:
         registered = is_registered(weights.model_type)
         self.numerics = complete(numerics, device=device, precision=precision, registered=registered)
-        if self.numerics["compiled"]:
-            raise InputError("A compiled encoder was asked for; this version does not compile.")
         self.device, self.precision, self.calls = device, precision, 0
         self.batch: int = self.numerics["batch"]
         if self.numerics["threads"]:
             torch.set_num_threads(self.numerics["threads"])
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self._model = _load(weights, self.numerics).to(device=device, dtype=self._dtype)
+        self._model: Compute = _load(weights, self.numerics).to(device=device, dtype=self._dtype)
+        if self.numerics["compiled"]:
+            self._compile(say)
+
+    def _compile(self, say: Callable[[str], None]) -> None:
+        """Compile for the static batch; where that fails, say so and go on uncompiled."""
+        reason = why_not_compiled(self.device)
+        if reason is None:
+            example = torch.zeros(self.batch, *_INPUT_SHAPE, dtype=self._dtype, device=self.device)
+            try:
+                with torch.inference_mode(), self._exact_float32():
+                    self._model = compiled(self._model, example)
+                return
+            except Exception as error:  # compilers fail in many ways, and none of them is a reason to stop
+                if is_out_of_memory(error):
+                    raise
+                reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
+        say(f"The encoder runs uncompiled: {reason}.")
+        self.numerics = {**self.numerics, "compiled": False}
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Encode images.

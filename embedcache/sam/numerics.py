@@ -56,12 +56,14 @@ def complete(
         When something asked for is impossible.
     """
     given = dict(asked or {})
-    on_cpu = device.type == "cpu"
+    on_cpu, wants_compiled = device.type == "cpu", given.get("compiled", False)
+    if not isinstance(wants_compiled, bool):
+        raise InputError(f"compiled must be true or false; found {wants_compiled!r}.")
     attention = OWN if registered else usual_attention(device, precision)
     threads = given.get("threads", torch.get_num_threads() if on_cpu and precision == "fp32" else 0)
     numerics = {
         "attention": given.get("attention", attention),
-        "compiled": bool(given.get("compiled", False)),
+        "compiled": wants_compiled,
         "batch": _whole("batch", given.get("batch", usual_batch(device)), at_least=1),
         "threads": _whole("threads", threads, at_least=0) if on_cpu else 0,
         "device": "cpu" if on_cpu else f"cuda:{torch.cuda.get_device_name(device)}",

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,7 @@ _NORMS: tuple[type[nn.Module], ...] = (
 )
 _PIECE_BITS = 15
 _PIECES = 4
+_AT_ONCE = 1 << 16
 # Sum of four independent uniform integers 0…2¹⁵−1: its mean and standard deviation
 _BELL_MEAN = _PIECES * (2**_PIECE_BITS - 1) / 2
 _BELL_STD = math.sqrt(_PIECES * (2 ** (2 * _PIECE_BITS) - 1) / 12)
@@ -98,21 +99,33 @@ def _fan_in(weight: torch.Size) -> int:
     return math.prod(weight[1:])
 
 
-def _integers(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    return torch.randint(
-        0, 2 ** (_PIECE_BITS * _PIECES), tuple(shape), generator=generator, dtype=torch.int64
-    )
+def _in_pieces(shape: torch.Size, draw: Callable[[int], Tensor]) -> Tensor:
+    """A tensor drawn piece by piece, in order: its integers and doubles would take many times its own memory."""
+    drawn = torch.empty(shape)
+    for piece in torch.split(drawn.view(-1), _AT_ONCE):
+        piece.copy_(draw(len(piece)))
+    return drawn
+
+
+def _integers(count: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(0, 2 ** (_PIECE_BITS * _PIECES), (count,), generator=generator, dtype=torch.int64)
 
 
 def _bell(shape: torch.Size, std: float, generator: torch.Generator) -> Tensor:
-    integers = _integers(shape, generator)
-    total = torch.zeros_like(integers)
-    for piece in range(_PIECES):
-        total += (integers >> (piece * _PIECE_BITS)) & (2**_PIECE_BITS - 1)
-    centred: Tensor = total.double() - _BELL_MEAN
-    return (centred * (std / _BELL_STD)).float()
+    def draw(count: int) -> Tensor:
+        integers = _integers(count, generator)
+        total = torch.zeros_like(integers)
+        for piece in range(_PIECES):
+            total += (integers >> (piece * _PIECE_BITS)) & (2**_PIECE_BITS - 1)
+        centred: Tensor = total.double() - _BELL_MEAN
+        return centred * (std / _BELL_STD)
+
+    return _in_pieces(shape, draw)
 
 
 def _flat(shape: torch.Size, bound: float, generator: torch.Generator) -> Tensor:
-    fraction: Tensor = (_integers(shape, generator) & (2**24 - 1)).double() / 2**23 - 1
-    return (fraction * bound).float()
+    def draw(count: int) -> Tensor:
+        fraction: Tensor = (_integers(count, generator) & (2**24 - 1)).double() / 2**23 - 1
+        return fraction * bound
+
+    return _in_pieces(shape, draw)

@@ -54,8 +54,31 @@ def make_fast(encoder: Any, variant: str, revision: int) -> None:
         else:
             encoder.blocks[position] = Block(block, attention)
     if revision > 1:
+        encoder.patch_embed = PatchEmbed(encoder.patch_embed)
         for position in (1, 3):
             encoder.neck[position] = ChannelNorm(encoder.neck[position])
+
+
+class PatchEmbed(nn.Module):
+    """segment-anything's patch embedding, its tokens one after the other in memory.
+
+    segment-anything leaves the convolution's planes as they are and only names the axes otherwise; then every
+    addition to the tokens, and every norm of them, goes across memory.
+
+    Parameters
+    ----------
+    stock : nn.Module
+        The ``PatchEmbed`` whose weights are taken over.
+    """
+
+    def __init__(self, stock: Any) -> None:
+        super().__init__()
+        self.proj: nn.Module = stock.proj
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, 3, 16 · H, 16 · W)`` to ``(B, H, W, C)``."""
+        tokens: Tensor = self.proj(x).permute(0, 2, 3, 1)
+        return tokens.contiguous()
 
 
 class ChannelNorm(nn.Module):
