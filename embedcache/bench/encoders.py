@@ -41,8 +41,9 @@ class EncoderFigures:
         From its weights on disk to the first result, compiling included.
     error : dict or None
         ``relative_l2`` and ``largest`` difference from stock in float32; None when that did not run.
-    peak_memory_bytes : int
-        The most that its process (on a GPU: torch) held.
+    start_memory_bytes, peak_memory_bytes : int
+        The most that its process (on a GPU: torch) held: until the encoder was built, its weights still beside it
+        as they came from the file; and from then on, while it encoded.
     numerics : dict
         What ours decided.
     threads : int
@@ -54,6 +55,7 @@ class EncoderFigures:
     seconds: tuple[float, ...]
     cpu_seconds: tuple[float, ...]
     start_seconds: float
+    start_memory_bytes: int
     error: dict[str, float] | None
     peak_memory_bytes: int | None
     numerics: dict[str, Any]

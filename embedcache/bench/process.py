@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embedcache.bench.machine import peak_memory
+from embedcache.bench.machine import forget_peak, peak_memory
 from embedcache.bench.variants import REFERENCE, Built, build, chosen
 from embedcache.geometry import IMAGE_SIZE
 from embedcache.sam.weights import resolve_weights
@@ -79,6 +79,8 @@ def main() -> None:
     try:
         built = _build(settings, device)
         inputs = images(settings.batch).to(device)
+        at_start = peak_memory(device)
+        forget_peak(device)
         embeddings = built.run(inputs).float().cpu()
     except Exception as error:  # of other people's libraries and compilers: whatever it is, the others go on
         text = str(error).strip() or type(error).__name__
@@ -87,6 +89,7 @@ def main() -> None:
     _tell(
         answers,
         start_seconds=started,
+        start_memory_bytes=at_start,
         error=_compare(embeddings, settings),
         numerics=built.numerics,
         threads=torch.get_num_threads(),
