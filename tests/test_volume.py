@@ -6,6 +6,7 @@ import functools
 import sys
 import tempfile
 import threading
+import tracemalloc
 from pathlib import Path
 
 import h5py
@@ -354,6 +355,19 @@ def test_a_cache_that_knows_what_comes_decodes_no_more_than_the_best_order_of_le
                 held.remove(max(held, key=lambda old: [*reads[at:], old].index(old)))
             held.append(number)
     assert len(made) <= least
+
+
+def test_what_is_known_of_blocks_that_went_goes_too() -> None:
+    cache = BlockCache(1 << 30)
+    cache.expect(lambda piece: [(piece.z0, 1), (piece.z0 + 1, 1), (piece.z0 + 2, 1)])
+    tracemalloc.start()
+    for number in range(20_000):
+        for back in range(min(number, 2), -1, -1):
+            cache.get(plane(number - back), lambda: np.zeros(1, np.uint8))
+    used = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert cache.reads.chunks == 20_000
+    assert used < 1_000_000
 
 
 def test_blocks_whose_tiles_failed_do_not_stay_for_ever() -> None:

@@ -25,6 +25,9 @@ CACHE_BYTES = 2 << 30
 PLACES_BEHIND = 4
 """Readers run beside each other; a use so many places behind the foremost will not come any more."""
 
+OUTDATED = 1000
+"""Outdated ranks that may lie about, beside as many as there are blocks, before they are cleared away."""
+
 Block = npt.NDArray[Any]
 Uses = Sequence[tuple[int, int]]
 """Ascending places in the order of reading, each with a number of uses."""
@@ -206,6 +209,9 @@ class BlockCache:
     def _rank(self, key: Piece, held: _Held) -> None:
         # At one place, planes are read in ascending order.
         heapq.heappush(self._farthest, (-held.left[-1][0], -key.z0, key))
+        if len(self._farthest) > 2 * len(self._planned) + OUTDATED:
+            self._farthest = [(-held.left[-1][0], -key.z0, key) for key, held in self._planned.items()]
+            heapq.heapify(self._farthest)
 
     def _let_one_go(self) -> None:
         """Drop what no plan wants, then what a plan no longer wants, then what it wants last."""
