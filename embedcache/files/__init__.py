@@ -24,6 +24,7 @@ from embedcache.files.durable import (
     stage_file,
     write_file,
 )
+from embedcache.files.flock import exclusive_lock, is_free
 from embedcache.files.folders import fsync_folder, make_folder, sync_names
 from embedcache.files.held import Held, holder_name
 from embedcache.files.locks import (
@@ -31,8 +32,6 @@ from embedcache.files.locks import (
     MUTEX,
     Claim,
     claims_under_mutex,
-    exclusive_lock,
-    is_free,
     living_claims,
     mutex,
     range_lock,

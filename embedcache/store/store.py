@@ -15,12 +15,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from embedcache.errors import CorruptionError, InputError, MismatchError, StorageError, command
-from embedcache.files import mutex, read_error, read_inside, require_no_links, sha256_hex, write_file
+from embedcache.errors import CorruptionError, InputError, MismatchError, StorageError
+from embedcache.files import mutex, read_error, require_no_links, write_file
 from embedcache.sam.decoder import Decoder
 from embedcache.store import layout
 from embedcache.store.creation import (
@@ -32,6 +30,7 @@ from embedcache.store.creation import (
     refuse_foreign,
     write_new,
 )
+from embedcache.store.decoder_file import read_decoder_state
 from embedcache.store.journal.lines import CREATED, MAIN
 from embedcache.store.journal.replay import append, catch_up, read_state
 from embedcache.store.journal.state import StoreState
@@ -230,26 +229,7 @@ class EmbeddingStore(StoreView):
         CorruptionError
             When the file is missing or not the one that was written at creation.
         """
-        path = self.path / layout.DECODER
-        try:
-            data = read_inside(self.path, path, layout.DECODER_LIMIT)
-        except FileNotFoundError as error:
-            raise CorruptionError(f"{path} is missing.", hint=self._rewrites_decoder) from error
-        except OSError as error:
-            raise read_error(error, path) from error
-        if sha256_hex(data) != self.attributes["decoder_sha256"]:
-            raise CorruptionError(
-                f"{path} is not the file that was written when the store was made.",
-                hint=self._rewrites_decoder,
-            )
-        try:
-            return dict(safetensors.torch.load(data))
-        except SafetensorError as error:
-            raise CorruptionError(f"{path} cannot be read: {error}.") from error
-
-    @property
-    def _rewrites_decoder(self) -> str:
-        return f"`{command('repair', self.path)}` writes it again from the checkpoint."
+        return read_decoder_state(self.path, str(self.attributes["decoder_sha256"]))
 
     def decoder(self) -> Decoder:
         """The checkpoint's own prompt encoder and mask decoder."""

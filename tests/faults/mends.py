@@ -10,7 +10,7 @@ from random import Random
 from .child import pause
 from .flips import DAMAGES, flipped, other_files, shard_files
 from .kills import start_until_first_write
-from .outcome import LostError, Outcome, Row, detected, survived
+from .outcome import LostError, Outcome, Row, SilentError, detected, survived
 from .scenarios import COMPACT, REENCODE, REPAIR, Scenario
 from .scenarios import prepare as prepare_scenario
 from .stage import TILES, Stage, Watch, content, known, litter, require_same, stored
@@ -77,6 +77,35 @@ def _break(store: Path, kind: str, rng: Random) -> int:
     else:
         DAMAGES[rng.choice(sorted(DAMAGES))](path, rng)
     return TILES if kind == "journal" else 0
+
+
+def _drop(stage: Stage, _: int, rng: Random) -> Outcome:
+    """Lines of the journal with several wrong bytes, dropped: no other embedding is lost, none becomes another."""
+    store = stage.copy(stage.whole)
+    path = store / "journal" / "main.jsonl"
+    lines = path.read_bytes().split(b"\n")
+    for number in rng.sample(range(len(lines) - 1), rng.randrange(1, 3)):
+        line = bytearray(lines[number])
+        for place in rng.sample(range(len(line)), rng.randrange(2, 5)):
+            line[place] ^= rng.randrange(1, 256)
+        lines[number] = bytes(line)
+    path.write_bytes(b"\n".join(lines))
+    child = stage.run(*repair_words(stage, store), "--drop-lines")
+    if child.code == 4:
+        assert stage.run("verify", store, "--json").code == 4, "what is still damaged is verified as whole"
+        return detected(n_named_as_not_to_be_dropped=1)
+    assert child.code == 0, f"repair ended with {child.code}: {child.said[-800:]}"
+    there, before = known(store), stage.data["known"]
+    if any(before.get(tile) != said for tile, said in there.items()):
+        raise SilentError("what is recorded is not what was recorded before")
+    verified = stage.run("verify", store, "--json")
+    assert verified.code == 0, f"verify after repair: {verified.said[-500:]}"
+    again = stage.run(*stage.encode(store))
+    assert again.code == 0, again.said[-800:]
+    assert again.result["tiles_encoded"] == len(before) - len(there), "more was encoded than was missing"
+    require_same(store, stage.data["expected"], "after dropping lines and encoding again")
+    assert known(store) == before, "the journal says something else"
+    return survived(n_lines_dropped=len(child.result["dropped"]))
 
 
 def kill_row(scenario: Scenario, name: str, longest: float, trials: int, weight: float) -> Row:
@@ -158,5 +187,15 @@ ROWS = (
         prepare=_prepare,
         needs=missing_repair,
         weight=30,
+    ),
+    Row(
+        "drop-lines",
+        "lines of the journal with several wrong bytes each; then `repair --drop-lines`, then the same encode",
+        "only what they said is missing, then the bytes of an undisturbed run; or named as not to be dropped",
+        _drop,
+        trials=30,
+        prepare=_prepare,
+        needs=missing_repair,
+        weight=40,
     ),
 )
