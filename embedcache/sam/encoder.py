@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from embedcache.errors import InputError, WeightsError
 from embedcache.geometry import EMBEDDING_SHAPE, IMAGE_SIZE
@@ -75,6 +75,20 @@ class Encoder:
         self._model: Compute = _load(weights, self.numerics).to(device=device, dtype=self._dtype)
         if self.numerics["compiled"]:
             self._compile(say)
+
+    @contextmanager
+    def computing(self) -> Iterator[nn.Module | None]:
+        """What it is made of, for looking at a part of it; within, torch is set as for a call.
+
+        Yields
+        ------
+        nn.Module or None
+            The encoder with its replaced parts; ``None`` where compiling left no parts to look at.
+        """
+        with torch.inference_mode(), self._exact_float32():
+            yield (
+                self._model if isinstance(self._model, nn.Module) and not self.numerics["compiled"] else None
+            )
 
     def _compile(self, say: Callable[[str], None]) -> None:
         """Compile for the static batch; where that fails, say so and go on uncompiled."""
