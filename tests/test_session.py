@@ -342,7 +342,7 @@ def test_a_damaged_journal_names_the_command_that_mends_it(tmp_path: Path) -> No
     path.write_bytes(path.read_bytes().replace(b"shard", b"shart", 1))
     with pytest.raises(CorruptionError) as caught:
         EmbeddingStore.open(tmp_path / "my store")
-    assert f"embedcache repair {tmp_path / 'my store'}" in str(caught.value)
+    assert f"embedcache repair '{tmp_path / 'my store'}'" in str(caught.value)
 
 
 def test_a_certificate_leaves_the_snapshot_that_a_writer_of_the_same_object_uses(tmp_path: Path) -> None:
