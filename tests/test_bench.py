@@ -36,6 +36,7 @@ def test_ours_stands_beside_stock_with_its_ratio_error_and_memory(capsys):
     assert 0 < ours["error"]["relative_l2"] < 2e-6
     assert ours["numerics"]["compiled"] is False
     assert 2e8 < ours["peak_memory_bytes"] < stock["peak_memory_bytes"] < 4e9
+    assert 2e8 < ours["start_memory_bytes"] < 2e9
     assert {"torch", "date", "processor", "cores"} <= set(found["machine"])
 
 

@@ -94,10 +94,9 @@ def _print_encoders(found: EncoderBench) -> None:
         ratio = f"{found.ratios[one.name]:.2f}×" if one.name in found.ratios else "—"
         spread = f"{min(one.seconds):.3g}–{max(one.seconds):.3g}"
         peak = "—" if one.peak_memory_bytes is None else readable_bytes(one.peak_memory_bytes)
-        rows.append(
-            (one.label, f"{one.median:.3g}", spread, ratio, error, peak, f"{one.start_seconds:.1f} s")
-        )
-    header = ("encoder", "s/image", "min–max", "× stock float32", "rel. L2", "peak memory", "start")
+        start = f"{one.start_seconds:.1f} s, {readable_bytes(one.start_memory_bytes)}"
+        rows.append((one.label, f"{one.median:.3g}", spread, ratio, error, peak, start))
+    header = ("encoder", "s/image", "min–max", "× stock float32", "rel. L2", "peak memory", "start-up")
     title = f"{found.model}, {found.checkpoint}, batch {found.batch}, {found.rounds} rounds in turns"
     print_table(title, header, rows)
 
