@@ -9,7 +9,7 @@ import pytest
 import torch
 from encode_samples import quick, scan, shard_digests
 
-from embedcache.encode import overlapped
+from embedcache.encode import overlapped, twins
 from embedcache.encode.twins import Fate, Twins
 from embedcache.sam.encoder import Encoder
 from embedcache.sam.weights import resolve_weights
@@ -108,3 +108,15 @@ def test_a_tile_that_fails_takes_its_twins_with_it(tmp_path):
     assert sorted(result.failed) == [1, 3]
     assert result.failed[1] == result.failed[3]
     assert (result.encoded, result.identical, result.exit_code) == (2, 0, 7)
+
+
+def test_what_many_tiles_taught_is_kept_in_little_memory_and_still_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(twins, "LEARNED", 2)
+    path = scan(tmp_path / "scan.npy", planes=24)
+    pixels = np.load(path)
+    pixels[12:] = pixels[:12]
+    np.save(path, pixels)
+    result = quick(path, store=tmp_path / "s.zarr", shard_tiles=2)
+    assert (result.encoded, result.encoder_calls, result.identical) == (24, 12, 12)
+    for number in range(12):
+        assert torch.equal(result.store[number], result.store[number + 12])

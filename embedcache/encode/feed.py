@@ -7,7 +7,7 @@ much room for batches; when the encoder or the writer falls behind, this thread 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 
 from torch import Tensor
@@ -121,7 +121,10 @@ class Feed:
             batch, chosen = Batch(), 0
             for tile in self._reader:
                 fate = self._fate(tile)
-                batch.decided.append(Decided(tile, fate))
+                # only what is to be encoded keeps its pixels
+                batch.decided.append(
+                    Decided(tile if fate is Fate.ENCODE else replace(tile, scaled=None), fate)
+                )
                 chosen += fate is Fate.ENCODE
                 if chosen >= self._rows() or len(batch.decided) >= _MOST_DECIDED:
                     if not self._deliver(batch):

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
+from embedcache.encode.options import EncodeOptions
+from embedcache.encode.out_of_memory import why
 from embedcache.encode.prepare import EncodeJob
 from embedcache.errors import EmbedcacheError
-from embedcache.sam.encoder import Encoder
+from embedcache.sam.encoder import Encoder, is_out_of_memory
 from embedcache.sam.self_test import self_test
 from embedcache.sam.tuning import Tuning, tune
 
@@ -40,10 +42,11 @@ def choose_numerics(
     """
     options = job.options
     if recorded is not None and not options.allow_numerics:
+        _say_what_is_passed_over(options, recorded, say)
         if options.threads is not None and job.device.type == "cpu":
             torch.set_num_threads(
                 options.threads
-            )  # recorded ones, where they change bits, are set by the encoder
+            )  # where they change bits, the encoder sets the recorded ones
         return dict(recorded)
     wishes = Tuning(
         attention=options.attention,
@@ -59,6 +62,22 @@ def choose_numerics(
         wishes=wishes,
         say=say,
     )
+
+
+def _say_what_is_passed_over(options: EncodeOptions, recorded: Mapping[str, Any], say: Say) -> None:
+    """Wishes that the store's numerics overrule are not passed over in silence."""
+    wished = {
+        "attention": None if options.attention == "auto" else options.attention,
+        "compiled": None if options.compile == "auto" else options.compile == "on",
+        "batch": options.batch_size,
+        "threads": options.threads if recorded.get("threads") else None,
+    }
+    for name, wish in wished.items():
+        if wish is not None and wish != recorded.get(name):
+            say(
+                f"The store was begun with {name} {recorded.get(name)}, which holds; {wish} has no effect. "
+                "--allow-numerics takes it, where other last bits do not matter."
+            )
 
 
 def build_encoder(job: EncodeJob, numerics: Mapping[str, Any] | None, say: Say) -> Encoder:
@@ -93,7 +112,17 @@ def proven(
 
 def _passes(encoder: Encoder, job: EncodeJob, say: Say) -> bool:
     key = job.weights.encoder_digest, encoder.precision, repr(sorted(encoder.numerics.items()))
-    if key not in _passed and not self_test(encoder, job.weights, say).passed:
-        return False
-    _passed.add(key)
-    return True
+    if key in _passed:
+        return True
+    try:
+        passed = self_test(encoder, job.weights, say).passed
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        say(
+            f"No self-test: segment-anything's own code needs more memory than {encoder.device} has ({why(error)})."
+        )
+        return True
+    if passed:
+        _passed.add(key)
+    return passed

@@ -15,10 +15,10 @@ from embedcache.encode.commit_thread import CommitThread
 from embedcache.encode.computing import Computer, Result
 from embedcache.encode.feed import Batch, Feed
 from embedcache.encode.open_shard import OpenShard
+from embedcache.encode.out_of_memory import too_much, why
 from embedcache.encode.stages import INPUT, Stages
 from embedcache.encode.tile_reader import ReadTile
 from embedcache.encode.twins import Fate, Twins
-from embedcache.errors import InputError
 from embedcache.progress import Progress
 from embedcache.sam.encoder import Encoder, is_out_of_memory
 
@@ -133,7 +133,7 @@ class Overlapped:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                reason = why(error)
             # out of the handler, whose traceback keeps the memory
             self._halve(reason)
         return None
@@ -145,10 +145,7 @@ class Overlapped:
             self._hand_over(shard)
         self._commits.finish()
         if not self._encoder.halve():
-            raise InputError(
-                f"One image at a time is too much for the memory of {self._encoder.device} ({reason}).",
-                hint="Choose a smaller --model, --precision bf16 or --device cpu, or end what else uses memory.",
-            )
+            raise too_much(self._encoder.device, reason)
         self._twins.forget()
         self._renumber()
         self._progress.say(

@@ -8,6 +8,7 @@ from typing import Any
 from embedcache.encode.commit_thread import Commits, Committed
 from embedcache.encode.identity.check_pixels import PixelCheck
 from embedcache.encode.numerics import build_encoder, choose_numerics, proven
+from embedcache.encode.out_of_memory import refused
 from embedcache.encode.overlapped import Stop
 from embedcache.encode.parts import Part
 from embedcache.encode.plan import EncodePlan
@@ -80,9 +81,10 @@ class EncodeRun:
         calls, reads = encoder.calls, job.volume.reads
         job.volume.expect(reading)
         try:
-            signal_number = encode_overlapped(
-                job, encoder, reading, store, writer, self.stages, self.progress, self.stop, self._note
-            )
+            with refused(encoder.device):
+                signal_number = encode_overlapped(
+                    job, encoder, reading, store, writer, self.stages, self.progress, self.stop, self._note
+                )
         finally:
             job.volume.expect(None)
             self.encoder_calls += encoder.calls - calls
@@ -96,7 +98,8 @@ class EncodeRun:
     def encoder(self, store: EmbeddingStore, writer: Commits, tiles_to_do: int) -> Encoder:
         """The encoder of this run, under the numerics of the store's first commit when there was one."""
         if self._ready is None:
-            self._ready = self._decided(store, writer, tiles_to_do)
+            with refused(self._job.device):
+                self._ready = self._decided(store, writer, tiles_to_do)
         return self._ready
 
     def stop_if_asked(self) -> None:

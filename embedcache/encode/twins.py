@@ -15,11 +15,15 @@ from contextlib import AbstractContextManager
 from enum import Enum
 
 import numpy as np
+import numpy.typing as npt
 
 from embedcache.errors import CorruptionError, MissingTilesError, StorageError
 from embedcache.store import EmbeddingStore
 from embedcache.store.shards.quantise import Quantised
 from embedcache.store.shards.shard import Stored
+
+LEARNED = 65_536
+"""Tiles of this run that are kept in a dictionary before they are sorted in."""
 
 REMEMBERED = 8
 """Embeddings kept in memory: of a volume's air there is one."""
@@ -59,9 +63,7 @@ class Twins:
             len(store.state.numerics) > 1
         ):  # made under several numerics: equal pixels need not give equal bits
             numbers, digests = numbers[:0], digests[:0]
-        keys = np.ascontiguousarray(digests[:, :8]).view("<u8").reshape(-1)
-        order = np.argsort(keys, kind="stable")
-        self._keys, self._numbers, self._digests = keys[order], numbers[order], digests[order]
+        self._sort(numbers, digests)
 
     def fate(self, digest: str) -> Stored | str | Fate:
         """The embedding of these pixels, the reason why they have none, or what is to be done.
@@ -104,6 +106,8 @@ class Twins:
             for number, digest in digests.items():
                 self._learned[bytes.fromhex(digest)] = number
                 self._let_go(bytes.fromhex(digest))
+            if len(self._learned) > max(LEARNED, len(self._numbers) // 16) and not self._asked:
+                self._fold()
 
     def forget(self) -> None:
         """Copy nothing that was made so far: what comes is made under other numerics."""
@@ -114,7 +118,19 @@ class Twins:
                 digest for digest in self._begun if self._asked[digest] or digest not in self._made
             }
             self._made = {digest: made for digest, made in self._made.items() if self._asked[digest]}
-            self._keys = self._keys[:0]
+            self._sort(self._numbers[:0], self._digests[:0])
+
+    def _sort(self, numbers: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8]) -> None:
+        keys = np.ascontiguousarray(digests[:, :8]).view("<u8").reshape(-1)
+        order = np.argsort(keys, kind="stable")
+        self._keys, self._numbers, self._digests = keys[order], numbers[order], digests[order]
+
+    def _fold(self) -> None:
+        """Put what was learned beside what was recorded: 48 bytes a tile instead of some 200."""
+        numbers = np.fromiter(self._learned.values(), np.int64, len(self._learned))
+        digests = np.frombuffer(b"".join(self._learned), np.uint8).reshape(len(numbers), -1)
+        self._sort(np.concatenate([self._numbers, numbers]), np.concatenate([self._digests, digests]))
+        self._learned.clear()
 
     def _let_go(self, digest: bytes) -> None:
         if self._asked[digest] > 0:
@@ -146,7 +162,7 @@ class Twins:
             return number
         key = np.frombuffer(digest[:8], "<u8")[0]
         first, last = (int(np.searchsorted(self._keys, key, side)) for side in ("left", "right"))
-        for at in range(first, last):
+        for at in reversed(range(first, last)):  # the newest first: an older one may be damaged
             if self._digests[at].tobytes() == digest:
                 return int(self._numbers[at])
         return None
