@@ -119,9 +119,7 @@ def _passes(encoder: Encoder, job: EncodeJob, say: Say) -> bool:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        say(
-            f"No self-test: segment-anything's own code needs more memory than {encoder.device} has ({why(error)})."
-        )
+        say(f"No self-test: segment-anything's own code does not fit into {encoder.device} ({why(error)}).")
         return True
     if passed:
         _passed.add(key)
