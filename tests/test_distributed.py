@@ -64,10 +64,10 @@ def volume(tmp_path: Path) -> Path:
     return scan(tmp_path / "scan.npy", planes=9, high=250)
 
 
-@pytest.mark.parametrize("store_dtype", ["float16", "int8"])
-def test_workers_give_the_bytes_of_one_process(scheduler, volume, tmp_path, store_dtype):
-    one = quick(volume, store=tmp_path / "one.zarr", store_dtype=store_dtype)
-    two = quick(volume, store=tmp_path / "two.zarr", store_dtype=store_dtype, scheduler=scheduler)
+@pytest.mark.parametrize("form", [{}, {"store_dtype": "int8", "precision": "auto"}])
+def test_workers_give_the_bytes_of_one_process(scheduler, volume, tmp_path, form):
+    one = quick(volume, store=tmp_path / "one.zarr", **form)
+    two = quick(volume, store=tmp_path / "two.zarr", scheduler=scheduler, **form)
     assert shard_digests(tmp_path / "two.zarr") == shard_digests(tmp_path / "one.zarr")
     assert (two.encoded, two.encoder_calls, two.bytes_written) == (9, 9, one.bytes_written)
     assert two.store.status().complete

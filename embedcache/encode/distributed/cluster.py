@@ -85,7 +85,12 @@ def visible_gpus(environment: Mapping[str, str], count: int) -> list[str]:
 @contextmanager
 def _local(environments: list[dict[str, str]]) -> Iterator[Client]:
     """Workers on this machine, one process for each; without a limit of memory, so that none is killed for it."""
-    common = {"host": "127.0.0.1", "protocol": "tcp://", "dashboard": False, "dashboard_address": None}
+    common = {
+        "host": "127.0.0.1",
+        "protocol": "tcp://",
+        "dashboard": False,
+        "dashboard_address": "127.0.0.1:0",  # None would mean 8787, and a warning when that is taken
+    }
     worker: dict[str, Any] = {**common, "nthreads": 1, "memory_limit": 0, "silence_logs": logging.CRITICAL}
     specs = {
         number: {"cls": Nanny, "options": {**worker, "name": f"worker-{number}", "env": environment}}
@@ -94,15 +99,22 @@ def _local(environments: list[dict[str, str]]) -> Iterator[Client]:
     environment = dict(os.environ)  # dask sets its own for the processes that it starts
     with (
         dask.config.set(_LOCAL),
-        SpecCluster(
-            workers=specs,
-            scheduler={"cls": Scheduler, "options": {**common, "port": 0}},
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
+        _started(specs, {"cls": Scheduler, "options": {**common, "port": 0}}) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         _restore(environment)
         yield client
+
+
+def _started(workers: dict[int, Any], scheduler: dict[str, Any]) -> Any:
+    """The cluster, with all of its workers there."""
+    try:
+        return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
+    except (OSError, RuntimeError, TimeoutError) as error:
+        raise InputError(
+            f"{len(workers)} workers could not be started ({_first_line(error)}).",
+            hint='A script that starts workers does so below `if __name__ == "__main__":`, as they load it again.',
+        ) from error
 
 
 def _restore(environment: Mapping[str, str]) -> None:
