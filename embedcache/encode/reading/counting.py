@@ -25,7 +25,7 @@ class ChunkReads:
     distinct : int
         Chunks (strips, images) that hold pixels of missing tiles; 0 where nothing is decoded.
     planned : int
-        Decodes that are expected, on whole volumes at most.
+        Decodes that are expected; rather more than there will be.
     once_with : int
         Bytes of ``--read-memory`` with which each is decoded once; 0 where that is so already.
     """
@@ -42,7 +42,7 @@ class ChunkReads:
             return f"Each of {self.distinct:,} source chunks is decoded once."
         more = f"; once with --read-memory {readable_bytes(self.once_with)}" if self.once_with else ""
         times = self.planned / self.distinct
-        return f"Each of {self.distinct:,} source chunks is decoded {times:.2f} times{more}."
+        return f"Each of {self.distinct:,} source chunks is decoded up to {times:.2f} times{more}."
 
 
 def chunk_reads(reading: Reading) -> ChunkReads:
