@@ -21,8 +21,8 @@ from typing import Any
 
 from commands import figures
 
-from embedcache.bench import bench_encoders
 from embedcache.bench.ceiling import write_noise
+from embedcache.bench.encoders import bench_encoders
 from embedcache.errors import EmbedcacheError
 from embedcache.progress import Terminal
 

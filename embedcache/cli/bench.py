@@ -14,7 +14,7 @@ from embedcache.encode.sizes import readable_bytes
 from embedcache.progress import Terminal
 
 if TYPE_CHECKING:
-    from embedcache.bench import EncoderBench
+    from embedcache.bench.encoders import EncoderBench
 
 
 class BenchGroup(click.Group):
@@ -53,7 +53,7 @@ def bench() -> None:
 @click.option(
     "--tiles",
     type=int,
-    default=256,
+    default=512,
     show_default=True,
     help="Tiles of the pipeline's ceiling; 0 leaves it out.",
 )
@@ -65,7 +65,8 @@ def bench_encode(as_json: bool, tiles: int, **wishes: Any) -> None:
     Each has a process of its own: seconds per image, times faster than stock in float32, difference from it, and
     peak memory. Then the pipeline with an encoder that costs nothing: what all the rest could do at most.
     """
-    from embedcache.bench import bench_encoders, pipeline_ceiling
+    from embedcache.bench.ceiling import pipeline_ceiling
+    from embedcache.bench.encoders import bench_encoders
 
     progress = Terminal()
     with stop_at_once():
@@ -104,13 +105,13 @@ def _print_encoders(found: EncoderBench) -> None:
 def _print_ceiling(ceiling: dict[str, Any]) -> None:
     run = ceiling["run"]
     print_pairs(
-        "the pipeline with an encoder that costs nothing",
+        "pipeline, encoder of no cost",
         [
             ("tiles per second", ceiling["tiles_per_second"]),
             ("tiles", ceiling["tiles"]),
             (
                 "source chunks",
-                f"{ceiling['source_chunks']}, read {run.get('source_chunks_read', '—')} times in all",
+                f"{ceiling['source_chunks']}, {run.get('source_chunks_read', '—')} decodes in the run",
             ),
             ("limited by", run.get("bottleneck")),
             ("peak memory", readable_bytes(ceiling["peak_memory_bytes"])),
