@@ -27,9 +27,6 @@ COMPILES = ("auto", "on", "off")
 READ_MEMORY = 2 << 30
 """Bytes of decoded source pixels that are kept until their last tile is read."""
 
-AWAITED = ("compile",)
-"""Options that nothing obeys yet, so that they are refused rather than ignored."""
-
 
 @dataclass(frozen=True)
 class EncodeOptions:
@@ -171,10 +168,6 @@ class EncodeOptions:
                 "--workers was given beside --scheduler, whose workers are there already.",
                 hint="Leave --workers out.",
             )
-        default = {option.name: option.default for option in fields(self)}
-        for name in AWAITED:
-            if getattr(self, name) not in (default[name], "off"):
-                raise ConfigError(f"--{name.replace('_', '-')} is not obeyed yet.")
 
     @property
     def by_workers(self) -> bool:
