@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from store_samples import DIGEST, embedding, make_store, spec
 
@@ -91,3 +93,16 @@ def append_record(store: EmbeddingStore, record: dict[str, Any]) -> None:
     """Append a record as a writer would."""
     line = encode_line({**record, "seq": store.read_state().sequence + 1})
     append_line(store.path / "journal" / "main.jsonl", line)
+
+
+def refuse_to_open(monkeypatch: pytest.MonkeyPatch, ending: str, error: int) -> None:
+    """Let the system refuse to open files of the store whose path ends so."""
+    real = os.open
+
+    def refused(path, flags, mode=0o777, *, dir_fd=None):
+        whole = str(path) if dir_fd is None else str(Path(f"/proc/self/fd/{dir_fd}").readlink() / path)
+        if whole.endswith(ending):
+            raise OSError(error, os.strerror(error))
+        return real(path, flags, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", refused)

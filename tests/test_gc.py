@@ -16,6 +16,7 @@ from store_samples import commit, file_bytes, make_store
 from embedcache.errors import CorruptionError, InputError, LockedError
 from embedcache.store import EmbeddingStore, layout
 from embedcache.store.care.gc import find_garbage, partial_files, references, remove_garbage
+from embedcache.store.care.unclaimed import kept_copies
 from embedcache.store.care.verify import verify
 from embedcache.store.journal import compaction
 
@@ -66,6 +67,14 @@ def test_a_file_that_is_published_while_litter_is_listed_is_passed_over(tmp_path
     assert next(found).path.name == "0.1.partial"
     (folder / "1.1.partial").unlink()
     assert list(found) == []
+
+
+def test_a_folder_without_a_journal_of_its_own_holds_no_kept_copies(tmp_path: Path) -> None:
+    assert list(kept_copies(tmp_path)) == []
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "main.jsonl.damaged").write_text("x")
+    (tmp_path / "journal").symlink_to(tmp_path / "elsewhere")
+    assert list(kept_copies(tmp_path)) == []
 
 
 def test_only_what_was_shown_is_removed(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from care_samples import append_record, filled, flip, forge, shard, swap
+from care_samples import append_record, filled, flip, forge, refuse_to_open, shard, swap
 from encode_samples import QUICK, quick
 from other_disks import full_disk, watched
 from store_samples import file_bytes, make_store, spec
@@ -462,6 +463,18 @@ def test_bytes_that_were_changed_with_their_checksums_kept_are_encoded_again_whe
     result = repair(store.path, digests=True, device="cpu")
     assert (result.exit_code, result.repaired) == (0, 2)
     assert content(store) == before
+
+
+@pytest.mark.parametrize("name", ["tiles/zarr.json", "zarr.json", "journal/main.jsonl"])
+def test_a_file_that_we_may_not_read_is_a_refusal_and_is_not_written_anew(
+    older: EmbeddingStore, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    before = content(older)
+    with monkeypatch.context() as patch:
+        refuse_to_open(patch, f"{older.path.name}/{name}", errno.EACCES)
+        with pytest.raises(StorageError, match="Permission denied"):
+            repair(older.path)
+    assert content(older) == before
 
 
 def test_a_disk_that_is_full_is_not_taken_for_damage(half: EmbeddingStore) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from care_samples import append_record, filled, filled_int8, flip, replace_tiles, shard, swap
+from care_samples import append_record, filled, filled_int8, flip, refuse_to_open, replace_tiles, shard, swap
 from store_samples import commit, embedding, file_bytes, make_store, spec, table
 
 from embedcache.errors import CorruptionError, InputError, MismatchError, StorageError
@@ -181,19 +181,6 @@ def test_a_shard_that_the_system_refuses_to_read_is_a_problem_of_that_shard(tmp_
     shard(store, 0).mkdir()
     found = verify(store.path)
     assert (found.ok, found.corrupt) == (3, 3)
-
-
-def refuse_to_open(monkeypatch: pytest.MonkeyPatch, ending: str, error: int) -> None:
-    """Let the system refuse to open files of the store whose path ends so."""
-    real = os.open
-
-    def refused(path, flags, mode=0o777, *, dir_fd=None):
-        whole = str(path) if dir_fd is None else str(Path(f"/proc/self/fd/{dir_fd}").readlink() / path)
-        if whole.endswith(ending):
-            raise OSError(error, os.strerror(error))
-        return real(path, flags, mode, dir_fd=dir_fd)
-
-    monkeypatch.setattr(os, "open", refused)
 
 
 def test_a_shard_that_the_disk_fails_to_give_is_a_problem_of_that_shard(
