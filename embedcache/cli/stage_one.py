@@ -99,12 +99,7 @@ def _print_encode(result: EncodeResult) -> None:
         ("encoder calls", result.encoder_calls),
         ("written", readable_bytes(result.bytes_written)),
         ("time", f"{result.seconds:.1f} s, {figures['tiles_per_second']:.3g} tiles/s"),
-        (
-            "seconds by stage",
-            ", ".join(f"{name} {s:.3g}" for name, s in result.seconds_by_stage.items() if s),
-        ),
         ("limited by", result.bottleneck or None),
-        ("encoder waited", ", ".join(f"{s:.3g} s for {what}" for what, s in result.waits.items()) or None),
         ("device", f"{result.device}, {result.precision}"),
         ("fingerprint", result.store.fingerprint),
     ]

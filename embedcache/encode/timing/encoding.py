@@ -25,12 +25,6 @@ ENCODE_SECONDS = 4.0
 LEAST_CALLS, MOST_CALLS = 2, 50
 """After so many seconds nothing more is encoded, if these few calls have been made; never more calls than that."""
 
-SELF_TEST_SECONDS = 10.0
-"""A self-test that would take longer is not done; what it would take is known well enough."""
-
-SELF_TEST_CALLS = {"bf16": 9.0, "fp32": 2.5}
-"""How many images the encoder encodes in the time of a self-test, which runs segment-anything's code as well."""
-
 
 @dataclass(frozen=True)
 class EncodingTimes:
@@ -86,7 +80,7 @@ def time_encoding(
     each = 1 / encoder.batch
     encode, fill = mean(calls[1:]) * each, mean(fills[1:]) * each
     warm_up = max(calls[0].wall - mean(calls[1:]).wall, 0.0)
-    proof = _time_proof(job, encoder, encode.wall, progress) if recorded is None else 0.0
+    proof = _time_proof(job, encoder, progress) if recorded is None else 0.0
     return EncodingTimes(start + warm_up + proof, fill, encode, encoder.numerics, stored[0])
 
 
@@ -99,13 +93,8 @@ def _encoding(stages: Stages) -> float:
     return stages.seconds["encode"] + stages.seconds["quantise"]
 
 
-def _time_proof(job: EncodeJob, encoder: Encoder, per_tile: float, progress: Progress) -> float:
+def _time_proof(job: EncodeJob, encoder: Encoder, progress: Progress) -> float:
     """Seconds of the self-test that a new store begins with."""
-    if encoder.numerics["attention"] == "own":
-        return 0.0
-    expected = per_tile * SELF_TEST_CALLS[encoder.precision]
-    if expected > SELF_TEST_SECONDS:
-        return expected
     begin = time.perf_counter()
     self_test(encoder, job.weights, progress.say)
     return time.perf_counter() - begin
