@@ -55,8 +55,8 @@ def make_fast(encoder: Any, variant: str, revision: int) -> None:
             encoder.blocks[position] = Block(block, attention)
     if revision > 1:
         encoder.patch_embed = PatchEmbed(encoder.patch_embed)
-        for position in (1, 3):
-            encoder.neck[position] = ChannelNorm(encoder.neck[position])
+        first, norm, second, last_norm = encoder.neck
+        encoder.neck = nn.Sequential(Planes(), first, ChannelNorm(norm), second, ChannelNorm(last_norm))
 
 
 class PatchEmbed(nn.Module):
@@ -79,6 +79,14 @@ class PatchEmbed(nn.Module):
         """``(B, 3, 16 · H, 16 · W)`` to ``(B, H, W, C)``."""
         tokens: Tensor = self.proj(x).permute(0, 2, 3, 1)
         return tokens.contiguous()
+
+
+class Planes(nn.Module):
+    """Channels as planes in memory: what segment-anything's neck is given, so that it rounds in the same order."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)``, contiguous."""
+        return x.contiguous()
 
 
 class ChannelNorm(nn.Module):
