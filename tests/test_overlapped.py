@@ -86,20 +86,19 @@ def count_calls() -> list[int]:
 # --- overlapping and back-pressure --------------------------------------------------------------------------
 
 
-def test_the_next_shard_is_encoded_while_one_is_written_but_no_third_one(volume, tmp_path):
+def test_on_a_cpu_nothing_is_encoded_until_the_shard_before_is_durable(volume, tmp_path):
+    """So a kill costs one shard at most."""
     calls = count_calls()
     seen: list[int] = []
 
     def writing() -> None:
         if not seen:
-            seen.append(0)
-            assert wait_until(lambda: len(calls) == 4), f"{len(calls)} tiles were encoded meanwhile"
             time.sleep(0.2)
-            seen[0] = len(calls)
+            seen.append(len(calls))
 
     disk_module.set_disk(TouchyDisk(writing))
     result = quick(volume, store=tmp_path / "s.zarr")
-    assert seen == [4]  # two shards of two
+    assert seen == [2]  # tiles of one shard
     assert result.encoded == 8
 
 
@@ -155,7 +154,7 @@ def test_bytes_do_not_depend_on_which_stage_is_slow_when(tmp_path_factory, seed)
 @pytest.mark.parametrize("slow", ["read", "encode", "write"])
 def test_the_stage_that_limits_is_named(volume, tmp_path, monkeypatch, slow):
     if slow == "read":
-        slow_source(monkeypatch, lambda plane: time.sleep(0.1))
+        slow_source(monkeypatch, lambda plane: time.sleep(0.4))
     elif slow == "encode":
         test_encoder.on_call = lambda images: time.sleep(0.2)
     else:

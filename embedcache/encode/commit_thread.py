@@ -1,7 +1,7 @@
-"""Turns finished shards into commits, in a thread of its own, while the next shard is being encoded.
+"""Turns finished shards into commits, in a thread of its own, so that encoding can go on.
 
-One shard is written at a time, and none waits: a kill costs at most the shard that is being written and the one
-that is being encoded.
+One shard is written at a time, and none waits: a kill costs at most the shard that is being written and what was
+encoded meanwhile.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from embedcache.encode.computing import Computer, Result
 from embedcache.encode.feed import Batch, Feed
 from embedcache.encode.open_shard import OpenShard
 from embedcache.encode.out_of_memory import too_much, why
-from embedcache.encode.stages import INPUT, Stages
+from embedcache.encode.stages import INPUT, WRITER, Stages
 from embedcache.encode.tile_reader import ReadTile
 from embedcache.encode.twins import Fate, Twins
 from embedcache.progress import Progress
@@ -191,3 +191,7 @@ class Overlapped:
 
     def _hand_over(self, shard: int) -> None:
         self._commits.hand_over(self._open.pop(shard))
+        if self._encoder.device.type == "cpu":
+            # Encoding a shard takes so much longer than writing it that a kill shall not cost two of them.
+            with self._stages.waiting(WRITER):
+                self._commits.finish()
