@@ -40,9 +40,13 @@ SETTINGS = (
         ),
     ),
     Setting(
-        "vit_tiny bf16, 2 workers, 64 tiles", ("--model", "vit_tiny", "--workers", "2", "--threads", "1")
+        "vit_tiny bf16, 2 workers, 64 tiles",
+        ("--model", "vit_tiny", "--shard-tiles", "8", "--workers", "2", "--threads", "1"),
     ),
-    Setting("vit_tiny bf16, a part of 2", ("--model", "vit_tiny", "--num-parts", "2", "--part-id", "0")),
+    Setting(
+        "vit_tiny bf16, a part of 2",
+        ("--model", "vit_tiny", "--shard-tiles", "16", "--num-parts", "2", "--part-id", "0"),
+    ),
     Setting(
         "vit_b bf16, 24 tiles",
         ("--model", "vit_b", "--checkpoint", "random:0", "--z-range", "0:24", "--compile", "off"),

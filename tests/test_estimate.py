@@ -40,6 +40,12 @@ def test_a_store_that_is_half_done_needs_the_rest_and_one_that_is_done_only_a_lo
     assert [path.name for path in (volume.parent / "cache").iterdir()] == [Path(str(whole.store)).name]
 
 
+def test_a_part_without_a_shard_takes_no_longer_than_looking(volume):
+    parts = [planned(volume, shard_tiles=512, num_parts=2, part_id=part) for part in (0, 1)]
+    assert sorted(part.tiles_of_part for part in parts) == [0, 8]
+    assert sorted(part.seconds_per_tile is None for part in parts) == [False, True]
+
+
 def test_what_is_empty_or_equal_is_not_reckoned_as_encoded(tmp_path):
     pixels = np.zeros((6, 64, 64), dtype=np.uint8)
     pixels[0] += 7

@@ -115,11 +115,11 @@ def estimate(options: EncodeOptions, progress: Progress) -> Estimate:
     plan = job.plan()
     prepared = time.perf_counter() - begin
     counted = _count(plan, options, job.store_path, str(job.store_path), job.device, job.spec.precision)
-    if not plan.missing.any():
+    missing = _missing_of_part(plan, options)
+    if not missing.any():
         return replace(counted, seconds_estimated=prepared, seconds_start=prepared)
     if options.scheduler is not None:
         return replace(counted, unknown="the scheduler's workers are not timed from here")
-    missing = _missing_of_part(plan, options)
     timed = time_run(job, plan, missing, prepared, progress)
     if isinstance(timed, str):
         return replace(counted, unknown=timed)
