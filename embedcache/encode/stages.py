@@ -102,12 +102,13 @@ class Stages:
     def bottleneck(self) -> str:
         """``read``, ``preprocess``, ``encode`` or ``write``; empty before anything was encoded or waited for."""
         at_work = self.seconds["encode"] + self.seconds["quantise"]
-        waited = sum(self.waits.values())
-        if not at_work and not waited:
+        for_input, for_writer = self.waits[INPUT], self.waits[WRITER]
+        if not at_work and not for_input and not for_writer:
             return ""
-        if waited <= _UNNOTICED * (at_work + waited):
-            return "encode"
-        if self.waits[WRITER] > self.waits[INPUT]:
+        # The writer is one thread: it limits when it has more to do, whether or not it works beside the encoder.
+        if for_writer > for_input and self.seconds["write"] > at_work:
             return "write"
+        if for_input <= _UNNOTICED * (at_work + for_input):
+            return "encode"
         by_hand = self.seconds["preprocess"] + self.seconds["transfer"]
         return "read" if self.seconds["read"] >= by_hand else "preprocess"
