@@ -26,8 +26,9 @@ WORK = st.builds(
     first_chunks=st.integers(0, 64),
     cores=st.integers(1, 64),
     workers=st.integers(1, 16),
+    ahead=st.booleans(),
 )
-ONE = Work(tiles=100, chunks=0, encoded=1.0, shard_tiles=64, first_chunks=0, cores=2)
+ONE = Work(tiles=100, chunks=0, encoded=1.0, shard_tiles=64, first_chunks=0, cores=2, ahead=True)
 FREE = Costs(
     start=0.0, chunk=Cost(), read=Cost(), preprocess=Cost(), fill=Cost(), encode=Cost(), write=Cost()
 )
@@ -67,6 +68,11 @@ def test_more_work_takes_longer_and_more_hands_never_do(costs, work):
 def test_the_pace_is_that_of_the_slowest_stage_and_of_all_cores_together(costs, per_tile, bottleneck):
     found = forecast(costs, ONE)
     assert (found.per_tile, found.bottleneck) == (pytest.approx(per_tile), bottleneck)
+
+
+def test_on_a_cpu_the_encoder_waits_for_the_writer():
+    found = forecast(replace(FREE, encode=Cost(3, 0), write=Cost(5, 0)), replace(ONE, ahead=False))
+    assert (found.per_tile, found.bottleneck) == (pytest.approx(8.0), "write")
 
 
 def test_decodes_are_shared_by_the_tiles_that_need_them():

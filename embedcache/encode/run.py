@@ -158,7 +158,9 @@ class EncodeRun:
         job, say = self._job, self.progress.say
         known = None if job.options.allow_numerics else store.numerics
         encoder = self._build(choose_numerics(job, known, tiles_to_do, say))
-        if known is None:
+        if (
+            known is None or encoder.numerics["compiled"]
+        ):  # compilers are this machine's, whoever began the store
             encoder = proven(encoder, job, self._build, say)
         try:
             writer.decide_numerics(encoder.numerics, allow=job.options.allow_numerics)

@@ -72,9 +72,10 @@ class Encoder:
         if self.numerics["threads"]:
             torch.set_num_threads(self.numerics["threads"])
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self._model: Compute = _load(weights, self.numerics).to(device=device, dtype=self._dtype)
+        self._plain: Compute = _load(weights, self.numerics).to(device=device, dtype=self._dtype)
+        self._model, self._say = self._plain, say
         if self.numerics["compiled"]:
-            self._compile(say)
+            self._compile()
 
     @contextmanager
     def computing(self) -> Iterator[nn.Module | None]:
@@ -90,20 +91,21 @@ class Encoder:
                 self._model if isinstance(self._model, nn.Module) and not self.numerics["compiled"] else None
             )
 
-    def _compile(self, say: Callable[[str], None]) -> None:
+    def _compile(self) -> None:
         """Compile for the static batch; where that fails, say so and go on uncompiled."""
+        self._model = self._plain
         reason = why_not_compiled(self.device)
         if reason is None:
             example = torch.zeros(self.batch, *_INPUT_SHAPE, dtype=self._dtype, device=self.device)
             try:
                 with torch.inference_mode(), self._exact_float32():
-                    self._model = compiled(self._model, example)
+                    self._model = compiled(self._plain, example)
                 return
             except Exception as error:  # compilers fail in many ways, and none of them is a reason to stop
                 if is_out_of_memory(error):
                     raise
                 reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
-        say(f"The encoder runs uncompiled: {reason}.")
+        self._say(f"The encoder runs uncompiled: {reason}.")
         self.numerics = {**self.numerics, "compiled": False}
 
     def __call__(self, inputs: Tensor) -> Tensor:
@@ -138,7 +140,7 @@ class Encoder:
         return _joined(list(self._pieces(inputs)), self.device)
 
     def halve(self) -> bool:
-        """After running out of memory: go on with half the static batch.
+        """After running out of memory: go on with half the static batch; what was compiled is compiled anew.
 
         Returns
         -------
@@ -151,6 +153,9 @@ class Encoder:
         self.numerics = {**self.numerics, "batch": self.batch}
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        if self.numerics["compiled"]:
+            self._say(f"The encoder is compiled anew, for {self.batch} images at once.")
+            self._compile()
         return True
 
     def _pieces(self, inputs: Tensor) -> Iterator[Tensor]:

@@ -1,7 +1,7 @@
 """Turns what the pieces of a run cost and how much there is to do into a ``Forecast`` of the run's seconds.
 
-The stages of a run overlap, so the slowest of them sets the pace; and what all of them compute must find room
-on the processor's cores.
+The stages of a run overlap (but for encoding and writing on a CPU), so the slowest of them sets the pace; and what
+all of them compute must find room on the processor's cores.
 """
 
 from __future__ import annotations
@@ -78,6 +78,8 @@ class Work:
         Of the processor.
     workers : int
         Processes that share the work.
+    ahead : bool
+        Whether the encoder goes on while a shard is written, as on a GPU; on a CPU it waits.
     """
 
     tiles: int
@@ -87,6 +89,7 @@ class Work:
     first_chunks: int
     cores: int
     workers: int = 1
+    ahead: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,8 @@ def forecast(costs: Costs, work: Work) -> Forecast:
         "write": costs.write.wall,
     }
     readers = (read + prepare).wall / READER_THREADS
-    alone = max(readers, fill.wall, encode.wall, costs.write.wall) / work.workers
+    encoder = max(encode.wall, costs.write.wall) if work.ahead else encode.wall + costs.write.wall
+    alone = max(readers, fill.wall, encoder) / work.workers
     computed = {
         "read": read.cpu,
         "preprocess": (prepare + fill).cpu,

@@ -92,6 +92,7 @@ def time_run(
         first_chunks=read.first_chunks,
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         workers=min(job.options.workers, len(reading)),
+        ahead=job.device.type == "cuda",
     )
     return TimedRun(forecast(costs, work), costs, chunks, read.encoded, encoding.numerics)
 
