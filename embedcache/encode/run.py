@@ -100,9 +100,7 @@ class EncodeRun:
         if self._ready is None:
             with refused(self._job.device):
                 self._ready = self._decided(store, writer, tiles_to_do)
-            # the encoder has its own by now; in bfloat16 these would be twice as much again
-            for name in self._job.weights.encoder_state():
-                del self._job.weights.state[name]
+            self._job.weights.let_go_of_encoder()  # in bfloat16 these would be twice as much again
         return self._ready
 
     def stop_if_asked(self) -> None:

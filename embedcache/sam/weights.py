@@ -44,7 +44,7 @@ class Weights:
         What ``--checkpoint`` needs to find them again: ``random:SEED``, a name of the registry, or an absolute
         path.
     state : dict of str to Tensor
-        ``image_encoder.*``, ``prompt_encoder.*`` and ``mask_decoder.*``; on the CPU, as in the file. Read-only.
+        ``image_encoder.*``, ``prompt_encoder.*`` and ``mask_decoder.*``; as in the file. For reading only.
     untrained : bool
         Whether they are random.
     """
@@ -60,8 +60,17 @@ class Weights:
         return tensors_digest(self.encoder_state())
 
     def encoder_state(self) -> dict[str, Tensor]:
-        """The tensors ``image_encoder.*``."""
+        """The tensors ``image_encoder.*``; none after :meth:`let_go_of_encoder`."""
         return {name: value for name, value in self.state.items() if name.startswith("image_encoder.")}
+
+    def let_go_of_encoder(self) -> None:
+        """Free the image encoder's tensors, nearly all there are, once an encoder has copied them.
+
+        ``encoder_digest`` and the decoder's tensors stay.
+        """
+        self.encoder_digest  # noqa: B018 - computed while it still can be
+        for name in self.encoder_state():
+            del self.state[name]
 
     def decoder_state(self) -> dict[str, Tensor]:
         """The tensors ``prompt_encoder.*`` and ``mask_decoder.*``."""
