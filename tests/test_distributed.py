@@ -16,29 +16,43 @@ import dask
 import numpy as np
 import pytest
 import worker_encoders
-from encode_samples import Listener, change, quick, scan, shard_digests
+import worker_fork
+from encode_samples import QUICK, Listener, change, quick, scan, shard_digests
 
+from embedcache.encode.options import options_from
+from embedcache.encode.prepare import prepare
 from embedcache.errors import InputError, Interrupted, MismatchError
+from embedcache.progress import Silent
 from embedcache.store import EmbeddingStore
 
 DASK = [sys.executable, "-m", "dask"]
-TWO = ["--nworkers", "2", "--nthreads", "1", "--memory-limit", "0"]
+THREE = ["--nworkers", "3", "--nthreads", "1", "--memory-limit", "0"]
 
 
 @pytest.fixture(scope="module")
 def scheduler(tmp_path_factory) -> Iterator[str]:
-    """Address of a scheduler with two workers, started as a person would."""
+    """Address of a scheduler with three workers, started as a person would; they load torch once, then fork."""
     folder = tmp_path_factory.mktemp("dask")
     file = folder / "scheduler.json"
-    paths = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": (folder / "log").open("w"), "env": paths}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parent),
+        "DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD": "forkserver",
+    }
+    log = (folder / "log").open("w")
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": log, "env": environment, "start_new_session": True}
+    encoders = [
+        "--local-directory",
+        str(folder),
+        "--preload",
+        worker_encoders.__name__,
+        "--preload-nanny",
+        worker_fork.__name__,
+    ]
     common = ["--scheduler-file", str(file), "--no-dashboard"]
     processes = [
         subprocess.Popen([*DASK, "scheduler", *common, "--host", "127.0.0.1", "--port", "0"], **quiet),
-        subprocess.Popen(
-            [*DASK, "worker", *common, *TWO, "--preload", worker_encoders.__name__],
-            **quiet,
-        ),
+        subprocess.Popen([*DASK, "worker", *common, *THREE, *encoders], **quiet),
     ]
     while not file.is_file():
         assert processes[0].poll() is None
@@ -46,8 +60,8 @@ def scheduler(tmp_path_factory) -> Iterator[str]:
     try:
         yield json.loads(file.read_text())["address"]
     finally:
-        for process in reversed(processes):
-            process.terminate()
+        for process in processes:  # with its children
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait(20)
 
 
@@ -55,7 +69,7 @@ def worker_pids(scheduler: str) -> list[int]:
     from distributed import Client
 
     with Client(scheduler, set_as_default=False) as client:
-        client.wait_for_workers(2, timeout=60)
+        client.wait_for_workers(3, timeout=60)
         return list(client.run(os.getpid).values())
 
 
@@ -65,14 +79,18 @@ def volume(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("form", [{}, {"store_dtype": "int8", "precision": "auto"}])
-def test_workers_give_the_bytes_of_one_process(scheduler, volume, tmp_path, form):
+def test_workers_and_parts_give_the_bytes_of_one_process(scheduler, volume, tmp_path, form):
     one = quick(volume, store=tmp_path / "one.zarr", **form)
-    two = quick(volume, store=tmp_path / "two.zarr", scheduler=scheduler, **form)
-    assert shard_digests(tmp_path / "two.zarr") == shard_digests(tmp_path / "one.zarr")
-    assert (two.encoded, two.encoder_calls, two.bytes_written) == (9, 9, one.bytes_written)
-    assert two.store.status().complete
-    assert two.store.state.numerics == one.store.state.numerics
-    assert two.seconds_by_stage["encode"] > 0
+    for part in range(4):
+        quick(volume, store=tmp_path / "four.zarr", num_parts=4, part_id=part, **form)
+    worker_pids(scheduler)  # now they are there
+    three = quick(volume, store=tmp_path / "three.zarr", scheduler=scheduler, **form)
+    assert shard_digests(tmp_path / "three.zarr") == shard_digests(tmp_path / "one.zarr")
+    assert shard_digests(tmp_path / "four.zarr") == shard_digests(tmp_path / "one.zarr")
+    assert (three.encoded, three.encoder_calls, three.bytes_written) == (9, 9, one.bytes_written)
+    assert three.store.status().complete
+    assert three.store.state.numerics == one.store.state.numerics
+    assert three.seconds_by_stage["encode"] > 0
 
 
 def test_workers_complete_shards_that_were_begun_and_then_find_nothing_to_do(scheduler, volume, tmp_path):
@@ -109,7 +127,7 @@ class KillsOne(Listener):
 
 
 def test_a_worker_that_is_killed_costs_nothing_but_its_work(scheduler, volume, tmp_path):
-    quick(volume, store=tmp_path / "one.zarr", model="slow")
+    quick(volume, store=tmp_path / "one.zarr")  # the same encoder, and not slow
     killer = KillsOne(worker_pids(scheduler)[0])
     result = quick(volume, killer, store=tmp_path / "s.zarr", model="slow", scheduler=scheduler)
     assert any("died" in line for line in killer.lines)
@@ -149,7 +167,7 @@ def test_a_signal_ends_the_run_and_keeps_what_the_workers_had(scheduler, volume,
     committed = EmbeddingStore.open(tmp_path / "s.zarr").committed.sum()
     assert 0 < committed < 9
     assert quick(volume, **wishes).encoded == 9 - committed
-    quick(volume, store=tmp_path / "one.zarr", model="slow", shard_tiles=9)
+    quick(volume, store=tmp_path / "one.zarr", shard_tiles=9)
     assert shard_digests(tmp_path / "s.zarr") == shard_digests(tmp_path / "one.zarr")
 
 
@@ -178,25 +196,25 @@ def test_workers_that_do_not_see_the_volume_are_named(scheduler, volume, tmp_pat
         quick(volume, Hides(volume), store=tmp_path / "s.zarr", scheduler=scheduler)
 
 
-def test_workers_that_cannot_compute_under_the_numerics_of_the_store_are_refused(
-    scheduler, volume, tmp_path, monkeypatch
-):
-    from embedcache.encode import run as encode_run
-
-    build = encode_run.build_encoder
-
-    def on_another_device(*arguments):
-        encoder = build(*arguments)
-        encoder.numerics["device"] = "cuda:Another GPU"
-        return encoder
-
-    with monkeypatch.context() as patch:
-        patch.setattr(encode_run, "build_encoder", on_another_device)
-        quick(volume, store=tmp_path / "s.zarr", z_range="0:2")
-    with pytest.raises(
-        MismatchError, match=r"(?s)Worker on .*device: recorded 'cuda:Another GPU', now 'cpu'"
-    ):
+def test_workers_that_cannot_compute_under_the_numerics_of_the_store_are_refused(scheduler, volume, tmp_path):
+    other = {**quick(volume, store=tmp_path / "one.zarr").store.numerics, "device": "cuda:Another GPU"}
+    with empty_store(volume, tmp_path / "s.zarr").writer() as writer:
+        writer.decide_numerics(other)
+    with pytest.raises(MismatchError, match=r"(?s)Worker on .*device: recorded 'cuda:Another") as caught:
         quick(volume, store=tmp_path / "s.zarr", scheduler=scheduler)
+    assert caught.value.differences["device"] == ("cuda:Another GPU", "cpu")
+
+
+def empty_store(volume: Path, path: Path) -> EmbeddingStore:
+    job = prepare(options_from(volume, QUICK | {"store": path}), Silent())
+    return EmbeddingStore.create(
+        path,
+        spec=job.spec,
+        table=job.table,
+        decoder_state=job.weights.decoder_state(),
+        provenance=job.provenance(),
+        shard_tiles=job.options.shard_tiles,
+    )
 
 
 def test_a_scheduler_that_does_not_answer_is_told_in_time(volume, tmp_path, monkeypatch):

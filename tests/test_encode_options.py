@@ -21,10 +21,14 @@ from embedcache.errors import ConfigError
         ({"read_memory": -1}, "--read-memory -1"),
         ({"read_memory": "two"}, "--read-memory two"),
         ({"workers": 2, "num_parts": 2, "part_id": 0}, "--workers was given beside --num-parts"),
+        ({"workers": 2, "profile": "trace.json"}, "--profile was given beside --workers"),
+        ({"scheduler": "tcp://a:1", "profile": "trace.json"}, "--profile was given beside --scheduler"),
         (
             {"scheduler": "tcp://a:1", "num_parts": 2, "part_id": 0},
             "--scheduler was given beside --num-parts",
         ),
+        ({"scheduler": "nonsense"}, "--scheduler nonsense: expected the address"),
+        ({"profile": "no/such/folder/trace.json"}, "no such folder"),
         ({"scheduler": "tcp://a:1", "workers": 2}, "--workers was given beside --scheduler"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -167,6 +168,19 @@ class EncodeOptions:
             raise ConfigError(
                 "--workers was given beside --scheduler, whose workers are there already.",
                 hint="Leave --workers out.",
+            )
+
+        if self.scheduler and re.fullmatch(r"(\w+://)?\S+:\d+", self.scheduler) is None:
+            raise ConfigError(
+                f"--scheduler {self.scheduler}: expected the address of a dask scheduler, such as tcp://HOST:8786.",
+                hint="`dask scheduler` prints its own when it starts.",
+            )
+        if self.profile and not Path(self.profile).absolute().parent.is_dir():
+            raise ConfigError(f"--profile {self.profile}: there is no such folder to put it in.")
+        if self.profile and self.by_workers:
+            raise ConfigError(
+                f"--profile was given beside {together}: a trace is of one process.",
+                hint="Trace a run without workers; --json gives the seconds by stage of all of them.",
             )
 
     @property

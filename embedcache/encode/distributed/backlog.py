@@ -8,14 +8,15 @@ under work when its worker died is tried again shard by shard; one shard is give
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
+from itertools import islice
 
 DEATHS = 3
 """So many workers a shard may kill before it is given up."""
 
-TASK_TILES = 1024
-"""A task is ended before it would grow beyond so many tiles."""
+TASK_TILES = 8192
+"""A task is ended before it would grow beyond so many tiles. What it costs beside its tiles is shared by them."""
 
 SHARES = 4
 """A task of several groups holds at most one of so many equal shares of what is left for a worker."""
@@ -44,7 +45,7 @@ class Group:
     def __len__(self) -> int:
         return sum(map(len, self.shards))
 
-    def without(self, done: set[int]) -> Group | None:
+    def without(self, done: Set[int]) -> Group | None:
         """What is left of it; None when nothing is."""
         left = (tuple(number for number in shard if number not in done) for shard in self.shards)
         shards = tuple(shard for shard in left if shard)
@@ -54,36 +55,43 @@ class Group:
 
 
 class Backlog:
-    """The groups that no worker has."""
+    """The groups that no worker has.
 
-    def __init__(self, groups: Iterable[Group]) -> None:
-        self._groups = deque(groups)
-        self._tiles = sum(map(len, self._groups))
+    Parameters
+    ----------
+    groups : iterator of Group
+        Asked for a group only when it is given out: there may be a hundred million tiles.
+    tiles : int
+        Tiles of all of them.
+    """
 
-    def __len__(self) -> int:
-        return len(self._groups)
+    def __init__(self, groups: Iterator[Group], tiles: int) -> None:
+        self._later, self._tiles = groups, tiles
+        self._next: deque[Group] = deque()
+
+    def __bool__(self) -> bool:
+        return self._first() is not None
 
     def take(self, workers: int) -> tuple[Group, ...]:
         """The next task: one group that has killed, or several that have not; empty when none is left."""
         limit = min(TASK_TILES, self._tiles // (SHARES * max(workers, 1)))
         task: list[Group] = []
         tiles = 0
-        while self._groups:
-            group = self._groups[0]
+        while (group := self._first()) is not None:
             if task and (group.deaths or tiles + len(group) > limit):
                 break
-            task.append(self._groups.popleft())
+            task.append(self._next.popleft())
             tiles += len(group)
             if group.deaths:
                 break
         self._tiles -= tiles
         return tuple(task)
 
-    def give_back(self, groups: Iterable[Group], done: set[int]) -> None:
+    def give_back(self, groups: Iterable[Group], done: Set[int]) -> None:
         """What of some groups is not done is to be done next."""
         self._put_first([rest for group in groups if (rest := group.without(done)) is not None])
 
-    def lost(self, groups: Iterable[Group], done: set[int]) -> Group | None:
+    def lost(self, groups: Iterable[Group], done: Set[int]) -> Group | None:
         """A worker died at work on these groups; returns the shard that is given up, if it was its last chance.
 
         The first shard that is not done was under work; as tiles are read ahead, it may have been the next one,
@@ -103,6 +111,11 @@ class Backlog:
         self._put_first(left)
         return given_up
 
+    def _first(self) -> Group | None:
+        if not self._next:
+            self._next.extend(islice(self._later, 1))
+        return self._next[0] if self._next else None
+
     def _put_first(self, groups: list[Group]) -> None:
-        self._groups.extendleft(reversed(groups))
+        self._next.extendleft(reversed(groups))
         self._tiles += sum(map(len, groups))

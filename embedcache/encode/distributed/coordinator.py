@@ -6,16 +6,13 @@ what the coordinator knows, and nothing but the coordinator changes the store.
 
 from __future__ import annotations
 
-import pickle
-import queue
-import secrets
-from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
-from distributed import Client, KilledWorker
+from distributed import Client
 
 from embedcache.encode.distributed.backlog import Backlog, Group
+from embedcache.encode.distributed.calls import Calls
 from embedcache.encode.distributed.members import WINDOW, Attempt, Member, Standing
 from embedcache.encode.distributed.messages import (
     SAID,
@@ -23,22 +20,19 @@ from embedcache.encode.distributed.messages import (
     STEPS,
     Briefing,
     Done,
-    NotReadyError,
     Outcome,
     Ready,
     Refused,
     Work,
 )
+from embedcache.encode.distributed.onward import Onward
 from embedcache.encode.distributed.publishing import Publisher
 from embedcache.encode.distributed.roster import Roster
-from embedcache.encode.distributed.worker import do_work, get_ready, stop_work
+from embedcache.encode.distributed.worker import do_work, get_ready
 from embedcache.encode.overlapped import Stop
 from embedcache.errors import Interrupted
 from embedcache.progress import Progress
 from embedcache.store import EmbeddingStore, StoreWriter
-
-POLL_SECONDS = 0.2
-"""How often it is looked whether a signal came."""
 
 
 class Coordinator:
@@ -65,18 +59,16 @@ class Coordinator:
         progress: Progress,
         stop: Stop,
     ) -> None:
-        self._client, self._topic = client, briefing.topic
         self._store = store
-        self._progress, self._stop = progress, stop
+        self._progress, self._onward, self._stop = progress, Onward(progress), stop
         self._outcome = Outcome()
         self._roster = Roster(client, briefing, store, writer, self._outcome, progress)
         self._publisher = Publisher(store, writer, self._outcome)
-        self._queue: queue.SimpleQueue[tuple[int, str, Any]] = queue.SimpleQueue()
-        self._next_number = secrets.randbits(40) << 20  # no other run's, on whatever machine
+        self._calls = Calls(client, briefing.topic)
         self._stopping = False
 
-    def encode(self, groups: Iterable[Group]) -> Outcome:
-        """Encode and commit all tiles of the groups.
+    def encode(self, backlog: Backlog) -> Outcome:
+        """Encode and commit all tiles of a backlog.
 
         Raises
         ------
@@ -85,10 +77,9 @@ class Coordinator:
         EmbedcacheError
             Of a worker, with its host's name; or of the store.
         """
-        self._backlog = Backlog(groups)
-        self._client.subscribe_topic(self._topic, self._hear)
-        self._roster.register()
+        self._backlog = backlog
         try:
+            self._roster.register()
             while self._backlog or self._roster.attempts():
                 self._look()
                 self._load()
@@ -100,7 +91,7 @@ class Coordinator:
             return self._outcome
         finally:
             with suppress(Exception):  # the scheduler may be what has failed
-                self._client.unsubscribe_topic(self._topic)
+                self._calls.close()
                 self._roster.leave()
 
     # ---- who is there
@@ -113,8 +104,10 @@ class Coordinator:
         """Let new workers load volume, weights and encoder."""
         for member, neighbours in self._roster.to_load():
             member.standing = Standing.LOADING
-            number, numerics = self._new_number(), self._roster.numerics
-            member.loading = self._submit(member, "load", number, get_ready, numerics, neighbours)
+            number, numerics = self._calls.new_number(), self._roster.numerics
+            member.loading = self._calls.begin(
+                number, "load", member.address, get_ready, numerics, neighbours
+            )
 
     def _loaded(self, member: Member) -> None:
         answer = self._result(member, member.loading)
@@ -128,12 +121,12 @@ class Coordinator:
         for place, attempt in enumerate(member.attempts):
             self._drop(attempt)
             if place > 0:
-                self._backlog.give_back(attempt.groups, self._publisher.done)  # it had not begun
+                self._backlog.give_back(attempt.groups, attempt.done)  # it had not begun
                 continue
-            given_up = self._backlog.lost(attempt.groups, self._publisher.done)
+            given_up = self._backlog.lost(attempt.groups, attempt.done)
             if given_up is not None:
                 self._progress.say(self._publisher.give_up(given_up, member.host))
-                self._progress.advance(len(given_up))
+                self._onward.advance(len(given_up))
         if not self._stopping:
             self._progress.say(f"Worker {member.address} on {member.host} died; its work is given to others.")
 
@@ -149,9 +142,9 @@ class Coordinator:
                 task = self._backlog.take(len(ready)) or self._taken_back(ready, depth)
                 if not task:
                     return
-                number = self._new_number()
-                numbers = tuple(number for group in task for number in group.numbers)
-                future = self._submit(member, "work", number, do_work, Work(number, numbers))
+                number = self._calls.new_number()
+                work = Work(number, tuple(number for group in task for number in group.numbers))
+                future = self._calls.begin(number, "work", member.address, do_work, work)
                 member.attempts.append(Attempt(number, task, future))
 
     def _taken_back(self, ready: list[Member], depth: int) -> tuple[Group, ...]:
@@ -160,49 +153,22 @@ class Coordinator:
             if len(member.attempts) > 1:
                 attempt = member.attempts.pop()
                 self._drop(attempt)
-                self._backlog.give_back(attempt.groups, self._publisher.done)
+                self._backlog.give_back(attempt.groups, attempt.done)
                 return self._backlog.take(len(ready))
         return ()
-
-    def _submit(self, member: Member, kind: str, number: int, function: Any, *arguments: Any) -> Any:
-        future = self._client.submit(
-            function,
-            self._topic,
-            *arguments,
-            key=f"{self._topic}-{kind}-{number}",
-            workers=[member.address],
-            allow_other_workers=False,
-            retries=0,
-            pure=False,
-        )
-        future.add_done_callback(lambda _: self._queue.put((number, kind, member.address)))
-        return future
 
     def _drop(self, attempt: Attempt) -> None:
         """Forget an attempt and what it staged; its tiles are not done."""
         attempt.future.cancel(force=True)
-        self._progress.advance(attempt.published - attempt.steps)
-        self._publisher.forget(attempt.groups, attempt.number)
-
-    def _new_number(self) -> int:
-        self._next_number += 1
-        return self._next_number
+        self._onward.advance(len(attempt.done) - attempt.steps)
+        for group in attempt.groups:
+            self._publisher.forget(group.numbers, attempt.number)
 
     # ---- what comes in
 
-    def _hear(self, event: tuple[float, bytes]) -> None:
-        """Called by dask's thread."""
-        self._queue.put(pickle.loads(event[1]))
-
     def _work_off(self) -> None:
-        """Wait a moment for something to come in, and take in all that is there."""
-        try:
-            number, kind, what = self._queue.get(timeout=POLL_SECONDS)
-            while True:
-                self._take_in(number, kind, what)
-                number, kind, what = self._queue.get_nowait()
-        except queue.Empty:
-            return
+        for number, kind, what in self._calls.come_in():
+            self._take_in(number, kind, what)
 
     def _take_in(self, number: int, kind: str, what: Any) -> None:
         if kind == SAID:
@@ -219,14 +185,14 @@ class Coordinator:
         found = self._roster.attempt(number)
         if found is None:
             if kind == STAGED:
-                self._publisher.forget((Group(((*what.encoded, *what.skipped, *what.failed),)),), number)
+                self._publisher.forget(what.numbers, number)
             return
         member, attempt = found
         if kind == STEPS:
             attempt.steps += what[0]
-            self._progress.advance(*what)
+            self._onward.advance(*what)
         elif kind == STAGED:
-            attempt.published += self._publisher.publish(what)
+            self._publisher.publish(what, attempt)
         else:
             self._ended(member, attempt)
 
@@ -235,22 +201,20 @@ class Coordinator:
         if not isinstance(done, Done):
             return
         for staged in done.staged:
-            attempt.published += self._publisher.publish(staged)
+            self._publisher.publish(staged, attempt)
         self._outcome.add(done.counts)
         member.attempts.remove(attempt)
-        self._progress.advance(attempt.published - attempt.steps)
-        self._backlog.give_back(attempt.groups, self._publisher.done)
+        self._onward.advance(len(attempt.done) - attempt.steps)
+        self._backlog.give_back(attempt.groups, attempt.done)
         if done.error is not None and not self._stopping:
             raise done.error
 
     def _result(self, member: Member, future: Any) -> Any:
         """What a task returned; None when its worker is gone."""
-        try:
-            return future.result(timeout=30)
-        except (KilledWorker, NotReadyError):
-            if self._roster.find(member.address) is member:
-                self._lose(member)
-            return None
+        answer = self._calls.answer(future, lambda: self._roster.is_there(member))
+        if answer is None and self._roster.find(member.address) is member:
+            self._lose(member)
+        return answer
 
     # ---- the end
 
@@ -259,8 +223,7 @@ class Coordinator:
         self._stopping = True
         addresses = [member.address for member in self._roster.ready()]
         self._progress.say("Stopping: the workers hand over what they have. A second signal stops at once.")
-        with suppress(Exception):  # who is dead need not be asked
-            self._client.run(stop_work, self._topic, number, workers=addresses, on_error="ignore")
+        self._calls.stop(addresses, number)
         for member in self._roster.ready():
             while len(member.attempts) > 1:
                 self._drop(member.attempts.pop())
@@ -268,7 +231,7 @@ class Coordinator:
             self._look()
             self._work_off()
         raise Interrupted(
-            f"Interrupted; {self._outcome.encoded} tiles of this run are committed in {self._store.path}.",
+            f"{self._outcome.encoded} tiles of this run are committed in {self._store.path}.",
             signal_number=number,
             hint="Run the same command again; it goes on from there.",
         )

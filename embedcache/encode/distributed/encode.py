@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from distributed import Client
 
-from embedcache.encode.distributed.backlog import Group
+from embedcache.encode.distributed.backlog import Backlog, Group
+from embedcache.encode.distributed.calls import POLL_SECONDS
 from embedcache.encode.distributed.cluster import connected
-from embedcache.encode.distributed.coordinator import POLL_SECONDS, Coordinator
+from embedcache.encode.distributed.coordinator import Coordinator
 from embedcache.encode.distributed.messages import Briefing, Refused
 from embedcache.encode.distributed.roster import WAITING_SECONDS
 from embedcache.encode.distributed.worker import resolve_there
@@ -50,7 +51,8 @@ def encode_by_workers(
             briefing = brief(job, plan, store)
             workers = max(1, len(client.nthreads()))
             coordinator = Coordinator(client, briefing, store, writer, run.progress, run.stop)
-            outcome = coordinator.encode(_groups(job, plan, briefing.options.read_memory, workers))
+            groups = _groups(job, plan, briefing.options.read_memory, workers)
+            outcome = coordinator.encode(Backlog(groups, briefing.tiles))
     finally:
         run.progress.finish()
     run.take_in(
@@ -126,7 +128,6 @@ def brief(job: EncodeJob, plan: EncodePlan, store: EmbeddingStore) -> Briefing:
             volume=str(Path(options.volume).expanduser().absolute()),
             workers=1,
             scheduler=None,
-            profile=None,
             precision=job.spec.precision,
             read_memory=options.read_memory // options.workers,  # of a scheduler's workers each has all of it
         ),

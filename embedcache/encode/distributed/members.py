@@ -34,15 +34,20 @@ class Attempt:
         What is to be done, in order.
     future : Future
         Of its end.
-    steps, published : int
-        Tiles that it has told of, and those of them that are committed.
+    steps : int
+        Tiles that it has told of.
+    places : set of int
+        What it has staged that was taken in: see ``Staged``.
+    done : set of int
+        Its tiles that are committed, skipped or failed; nobody asks for them once the attempt has ended.
     """
 
     number: int
     groups: tuple[Group, ...]
     future: Any
     steps: int = 0
-    published: int = 0
+    places: set[int] = field(default_factory=set)
+    done: set[int] = field(default_factory=set)
 
 
 @dataclass

@@ -129,6 +129,11 @@ class Staged:
     failed: dict[int, str]
     numerics: dict[str, Any]
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """All of the run's tiles that are in it."""
+        return *self.encoded, *self.skipped, *self.failed
+
 
 @dataclass(frozen=True)
 class Counts:

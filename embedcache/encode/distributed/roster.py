@@ -129,6 +129,10 @@ class Roster:
             self._progress.say("No worker is there; waiting for one.")
         return gone
 
+    def is_there(self, member: Member) -> bool:
+        """Whether the scheduler still knows a worker."""
+        return member.address in self._workers_there()
+
     def lose(self, member: Member) -> None:
         """Strike a worker off that is gone.
 

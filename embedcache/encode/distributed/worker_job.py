@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 from embedcache.encode.distributed.messages import Briefing
@@ -48,7 +49,10 @@ def open_job(briefing: Briefing) -> EncodeJob:
 
 def named(error: EmbedcacheError, host: str) -> EmbedcacheError:
     """The same error, saying on which host a worker met it."""
-    return type(error)(f"Worker on {host}: {error.message}", hint=error.hint)
+    said = copy.copy(error)  # whatever else it carries comes along
+    said.message = f"Worker on {host}: {error.message}"
+    said.args = (said.message,)
+    return said
 
 
 def _open_store(briefing: Briefing) -> EmbeddingStore:
