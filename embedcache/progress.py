@@ -87,9 +87,9 @@ class Pace:
             self._seen.popleft()
 
     def per_second(self, now: float) -> float:
-        """Steps in a second, of late; 0 while none was done."""
+        """Steps in a second, of late; 0 while none was done, or more were lost with a worker."""
         then, done = self._seen[0]
-        return (self.done - done) / (now - then) if now > then else 0.0
+        return max(self.done - done, 0) / (now - then) if now > then else 0.0
 
     def left(self, now: float) -> float | None:
         """Seconds until the end at this pace; None when nobody knows."""
@@ -134,7 +134,7 @@ class Terminal:
             self._bar.add_task(what, total=total or None, words="")
             self._bar.start()
         else:
-            self._line(f"{what}: {total or 'an unknown number of'} steps to do")
+            self._line(f"{what}: {total or 'an unknown number'} to do")
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         """Move the bar, or print a plain line when the last one is old enough."""

@@ -327,7 +327,7 @@ def test_wishes_that_the_stores_numerics_overrule_are_named(volume, tmp_path):
 
 
 def test_a_profile_shows_the_threads_beside_the_encoders_operations_on_one_clock(tmp_path):
-    listener, path = Listener(), tmp_path / "traces" / "run.json"
+    listener, path = Listener(), tmp_path / "run.json"
     volume = scan(tmp_path / "scan.npy", planes=10)
     traced = quick(volume, listener, store=tmp_path / "s.zarr", profile=path)
     events = json.loads(path.read_text())["traceEvents"]

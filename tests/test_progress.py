@@ -71,7 +71,7 @@ def test_a_plain_line_tells_count_pace_rest_and_limit(clock, capsys):
     progress.finish()
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        "encoding with vit_b: 100 steps to do",
+        "encoding with vit_b: 100 to do",
         "encoding with vit_b: 20/100 in 10 s, 2/s, 40 s left, limited by encode",
         "encoding with vit_b: 40/100 in 20 s, 2/s, 30 s left, limited by encode",
         "encoding with vit_b: 40 done in 20.0 s",

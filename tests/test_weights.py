@@ -148,6 +148,8 @@ def test_an_unknown_model_is_named_with_the_known_ones():
         resolve_weights("vit_q")
     assert "vit_b_lm" in str(caught.value)
     assert "vit_tiny" not in str(caught.value)
+    with pytest.raises(WeightsError, match="Did you mean vit_tiny"):
+        resolve_weights("vit_tinny")
 
 
 # ---------------------------------------------------------------- files

@@ -42,7 +42,7 @@ def stop_at_once() -> Iterator[None]:
     """Within the block a signal raises ``Interrupted`` at once."""
 
     def raise_interrupted(number: int, _frame: FrameType | None) -> None:
-        raise Interrupted("Interrupted; what was saved before stays.", signal_number=number)
+        raise Interrupted("What was saved before stays.", signal_number=number)
 
     with _handlers(raise_interrupted):
         yield

@@ -23,7 +23,7 @@ from embedcache.encode import EncodeResult, run_encode
 from embedcache.encode.estimate import Estimate, estimate
 from embedcache.encode.options import CHANGED
 from embedcache.encode.sizes import readable_bytes
-from embedcache.progress import Terminal
+from embedcache.progress import Progress, Terminal
 
 
 @app.command(
@@ -63,26 +63,26 @@ def encode(volume: str, like: str | None, as_json: bool, log_json: bool, **wishe
     Run again, it resumes, adds what is missing, or says that everything is there.
     """
     options = encode_options(volume, like, part_of_environment(wishes))
+    progress = progress_for(as_json, log_json)
     with interruptible() as interruption:
-        result = run_encode(options, progress_for(as_json, log_json), interruption)
+        result = run_encode(options, progress, interruption)
     if as_json:
         print_json(result.to_dict())
     else:
         _print_encode(result)
-    _say_rest(result)
+    _say_rest(result, progress)
     click.get_current_context().exit(result.exit_code)
 
 
-def _say_rest(result: EncodeResult) -> None:
+def _say_rest(result: EncodeResult, progress: Progress) -> None:
     """Tell at the end of a part's run that the others have a share, and what the store lacks by now."""
     part = result.part
     if part is None or part.of == 1:
         return
     missing = result.missing_in_store
     state = f"{missing:,} of its tiles are missing by now" if missing else "it is complete by now"
-    click.echo(
-        f"{part}: {part.of - 1}/{part.of} of the selection is left to other tasks; {result.store.path}: {state}.",
-        err=True,
+    progress.say(
+        f"{part}: {part.of - 1}/{part.of} of the selection is left to other tasks; {result.store.path}: {state}."
     )
 
 

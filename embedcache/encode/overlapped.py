@@ -81,7 +81,7 @@ class Overlapped:
         self._open: dict[int, OpenShard] = {}
         self._at_work: deque[tuple[Batch, Result | None]] = deque()
         self._computer = Computer(encoder, store_dtype, stages)
-        self._said = -1
+        self._said, self._begun = -1, False
 
     def run(self) -> int | None:
         """Encode and commit everything; returns the signal that ended it before, None when all was done."""
@@ -103,7 +103,9 @@ class Overlapped:
 
     def _next(self) -> tuple[Batch | None, int | None]:
         """The next batch; None after the last one, or when a signal came while it was waited for."""
-        with self._stages.waiting(INPUT):
+        # Until the first one comes nothing overlaps; that the encoder waits then does not tell what limits it.
+        with self._stages.waiting(INPUT) if self._begun else self._stages.measure("prepare"):
+            self._begun = True
             while True:
                 try:
                     return self._feed.get(_LOOK_SECONDS), None

@@ -147,7 +147,7 @@ class EncodeRun:
 
     def _interrupted(self, signal_number: int) -> Interrupted:
         return Interrupted(
-            f"Interrupted; {self.encoded} tiles of this run are committed in {self._job.store_path}.",
+            f"{self.encoded} tiles of this run are committed in {self._job.store_path}.",
             signal_number=signal_number,
             hint="Run the same command again; it goes on from there.",
         )

@@ -6,6 +6,7 @@ The file opens in Perfetto or chrome://tracing.
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -39,6 +40,7 @@ def tracing(path: str | None, stages: Stages, say: Callable[[str], None]) -> Ite
 class _Trace:
     def __init__(self, path: Path, stages: Stages, say: Callable[[str], None]) -> None:
         self._path, self._stages, self._say, self._left = path, stages, say, TRACED_BATCHES
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would write into our progress
         activities = [torch.profiler.ProfilerActivity.CPU]
         if torch.cuda.is_available():
             activities.append(torch.profiler.ProfilerActivity.CUDA)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 
@@ -168,7 +169,11 @@ def model_type_of(model: str) -> str:
     if model in model_types():
         return model
     registered = [name for name in model_types() if is_registered(name)]
-    raise WeightsError(f"There is no model {model!r}.", hint=f"Known: {', '.join([*MODELS, *registered])}.")
+    near = get_close_matches(model, [*MODELS, *model_types()], n=1)
+    raise WeightsError(
+        f"There is no model {model!r}." + (f" Did you mean {near[0]}?" if near else ""),
+        hint=f"Known: {', '.join([*MODELS, *registered])}.",
+    )
 
 
 def _seed(checkpoint: str) -> int:
