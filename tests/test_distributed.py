@@ -113,6 +113,15 @@ def test_workers_of_this_machine_come_and_go_with_the_run(volume, tmp_path, capf
     assert capfd.readouterr().err == ""
 
 
+def test_tiles_of_equal_pixels_are_copied_by_workers_too(scheduler, volume, tmp_path):
+    np.save(volume, np.load(volume)[[0, 0, 0, 0, 1, 0, 1, 0, 0]])
+    result = quick(volume, store=tmp_path / "s.zarr", scheduler=scheduler)
+    assert (result.encoded, result.encoder_calls + result.identical) == (9, 9)
+    assert result.identical >= 2  # the first two shards hold the same plane twice
+    quick(volume, store=tmp_path / "one.zarr")
+    assert shard_digests(tmp_path / "s.zarr") == shard_digests(tmp_path / "one.zarr")
+
+
 class KillsOne(Listener):
     """Kills a process at the first sign of progress."""
 

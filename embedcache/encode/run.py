@@ -16,6 +16,7 @@ from embedcache.encode.prepare import EncodeJob, device_name
 from embedcache.encode.reading import plan_reading
 from embedcache.encode.result import EncodeResult
 from embedcache.encode.stages import Stages
+from embedcache.encode.twins import Twins
 from embedcache.encode.wiring import encode_overlapped
 from embedcache.errors import Interrupted, MismatchError
 from embedcache.progress import Progress
@@ -32,9 +33,14 @@ class EncodeRun:
         What is to be done, where time and progress are noted, whether to stop.
     encoder : Encoder, optional
         One that is there already, under numerics that were decided; else one is built when it is needed.
+    twins : Twins, optional
+        Those of a run before this one that came to its end, with the same encoder and store: what they know of a
+        large store is not gathered again.
 
     Attributes
     ----------
+    twins : Twins or None
+        What is known of tiles of equal pixels, once there was something to encode.
     checked : PixelCheck
         Recorded tiles whose pixels were read again.
     changed : int
@@ -59,6 +65,7 @@ class EncodeRun:
         stop: Stop,
         *,
         encoder: Encoder | None = None,
+        twins: Twins | None = None,
     ) -> None:
         self.checked, self.changed = PixelCheck(), 0
         self.encoded = self.identical = self.bytes_written = self.encoder_calls = 0
@@ -67,7 +74,7 @@ class EncodeRun:
         self.workers, self.device_name = 1, device_name(job.device)
         self._job, self.stages = job, stages
         self.progress, self.stop = progress, stop
-        self._ready = encoder
+        self._ready, self.twins = encoder, twins
 
     def encode_missing(self, plan: EncodePlan, store: EmbeddingStore, writer: Commits) -> None:
         """Encode and commit every missing tile; without one, no encoder is made."""
@@ -77,13 +84,23 @@ class EncodeRun:
         with self.stages.measure("prepare"):
             encoder = self.encoder(store, writer, tiles)
             reading = plan_reading(job.volume, job.preprocess, job.table, plan.missing, plan.shard_tiles)
+            twins = self.twins = self.twins or Twins(store)
         self.progress.start(f"encoding with {job.options.model}", tiles)
         calls, reads = encoder.calls, job.volume.reads
         job.volume.expect(reading)
         try:
             with refused(encoder.device):
                 signal_number = encode_overlapped(
-                    job, encoder, reading, store, writer, self.stages, self.progress, self.stop, self._note
+                    job,
+                    encoder,
+                    reading,
+                    twins,
+                    store.shard_tiles,
+                    writer,
+                    self.stages,
+                    self.progress,
+                    self.stop,
+                    self._note,
                 )
         finally:
             job.volume.expect(None)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from enum import Enum
 
 import numpy as np
@@ -46,12 +45,15 @@ class Twins:
     ----------
     store : EmbeddingStore
         Open for writing; what is committed is added by :meth:`learn`.
-    writing : context
-        Held while the store is read, so that nobody changes it meanwhile.
+
+    Attributes
+    ----------
+    writing : Lock
+        Held while the store is read, and to be held by whoever changes it.
     """
 
-    def __init__(self, store: EmbeddingStore, writing: AbstractContextManager[object]) -> None:
-        self._reader, self._writing = store.reader(), writing
+    def __init__(self, store: EmbeddingStore) -> None:
+        self._reader, self.writing = store.reader(), threading.Lock()
         self._remembered: OrderedDict[bytes, Stored] = OrderedDict()
         self._learned: dict[bytes, int] = {}
         self._begun: set[bytes] = set()
@@ -169,7 +171,7 @@ class Twins:
 
     def _read(self, number: int) -> Stored | None:
         try:
-            with self._writing:
+            with self.writing:
                 values, scales = self._reader.read_stored([number])
         except (CorruptionError, MissingTilesError, StorageError):
             return None  # then it is encoded; `verify` names what is damaged

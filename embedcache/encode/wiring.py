@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from threading import Lock
 
 import numpy as np
 
@@ -19,7 +18,6 @@ from embedcache.encode.twins import Twins
 from embedcache.geometry import IMAGE_SIZE, Tile
 from embedcache.progress import Progress
 from embedcache.sam.encoder import Encoder
-from embedcache.store import EmbeddingStore
 
 _AHEAD_BYTES = 64 << 20
 """Pixels of tiles that are read and not yet fed to the encoder."""
@@ -32,7 +30,8 @@ def encode_overlapped(
     job: EncodeJob,
     encoder: Encoder,
     reading: Iterable[tuple[int, list[int]]],
-    store: EmbeddingStore,
+    twins: Twins,
+    shard_tiles: int,
     writer: Commits,
     stages: Stages,
     progress: Progress,
@@ -46,9 +45,7 @@ def encode_overlapped(
     int or None
         The signal that ended the run before everything was done.
     """
-    writing, members = Lock(), dict[int, int]()
-    with stages.measure("prepare"):
-        twins = Twins(store, writing)
+    members = dict[int, int]()
 
     def note(committed: Committed) -> None:
         part = committed.part
@@ -56,7 +53,7 @@ def encode_overlapped(
         on_commit(committed)
 
     with (
-        CommitThread(writer, writing, stages, note) as commits,
+        CommitThread(writer, twins.writing, stages, note) as commits,
         _reader(job, encoder, reading, members, stages) as reader,
     ):
         slots = make_slots(encoder.device, encoder.batch, stages)
@@ -70,7 +67,7 @@ def encode_overlapped(
                 commits,
                 twins,
                 members,
-                store.shard_tiles,
+                shard_tiles,
                 job.spec.store_dtype,
                 stages,
                 progress,

@@ -6,7 +6,6 @@ works: the process goes on answering the scheduler meanwhile.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
 import signal
@@ -21,9 +20,7 @@ import torch
 from distributed import Worker, WorkerPlugin, get_worker
 
 from embedcache.encode.distributed.messages import (
-    SAID,
     STAGED,
-    STEPS,
     Briefing,
     Counts,
     Done,
@@ -34,19 +31,16 @@ from embedcache.encode.distributed.messages import (
     Work,
 )
 from embedcache.encode.distributed.staging_writer import StagingWriter
+from embedcache.encode.distributed.told import Tell, Told
 from embedcache.encode.distributed.worker_job import named, open_job
 from embedcache.encode.plan import plan_encode
 from embedcache.encode.prepare import EncodeJob, device_name
 from embedcache.encode.run import EncodeRun
 from embedcache.encode.stages import Stages
+from embedcache.encode.twins import Twins
 from embedcache.errors import EmbedcacheError, Interrupted
 from embedcache.sam.device import resolve_device, resolve_precision
 from embedcache.sam.encoder import Encoder
-
-SECONDS_BETWEEN_STEPS = 0.5
-"""A worker reports its steps no more often."""
-
-Tell = Callable[[str, Any], None]
 
 _AT_WORK: dict[str, Post] = {}
 """This process's share in runs, by topic."""
@@ -134,6 +128,7 @@ class Post:
         self._briefing = briefing
         self._job: EncodeJob | None = None
         self._encoder: Encoder | None = None
+        self._twins: Twins | None = None
         self._alone = threading.Lock()  # a worker of several threads would encode several tasks at once
 
     def get_ready(self, numerics: Mapping[str, Any] | None, neighbours: int) -> Ready:
@@ -148,7 +143,7 @@ class Post:
         job.store.catch_up()
         writer = StagingWriter(job.store, 0, numerics, lambda staged: None)
         if self._encoder is None:
-            run = EncodeRun(job, Stages(), _Told(lambda kind, what: None), lambda: None)
+            run = EncodeRun(job, Stages(), Told(lambda kind, what: None), lambda: None)
             self._encoder = run.encoder(job.store, writer, briefing.tiles)
         else:
             writer.decide_numerics(self._encoder.numerics, allow=briefing.options.allow_numerics)
@@ -179,8 +174,9 @@ class Post:
         def stop() -> int | None:
             return self.stop_number if is_wanted() else signal.SIGTERM
 
-        stages, told = Stages(), _Told(tell)
-        run = EncodeRun(job, stages, told, stop, encoder=encoder)
+        stages, told = Stages(), Told(tell)
+        run = EncodeRun(job, stages, told, stop, encoder=encoder, twins=self._twins)
+        self._twins = None
         writer = StagingWriter(job.store, work.attempt, encoder.numerics, keep)
         error: EmbedcacheError | None = None
         try:
@@ -191,6 +187,7 @@ class Post:
                 job.table, wanted, None, job.store.shard_tiles, store_dtype=job.spec.store_dtype
             )
             run.encode_missing(plan, job.store, writer)
+            self._twins = run.twins  # only of a task that came to its end: none waits for another's pixels
         except Interrupted as interruption:
             error = interruption
         except EmbedcacheError as failure:
@@ -211,40 +208,3 @@ class Post:
         if self._job is None:
             self._job = open_job(self._briefing)
         return self._job
-
-
-class _Told:
-    """A ``Progress`` that sends what it is told to the coordinator, steps gathered to a few messages a second."""
-
-    def __init__(self, tell: Tell) -> None:
-        self._tell = tell
-        self._steps, self._note = 0, ""
-        self._sent = time.monotonic()
-        self._lock = threading.Lock()
-
-    def start(self, what: str, total: int) -> None:
-        """Do nothing: the coordinator knows."""
-
-    def advance(self, steps: int = 1, note: str = "") -> None:
-        """Gather steps; send them when the last ones are old enough."""
-        with self._lock:
-            self._steps, self._note = self._steps + steps, note
-        if time.monotonic() - self._sent >= SECONDS_BETWEEN_STEPS:
-            self.flush()
-
-    def finish(self) -> None:
-        """Send what is left."""
-        self.flush()
-
-    def say(self, line: str) -> None:
-        """Pass a line on."""
-        self._tell(SAID, f"{socket.gethostname()}: {line}")
-
-    def flush(self) -> None:
-        """Send the steps gathered."""
-        with self._lock:
-            steps, note, self._steps = self._steps, self._note, 0
-            self._sent = time.monotonic()
-        if steps:
-            with contextlib.suppress(Exception):  # a stream that closes: progress is worth no failure
-                self._tell(STEPS, (steps, note))
