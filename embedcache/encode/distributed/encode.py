@@ -95,9 +95,7 @@ def await_worker(client: Client, progress: Progress, stop: Stop) -> None:
     while not client.nthreads():
         number = stop()
         if number:
-            raise Interrupted(
-                "Interrupted while no worker was there; nothing was done.", signal_number=number
-            )
+            raise Interrupted("No worker was there; nothing was done.", signal_number=number)
         if time.monotonic() - said >= WAITING_SECONDS:
             said = time.monotonic()
             progress.say("No worker is there; waiting for one.")
