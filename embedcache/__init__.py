@@ -9,6 +9,9 @@
     masks = ec.predict("fragment2.zarr", run.checkpoint)
 """
 
+import embedcache.openmp  # noqa: F401 - before anything imports torch
+
+# isort: split
 from embedcache.encode import EncodeOptions, encode
 from embedcache.errors import EmbedcacheError
 from embedcache.geometry import Tile

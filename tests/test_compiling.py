@@ -64,11 +64,12 @@ def test_a_compiled_encoder_passes_and_gives_the_same_bits_in_another_process(we
         check=True,
     )
     assert done.stdout.strip() == own
-    assert not said
+    assert len(said) == 1
+    assert "Compiling" in said[0]
     with inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
         assert encoder.halve(), "which needs other code"
     assert (encoder.numerics["batch"], encoder.numerics["compiled"]) == (1, False)
-    assert ["anew" in said[0], "uncompiled" in said[1]] == [True, True]
+    assert ["anew" in said[1], "uncompiled" in said[2]] == [True, True]
     plain = Encoder(weights, device=CPU, precision="bf16")
     assert torch.equal(encoder(proof_image()), plain(proof_image()))
 

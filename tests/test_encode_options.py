@@ -28,6 +28,7 @@ from embedcache.errors import ConfigError
             "--scheduler was given beside --num-parts",
         ),
         ({"scheduler": "nonsense"}, "--scheduler nonsense: expected the address"),
+        ({"profile": "."}, "--profile . is a folder"),
         ({"profile": "no/such/folder/trace.json"}, "no such folder"),
         ({"scheduler": "tcp://a:1", "workers": 2}, "--workers was given beside --scheduler"),
     ],

@@ -86,6 +86,26 @@ def count_calls() -> list[int]:
 # --- overlapping and back-pressure --------------------------------------------------------------------------
 
 
+def test_where_the_encoder_is_fast_the_next_shard_is_encoded_meanwhile_but_no_third_one(
+    volume, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(overlapped, "GOES_ON", ("cuda", "cpu"))
+    calls = count_calls()
+    seen: list[int] = []
+
+    def writing() -> None:
+        if not seen:
+            seen.append(0)
+            assert wait_until(lambda: len(calls) == 4), f"{len(calls)} tiles were encoded meanwhile"
+            time.sleep(0.2)
+            seen[0] = len(calls)
+
+    disk_module.set_disk(TouchyDisk(writing))
+    result = quick(volume, store=tmp_path / "s.zarr")
+    assert seen == [4]  # two shards of two
+    assert result.encoded == 8
+
+
 def test_on_a_cpu_nothing_is_encoded_until_the_shard_before_is_durable(volume, tmp_path):
     """So a kill costs one shard at most."""
     calls = count_calls()
@@ -138,6 +158,7 @@ def test_bytes_do_not_depend_on_which_stage_is_slow_when(tmp_path_factory, seed)
     with pytest.MonkeyPatch.context() as patch:
         slow_source(patch, hiccup)
         patch.setattr(overlapped, "COMMIT_SECONDS", rng.choice((0.0, 0.02, 300.0)))
+        patch.setattr(overlapped, "GOES_ON", rng.choice((("cuda",), ("cpu",))))
         test_encoder.on_call = hiccup
         disk_module.set_disk(TouchyDisk(hiccup))
         found = quick(volume, store=folder / "s.zarr", **wishes)

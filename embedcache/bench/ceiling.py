@@ -19,7 +19,7 @@ import zarr
 from torch import Tensor, nn
 
 from embedcache.bench.machine import peak_memory
-from embedcache.encode import run_encode
+from embedcache.encode import overlapped, run_encode
 from embedcache.encode.options import options_from
 from embedcache.errors import StorageError
 from embedcache.files import free_bytes
@@ -121,6 +121,7 @@ def main() -> None:
     if threads:
         torch.set_num_threads(threads)
     register_encoder(CONSTANT, Constant)
+    overlapped.GOES_ON = ("cuda", "cpu")  # as beside the fast encoders that a ceiling is asked for
     chunks = write_noise(folder / "noise.zarr", tiles)
     options = options_from(
         folder / "noise.zarr",

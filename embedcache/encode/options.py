@@ -175,6 +175,8 @@ class EncodeOptions:
                 f"--scheduler {self.scheduler}: expected the address of a dask scheduler, such as tcp://HOST:8786.",
                 hint="`dask scheduler` prints its own when it starts.",
             )
+        if self.profile and Path(self.profile).is_dir():
+            raise ConfigError(f"--profile {self.profile} is a folder; expected the name of a file to write.")
         if self.profile and not Path(self.profile).absolute().parent.is_dir():
             raise ConfigError(f"--profile {self.profile}: there is no such folder to put it in.")
         if self.profile and self.by_workers:

@@ -25,6 +25,13 @@ from embedcache.sam.encoder import Encoder, is_out_of_memory
 COMMIT_SECONDS = 300.0
 """A shard that takes longer is committed in part, and completed later byte for byte the same."""
 
+GOES_ON: tuple[str, ...] = ("cuda",)
+"""Kinds of device whose encoder goes on with the next shard while one is written.
+
+On a CPU it waits: there, writing a shard takes a small part of the time of encoding it, and a kill shall not cost
+two of them.
+"""
+
 STALL_SECONDS = 30.0
 """How long a tile is awaited before it is said."""
 
@@ -193,7 +200,6 @@ class Overlapped:
 
     def _hand_over(self, shard: int) -> None:
         self._commits.hand_over(self._open.pop(shard))
-        if self._encoder.device.type == "cpu":
-            # Encoding a shard takes so much longer than writing it that a kill shall not cost two of them.
+        if self._encoder.device.type not in GOES_ON:
             with self._stages.waiting(WRITER):
                 self._commits.finish()

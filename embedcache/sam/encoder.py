@@ -96,6 +96,7 @@ class Encoder:
         self._model = self._plain
         reason = why_not_compiled(self.device)
         if reason is None:
+            self._say("Compiling the encoder, which takes up to some minutes.")
             example = torch.zeros(self.batch, *_INPUT_SHAPE, dtype=self._dtype, device=self.device)
             try:
                 with torch.inference_mode(), self._exact_float32():
