@@ -321,6 +321,16 @@ def test_the_two_blocks_of_a_column_that_share_chunks_are_one_group(tmp_path: Pa
     assert len(groups) == 2 * columns
 
 
+def test_a_volume_of_one_column_gives_every_worker_something_to_do(tmp_path: Path) -> None:
+    """Chunks that several workers decode cost less than workers without work."""
+    source(tmp_path / "a", (128, 64, 64), (128, 32, 32))
+    volume, preprocess = open_volume(tmp_path / "a"), Preprocess("repeat")
+    table = tiles_of(volume, preprocess, 64)
+    groups = task_groups(volume, preprocess, table, table[:, 0] >= 0, 8, memory_bytes=1 << 30, workers=2)
+    assert [group.count for group in groups] == [16] * 8
+    assert [shard for group in groups for shard in group.shards] == list(range(16))
+
+
 def test_the_shards_of_one_image_are_one_group_up_to_a_size(tmp_path: Path) -> None:
     for name in "abc":
         Image.fromarray(np.zeros((90, 70), np.uint8)).save(tmp_path / f"{name}.png")

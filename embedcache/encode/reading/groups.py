@@ -129,6 +129,8 @@ def task_groups(
         order, part = _columns_together(volume, preprocess, columns, firsts[shards], memory_bytes, most)
         shards, parts = shards[order], part
     starts = np.flatnonzero(np.diff(parts, prepend=-1))
+    if len(starts) < workers * GROUPS_PER_WORKER:
+        starts = _cut_smaller(starts, _tiles_before(missing, shards, shard_tiles), most)
     return TaskGroups(missing, shard_tiles, shards, starts)
 
 
@@ -141,6 +143,29 @@ def _columns_together(
     route = choose_tasks(ground, memory_bytes, max(most, PLANES_PER_BLOCK))
     order = np.argsort(route.order(columns, firsts), kind="stable")
     return order, route.part(columns, firsts[order])
+
+
+def _tiles_before(missing: npt.NDArray[np.bool_], shards: Ints, shard_tiles: int) -> Ints:
+    """How many tiles come before each shard, in their order, and in all at the end: (S + 1,) int64."""
+    counts = [
+        int(missing[shard * shard_tiles : (shard + 1) * shard_tiles].sum()) for shard in shards.tolist()
+    ]
+    before: Ints = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    return before
+
+
+def _cut_smaller(starts: Ints, before: Ints, most: int) -> Ints:
+    """Where groups start once those of more than ``most`` tiles are cut between shards.
+
+    Too few groups leave workers idle; that is dearer than decoding a column's chunks once more.
+    """
+    ends = np.append(starts[1:], len(before) - 1)
+    pieces = [
+        first + np.flatnonzero(np.diff((before[first:end] - before[first]) // most, prepend=-1))
+        for first, end in zip(starts.tolist(), ends.tolist(), strict=True)
+    ]
+    cut: Ints = np.concatenate([starts[:0], *pieces])
+    return cut
 
 
 def _images_together(
