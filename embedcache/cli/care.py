@@ -143,11 +143,12 @@ def _figures(
 
 
 def _print_garbage(found: list[Garbage], kept: list[Unclaimed], deleted: bool) -> None:
-    print_table(
-        "removed" if deleted else "could be removed",
-        ("what", "bytes", "path", "why"),
-        [(item.what, readable_bytes(item.bytes), item.path, item.why) for item in found],
-    )
+    if found:
+        print_table(
+            "removed" if deleted else "could be removed",
+            ("what", "bytes", "path", "why"),
+            [(item.what, readable_bytes(item.bytes), item.path, item.why) for item in found],
+        )
     click.echo(f"{len(found)} in all, {readable_bytes(sum(item.bytes for item in found))}.", err=True)
     if found and not deleted:
         click.echo("Nothing was removed; --delete removes it.", err=True)

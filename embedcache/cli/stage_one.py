@@ -87,25 +87,7 @@ def _say_rest(result: EncodeResult, progress: Progress) -> None:
 
 
 def _print_encode(result: EncodeResult) -> None:
-    figures = result.to_dict()
-    rows: list[tuple[str, object]] = [
-        ("store", result.store.path),
-        ("tiles selected", result.selected),
-        ("encoded now", result.encoded),
-        ("of equal pixels (copied)", result.identical),
-        ("reused", result.reused),
-        ("skipped (empty)", result.skipped),
-        ("failed", len(result.failed)),
-        ("encoder calls", result.encoder_calls),
-        ("written", readable_bytes(result.bytes_written)),
-        ("time", f"{result.seconds:.1f} s, {figures['tiles_per_second']:.3g} tiles/s"),
-        ("limited by", result.bottleneck or None),
-        ("device", f"{result.device}, {result.precision}"),
-        ("fingerprint", result.store.fingerprint),
-    ]
-    if result.part is not None:
-        rows.insert(1, ("part", f"{result.part.number} of {result.part.of}"))
-    print_pairs("encode", rows)
+    _print_figures(result)
     if result.checked_pixels:
         outcome = f"{result.changed} had changed" if result.changed else "unchanged"
         drawn = "" if result.check_seed is None else f" (--seed {result.check_seed})"
@@ -121,6 +103,35 @@ def _print_encode(result: EncodeResult) -> None:
             + ". No image went through the encoder.",
             err=True,
         )
+    _print_failed(result)
+    if result.store.provenance.get("untrained"):
+        warn_untrained()
+
+
+def _print_figures(result: EncodeResult) -> None:
+    pace = f", {result.to_dict()['tiles_per_second']:.3g} tiles/s" if result.encoded else ""
+    rows: list[tuple[str, object]] = [
+        ("store", result.store.path),
+        ("tiles selected", result.selected),
+        ("encoded now", result.encoded),
+        ("of equal pixels (copied)", result.identical),
+        ("reused", result.reused),
+        ("skipped (empty)", result.skipped),
+        ("failed", len(result.failed)),
+        ("encoder calls", result.encoder_calls),
+        ("written", readable_bytes(result.bytes_written)),
+        ("time", f"{result.seconds:.1f} s{pace}"),
+        ("device", f"{result.device}, {result.precision}"),
+        ("fingerprint", result.store.fingerprint),
+    ]
+    if result.encoded and result.bottleneck:
+        rows.insert(-2, ("limited by", result.bottleneck))
+    if result.part is not None:
+        rows.insert(1, ("part", f"{result.part.number} of {result.part.of}"))
+    print_pairs("encode", rows)
+
+
+def _print_failed(result: EncodeResult) -> None:
     for number, reason in list(result.failed.items())[:10]:
         tile = result.store.tile(number)
         place = f"{result.store.plane_name(tile.plane)}, y0={tile.y0}, x0={tile.x0}"
@@ -131,8 +142,6 @@ def _print_encode(result: EncodeResult) -> None:
             "`train --allow-partial` goes on without them.",
             err=True,
         )
-    if figures["untrained"]:
-        warn_untrained()
 
 
 @app.command(
