@@ -283,7 +283,7 @@ def test_a_journal_that_is_replaced_each_time_it_is_read_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_store(tmp_path / "s")
-    monkeypatch.setattr("embedcache.store.journal.lines.JournalFile.is_current", lambda _: False)
+    monkeypatch.setattr("embedcache.store.journal.file.JournalFile.is_current", lambda _: False)
     with pytest.raises(CorruptionError, match="another journal each"):
         EmbeddingStore.open(tmp_path / "s")
 
