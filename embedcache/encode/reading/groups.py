@@ -128,9 +128,10 @@ def task_groups(
         columns = columns_of(table)
         order, part = _columns_together(volume, preprocess, columns, firsts[shards], memory_bytes, most)
         shards, parts = shards[order], part
+    if np.count_nonzero(np.diff(parts, prepend=-1)) < workers * GROUPS_PER_WORKER:
+        # Workers without work are dearer than decoding a column's chunks once more.
+        parts = _cut_smaller(parts, most // shard_tiles)
     starts = np.flatnonzero(np.diff(parts, prepend=-1))
-    if len(starts) < workers * GROUPS_PER_WORKER:
-        starts = _cut_smaller(starts, _tiles_before(missing, shards, shard_tiles), most)
     return TaskGroups(missing, shard_tiles, shards, starts)
 
 
@@ -145,26 +146,11 @@ def _columns_together(
     return order, route.part(columns, firsts[order])
 
 
-def _tiles_before(missing: npt.NDArray[np.bool_], shards: Ints, shard_tiles: int) -> Ints:
-    """How many tiles come before each shard, in their order, and in all at the end: (S + 1,) int64."""
-    counts = [
-        int(missing[shard * shard_tiles : (shard + 1) * shard_tiles].sum()) for shard in shards.tolist()
-    ]
-    before: Ints = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-    return before
-
-
-def _cut_smaller(starts: Ints, before: Ints, most: int) -> Ints:
-    """Where groups start once those of more than ``most`` tiles are cut between shards.
-
-    Too few groups leave workers idle; that is dearer than decoding a column's chunks once more.
-    """
-    ends = np.append(starts[1:], len(before) - 1)
-    pieces = [
-        first + np.flatnonzero(np.diff((before[first:end] - before[first]) // most, prepend=-1))
-        for first, end in zip(starts.tolist(), ends.tolist(), strict=True)
-    ]
-    cut: Ints = np.concatenate([starts[:0], *pieces])
+def _cut_smaller(parts: Ints, most_shards: int) -> Ints:
+    """Parts of at most so many shards each, where those of a part follow each other."""
+    places = np.arange(len(parts))
+    start = np.maximum.accumulate(np.where(np.diff(parts, prepend=-1) != 0, places, 0))
+    cut: Ints = np.cumsum((places - start) % most_shards == 0)
     return cut
 
 
@@ -175,7 +161,4 @@ def _images_together(
     last_tile = np.minimum((shards + 1) * shard_tiles, len(missing)) - 1
     shares = images[last_tile[:-1]] == images[shards[1:] * shard_tiles]
     chain = np.concatenate([[0], np.cumsum(~shares)])
-    start = np.searchsorted(chain, chain)
-    within = (np.arange(len(shards)) - start) // max(1, most // shard_tiles)
-    part: Ints = np.cumsum(np.diff(chain, prepend=0) + (np.diff(within, prepend=0) != 0) > 0)
-    return part
+    return _cut_smaller(chain, most // shard_tiles)
