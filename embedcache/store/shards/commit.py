@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from embedcache.errors import CorruptionError
-from embedcache.files import publish_file, remove_file, require_no_links, sync_names
+from embedcache.files import publish_file, remove_file, sync_names
 from embedcache.store import layout
 from embedcache.store.journal.record import ShardRecord
 from embedcache.store.shards.given import GivenTiles
@@ -82,8 +82,8 @@ def _empty_shard(store: EmbeddingStore, record: ShardRecord, append: Append) -> 
     After the record: a kill in between leaves a file that no record speaks of, which counts for nothing.
     """
     append(record.to_dict(store.shard_tiles))
+    require_own_folders(store, record.shard)
     for path in (layout.shard_path(store.path, record.shard), layout.scales_path(store.path, record.shard)):
-        require_no_links(store.path, path.parent)
         remove_file(path)
 
 
@@ -110,8 +110,8 @@ def settle_shard(store: EmbeddingStore, shard: int, append: Append) -> bool:
     Returns whether it could be decided: a file that is neither is damaged, and what it holds still reads.
     """
     intent, old = store.state.intents[shard], store.state.shard_record(shard)
+    require_own_folders(store, shard)
     for path in (layout.shard_path(store.path, shard), layout.scales_path(store.path, shard)):
-        require_no_links(store.path, path.parent)
         sync_names(path.parent)  # a killed writer may have renamed the file and come no further
     try:
         found = ShardFile(store.path, shard, store.form, store.shard_tiles).digest()
