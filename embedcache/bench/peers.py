@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from embedcache.geometry import EMBEDDING_SHAPE, IMAGE_SIZE
-from embedcache.sam.parts import PATCH_SIZE, WINDOW_SIZE, encoder_shape
+from embedcache.sam.parts import PATCH_SIZE, WINDOW_SIZE, encoder_arguments, encoder_shape
 from embedcache.sam.weights import Weights
 
 _TRANSFORMERS_NAMES = (
@@ -72,21 +71,7 @@ def _transformers_name(name: str) -> str:
 def build_fast(weights: Weights) -> nn.Module:
     """segment-anything-fast's image encoder under the same weights."""
     modeling = importlib.import_module("segment_anything_fast.modeling")
-    shape = encoder_shape(weights.model_type)
-    encoder: nn.Module = modeling.ImageEncoderViT(
-        img_size=IMAGE_SIZE,
-        patch_size=PATCH_SIZE,
-        embed_dim=shape.width,
-        depth=shape.depth,
-        num_heads=shape.heads,
-        mlp_ratio=4,
-        out_chans=EMBEDDING_SHAPE[0],
-        qkv_bias=True,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        use_rel_pos=True,
-        window_size=WINDOW_SIZE,
-        global_attn_indexes=shape.global_blocks,
-    )
+    encoder: nn.Module = modeling.ImageEncoderViT(**encoder_arguments(weights.model_type))
     state = {name.removeprefix("image_encoder."): value for name, value in weights.encoder_state().items()}
     encoder.load_state_dict(state, assign=True)
     return encoder

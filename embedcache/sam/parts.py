@@ -161,23 +161,34 @@ def build_encoder(model_type: str) -> nn.Module:
     if is_registered(model_type):
         with torch.device("meta"):
             return _REGISTERED[model_type]().eval()
-    shape = encoder_shape(model_type)
     with torch.device("meta"):
-        encoder: nn.Module = modeling.ImageEncoderViT(
-            img_size=IMAGE_SIZE,
-            patch_size=PATCH_SIZE,
-            embed_dim=shape.width,
-            depth=shape.depth,
-            num_heads=shape.heads,
-            mlp_ratio=4,
-            out_chans=EMBEDDING_SHAPE[0],
-            qkv_bias=True,
-            norm_layer=partial(nn.LayerNorm, eps=1e-6),
-            use_rel_pos=True,
-            window_size=WINDOW_SIZE,
-            global_attn_indexes=shape.global_blocks,
-        )
+        encoder: nn.Module = modeling.ImageEncoderViT(**encoder_arguments(model_type))
     return encoder.eval()
+
+
+def encoder_arguments(model_type: str) -> dict[str, Any]:
+    """What segment-anything's ``ImageEncoderViT``, and copies of it, are made with for a model type.
+
+    Raises
+    ------
+    WeightsError
+        When there is no such model type.
+    """
+    shape = encoder_shape(model_type)
+    return {
+        "img_size": IMAGE_SIZE,
+        "patch_size": PATCH_SIZE,
+        "embed_dim": shape.width,
+        "depth": shape.depth,
+        "num_heads": shape.heads,
+        "mlp_ratio": 4,
+        "out_chans": EMBEDDING_SHAPE[0],
+        "qkv_bias": True,
+        "norm_layer": partial(nn.LayerNorm, eps=1e-6),
+        "use_rel_pos": True,
+        "window_size": WINDOW_SIZE,
+        "global_attn_indexes": shape.global_blocks,
+    }
 
 
 def build_decoder_parts() -> tuple[nn.Module, nn.Module]:
