@@ -25,10 +25,8 @@ from typing import Any
 
 import torch
 
-from embedcache.bench.ceiling import CONSTANT, Constant, write_noise
-from embedcache.encode import overlapped, run_encode
-from embedcache.encode.options import options_from
-from embedcache.progress import Silent
+from embedcache.bench.ceiling import CONSTANT, Constant, encode_noise, write_noise
+from embedcache.encode import overlapped
 from embedcache.sam import register_encoder
 
 
@@ -54,30 +52,17 @@ def cpu_seconds() -> float:
 
 
 def one_round(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    store = folder / "store.zarr"
     os.sync()
     begin = cpu_seconds()
-    result = run_encode(
-        options_from(
-            folder / "noise.zarr",
-            {
-                "model": CONSTANT,
-                "checkpoint": "random:0",
-                "store": store,
-                "device": "cpu",
-                "precision": options.precision,
-                "store_dtype": options.store_dtype,
-            },
-        ),
-        Silent(),
+    result, pace = encode_noise(
+        folder, device="cpu", precision=options.precision, store_dtype=options.store_dtype
     )
     spent = cpu_seconds() - begin
-    shutil.rmtree(store)
+    shutil.rmtree(folder / "store.zarr")
     figures = result.to_dict()
-    moving = result.seconds - result.seconds_by_stage["prepare"]
     names = ("seconds_by_stage", "waits", "bottleneck", "source_chunks_read", "tiles_encoded", "tiles_failed")
     return {
-        "tiles_per_second": round(result.encoded / moving, 1),
+        "tiles_per_second": round(pace, 1),
         "cpu_ms_per_tile": round(1000 * spent / result.encoded, 2),
         **{name: figures[name] for name in names},
     }

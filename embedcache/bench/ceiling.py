@@ -19,7 +19,7 @@ import zarr
 from torch import Tensor, nn
 
 from embedcache.bench.machine import peak_memory
-from embedcache.encode import overlapped, run_encode
+from embedcache.encode import EncodeResult, overlapped, run_encode
 from embedcache.encode.options import options_from
 from embedcache.errors import StorageError
 from embedcache.files import free_bytes
@@ -115,6 +115,25 @@ def write_noise(path: Path, planes: int) -> int:
     return int(np.prod([-(-side // CHUNK) for side in array.shape]))
 
 
+def encode_noise(folder: Path, **wishes: object) -> tuple[EncodeResult, float]:
+    """Encode ``noise.zarr`` in a folder into ``store.zarr`` beside it, with the constant encoder.
+
+    Returns
+    -------
+    EncodeResult, float
+        What the run says, and its tiles per second without its preparation.
+    """
+    recipe = {
+        "model": CONSTANT,
+        "checkpoint": "random:0",
+        "precision": "fp32",
+        "shard_tiles": PLANES_PER_BLOCK,
+    }
+    options = options_from(folder / "noise.zarr", {**recipe, "store": folder / "store.zarr", **wishes})
+    result = run_encode(options, Silent())
+    return result, result.encoded / (result.seconds - result.seconds_by_stage["prepare"])
+
+
 def main() -> None:
     """Measure in this process, as the command line says."""
     folder, tiles, device, threads = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
@@ -123,22 +142,10 @@ def main() -> None:
     register_encoder(CONSTANT, Constant)
     overlapped.GOES_ON = ("cuda", "cpu")  # as beside the fast encoders that a ceiling is asked for
     chunks = write_noise(folder / "noise.zarr", tiles)
-    options = options_from(
-        folder / "noise.zarr",
-        {
-            "model": CONSTANT,
-            "checkpoint": "random:0",
-            "store": folder / "store.zarr",
-            "device": device,
-            "precision": "fp32",
-            "shard_tiles": PLANES_PER_BLOCK,
-        },
-    )
-    result = run_encode(options, Silent())
-    moving = result.seconds - result.seconds_by_stage["prepare"]
+    result, pace = encode_noise(folder, device=device)
     figures = {
-        "tiles_per_second": result.encoded / moving,
-        "seconds": moving,
+        "tiles_per_second": pace,
+        "seconds": result.seconds - result.seconds_by_stage["prepare"],
         "tiles": result.encoded,
         "source_chunks": chunks,
         "peak_memory_bytes": peak_memory(torch.device("cpu")),
