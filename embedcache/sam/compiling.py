@@ -30,7 +30,7 @@ def why_not_compiled(device: torch.device) -> str | None:
 def compiled(model: Compute, example: Tensor) -> Compute:
     """Compile a frozen model for one shape.
 
-    Must be called, and its result too, in inference mode. Another shape compiles anew.
+    Must be called, and its result too, without gradients. Another shape compiles anew.
 
     Parameters
     ----------

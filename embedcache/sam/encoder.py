@@ -86,7 +86,7 @@ class Encoder:
         nn.Module or None
             The encoder with its replaced parts; ``None`` where compiling left no parts to look at.
         """
-        with torch.inference_mode(), self._exact_float32():
+        with torch.no_grad(), self._exact_float32():
             yield (
                 self._model if isinstance(self._model, nn.Module) and not self.numerics["compiled"] else None
             )
@@ -99,7 +99,7 @@ class Encoder:
             self._say("Compiling the encoder, which takes up to some minutes.")
             example = torch.zeros(self.batch, *_INPUT_SHAPE, dtype=self._dtype, device=self.device)
             try:
-                with torch.inference_mode(), self._exact_float32():
+                with torch.no_grad(), self._exact_float32():
                     self._model = compiled(self._plain, example)
                 return
             except Exception as error:  # compilers fail in many ways, and none of them is a reason to stop
@@ -167,7 +167,7 @@ class Encoder:
                 "torch.float32 of shape (B, 3, 1024, 1024) is expected."
             )
         for piece in torch.split(inputs, self.batch) if len(inputs) else ():
-            with torch.inference_mode(), self._exact_float32():
+            with torch.no_grad(), self._exact_float32():
                 embeddings = self._encode(piece)
             yield embeddings
         self.calls += len(inputs)
@@ -200,10 +200,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _joined(pieces: list[Tensor], device: torch.device) -> Tensor:
-    """One plain tensor, as inference tensors cannot take part in training."""
+    """One tensor."""
     if not pieces:
         return torch.empty(0, *EMBEDDING_SHAPE, device=device)
-    return torch.cat(pieces).clone() if len(pieces) > 1 else pieces[0].clone()
+    return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
 
 def _load(weights: Weights, numerics: Mapping[str, Any]) -> Any:

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import google_crc32c
 import numpy as np
 
-from embedcache.files import canonical_json, remove_file, require_no_links, write_file
+from embedcache.files import canonical_json, crc32c, remove_file, require_no_links, write_file
 from embedcache.store import layout
 from embedcache.store.journal.file import journal_files
 from embedcache.store.journal.lines import CREATED, encode_line
@@ -76,7 +75,7 @@ def compact(state: StoreState, attributes: Mapping[str, Any]) -> bool:
         def counted() -> Iterator[bytes | memoryview]:
             nonlocal checksum
             for piece in pieces:
-                checksum = google_crc32c.extend(checksum, np.frombuffer(piece, np.uint8))
+                checksum = crc32c(piece, checksum)
                 yield piece
 
         require_no_links(state.root, folder / name)

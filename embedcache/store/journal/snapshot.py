@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
 from embedcache.errors import CorruptionError
-from embedcache.files import open_inside, read_error
+from embedcache.files import crc32c, open_inside, read_error
 from embedcache.store import layout
 from embedcache.store.journal.known import COMMITTED, FAILED, SKIPPED
 from embedcache.store.journal.lines import hint_for
@@ -141,7 +140,7 @@ class Snapshot:
         checksum, offset = 0, 0
         if self.size == values["bytes"]:
             while piece := os.pread(self._descriptor, _PIECE, offset):
-                checksum, offset = google_crc32c.extend(checksum, piece), offset + len(piece)
+                checksum, offset = crc32c(piece, checksum), offset + len(piece)
         if offset != values["bytes"] or f"{checksum:08x}" != values["file_crc32c"]:
             raise CorruptionError(
                 f"{self.path} differs from its recorded checksum.", hint=hint_for(self.path.parents[1])
