@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from embedcache.bench.peers import build_fast, build_transformers
+from embedcache.encode.heap import keep_freed_memory
 from embedcache.errors import ConfigError
 from embedcache.sam.encoder import Encoder, Precision
 from embedcache.sam.parts import build_encoder
@@ -110,6 +111,8 @@ def why_not_here(variant: Variant) -> str | None:
 def build(variant: Variant, weights: Weights, *, device: torch.device, batch: int) -> Built:
     """Build a variant from weights, on a device; ours under its own numerics but for batch and compiling."""
     if variant.maker == "ours":
+        if device.type == "cpu":
+            keep_freed_memory()  # as encode does
         encoder = Encoder(
             weights,
             device=device,
