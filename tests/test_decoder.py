@@ -212,6 +212,12 @@ GOOD = {"point_coords": torch.full((2, 1, 2), 5.0), "point_labels": torch.ones(2
         ((1,), {"boxes": torch.tensor([[5.0, 5, 3000, 9]])}, "1024"),
         ((1,), {"boxes": torch.zeros(4)}, r"\(1, 4\)"),
         ((1,), {"mask_input": torch.zeros(1, 256, 256)}, "mask_input"),
+        ((2,), {**GOOD, "point_counts": torch.tensor([1, 2])}, "beyond 0 to 1"),
+        ((2,), {**GOOD, "point_counts": torch.tensor([-1, 1])}, "beyond 0 to 1"),
+        ((2,), {**GOOD, "point_counts": torch.tensor([1])}, r"\(2,\)"),
+        ((2,), {"point_counts": torch.tensor([0, 0])}, "without points"),
+        ((1,), {"has_box": torch.tensor([False])}, "without boxes"),
+        ((1,), {"boxes": torch.zeros(1, 4), "has_box": torch.tensor([1])}, "torch.bool"),
     ],
 )
 def test_prompts_that_cannot_be_are_refused(counts, fields, message):
@@ -223,6 +229,24 @@ def test_padding_points_may_lie_anywhere():
     coords = torch.tensor([[[5.0, 5.0], [-1.0, 9999.0]]])
     prompts = Prompts((1,), coords, torch.tensor([[1, -1]], dtype=torch.int32))
     assert prompts.queries == 1
+
+
+def test_points_and_boxes_that_take_no_part_may_lie_anywhere():
+    coords = torch.tensor([[[5.0, 5.0], [-1.0, 9999.0]]])
+    boxes = torch.tensor([[9.0, 9.0, -3.0, 5000.0]])
+    labels = torch.ones(1, 2, dtype=torch.int32)
+    prompts = Prompts(
+        (1,), coords, labels, boxes, point_counts=torch.tensor([1]), has_box=torch.tensor([False])
+    )
+    assert prompts.to("cpu").point_counts.tolist() == [1]
+    with pytest.raises(InputError, match="1024"):
+        Prompts((1,), coords, labels, point_counts=torch.tensor([2]))
+
+
+def test_prompts_that_the_decoder_would_misread_are_refused():
+    boxes, has_box = torch.zeros(1, 4), torch.tensor([False])
+    with pytest.raises(InputError, match="not decoded yet"):
+        _exact()(_embeddings(1), Prompts((1,), boxes=boxes, has_box=has_box))
 
 
 def test_prompts_move_without_being_changed():

@@ -299,6 +299,22 @@ def test_a_number_without_a_tile_is_said_to_be_one(tmp_path: Path) -> None:
             store.tile(number)
 
 
+def test_without_views_every_tile_is_its_own_base(tmp_path: Path) -> None:
+    rows = table(4)
+    rows[2] = -1
+    make = make_store(tmp_path, table=rows)
+    commit(make, 0)
+    store = EmbeddingStore.open(tmp_path)
+    assert store.views == (0,)
+    assert store.base.tolist() == [True, True, False, True]
+    assert store.view_of.tolist() == [0, 0, 0, 0]
+    assert store.base_of([3, 0]).tolist() == [3, 0]
+    assert (store.views_of(0), store.views_of(1)) == ({0: 0}, {})
+    assert store.tile(3).view == 0
+    with pytest.raises(NoTileError):
+        store.views_of(2)
+
+
 @pytest.mark.parametrize("shape", [(6,), (5, 1), ()])
 def test_wanted_of_tiles_that_are_not_there_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
     store = make_store(tmp_path)

@@ -7,9 +7,7 @@ parameters and names are segment-anything's own; so are the results.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -19,10 +17,10 @@ from torch.nn.functional import interpolate
 from embedcache.errors import InputError, WeightsError
 from embedcache.geometry import EMBEDDING_SHAPE, IMAGE_SIZE, LOW_RES_SIZE, Tile
 from embedcache.sam.parts import build_decoder_parts
+from embedcache.sam.prompts import PAD_LABEL, Prompts
 from embedcache.sam.random_state import random_decoder_state
 
-PAD_LABEL = -1
-"""Label of a point that is no point: it fills rows up to a common length."""
+__all__ = ["PAD_LABEL", "Decoder", "DecoderOutput", "Prompts", "upscale_logits"]
 
 
 class DecoderOutput(NamedTuple):
@@ -38,108 +36,6 @@ class DecoderOutput(NamedTuple):
 
     low_res_logits: Tensor
     iou_predictions: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Prompts:
-    """Q prompts of B images, image by image, in the 1024 frame.
-
-    Parameters
-    ----------
-    counts : tuple of int
-        Prompts of each image, each at least 1; their sum is Q.
-    point_coords : Tensor, optional
-        ``(Q, N, 2)`` float32, (x, y) pixels of the 1024 frame.
-    point_labels : Tensor, optional
-        ``(Q, N)`` int32: 1 in, 0 out, −1 no point (padding to a common N). With ``point_coords`` only.
-    boxes : Tensor, optional
-        ``(Q, 4)`` float32, x0, y0, x1, y1.
-    mask_input : Tensor, optional
-        ``(Q, 1, 256, 256)`` float32 logits, as the decoder returns them.
-
-    Raises
-    ------
-    InputError
-        When a shape, a dtype or a place does not hold.
-    """
-
-    counts: tuple[int, ...]
-    point_coords: Tensor | None = None
-    point_labels: Tensor | None = None
-    boxes: Tensor | None = None
-    mask_input: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        if not self.counts or any(count < 1 for count in self.counts):
-            raise InputError(f"Each image needs at least one prompt; found counts {self.counts}.")
-        if (self.point_coords is None) != (self.point_labels is None):
-            raise InputError("point_coords and point_labels come together; one of them is missing.")
-        if self.point_coords is not None and self.point_labels is not None:
-            _check_points(self.point_coords, self.point_labels, self.queries)
-        if self.boxes is not None:
-            _check_boxes(self.boxes, self.queries)
-        if self.mask_input is not None:
-            _check_tensor("mask_input", self.mask_input, (self.queries, 1, LOW_RES_SIZE, LOW_RES_SIZE))
-
-    @classmethod
-    def none(cls, batch: int) -> Prompts:
-        """No prompt at all: one query for each of ``batch`` images, which asks for whatever the decoder learnt."""
-        return cls((1,) * batch)
-
-    @property
-    def queries(self) -> int:
-        """Q: prompts of all images together."""
-        return sum(self.counts)
-
-    def to(self, device: torch.device | str) -> Prompts:
-        """The same prompts on another device; they are not checked again, as that would wait for the device."""
-        moved = copy.copy(self)
-        for name in ("point_coords", "point_labels", "boxes", "mask_input"):
-            value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(moved, name, value.to(device, non_blocking=True))
-        return moved
-
-
-def _check_tensor(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
-    right = tensor.ndim == len(shape) and all(
-        want in (None, have) for have, want in zip(tensor.shape, shape, strict=True)
-    )
-    if not right:
-        wanted = ", ".join("N" if want is None else str(want) for want in shape)
-        raise InputError(f"{name} has shape {tuple(tensor.shape)}; ({wanted}) is expected.")
-    if tensor.dtype != torch.float32:
-        raise InputError(f"{name} is {tensor.dtype}; torch.float32 is expected.")
-    if not bool(torch.isfinite(tensor).all()):
-        raise InputError(f"{name} holds values that are not finite.")
-
-
-def _check_points(coords: Tensor, labels: Tensor, queries: int) -> None:
-    _check_tensor("point_coords", coords, (queries, None, 2))
-    if labels.shape != coords.shape[:2] or labels.dtype not in (torch.int32, torch.int64):
-        raise InputError(
-            f"point_labels is {labels.dtype} of shape {tuple(labels.shape)}; "
-            f"torch.int32 of shape {tuple(coords.shape[:2])} is expected."
-        )
-    if not bool(((labels >= PAD_LABEL) & (labels <= 1)).all()):
-        raise InputError("point_labels holds other values than 1 (in), 0 (out) and -1 (no point).")
-    _check_in_frame("point_coords", coords[labels != PAD_LABEL])
-
-
-def _check_boxes(boxes: Tensor, queries: int) -> None:
-    _check_tensor("boxes", boxes, (queries, 4))
-    _check_in_frame("boxes", boxes)
-    if bool((boxes[:, :2] > boxes[:, 2:]).any()):
-        raise InputError("boxes are x0, y0, x1, y1 with x0 <= x1 and y0 <= y1; some are not.")
-
-
-def _check_in_frame(name: str, values: Tensor) -> None:
-    if values.numel() and (float(values.min()) < 0 or float(values.max()) > IMAGE_SIZE):
-        raise InputError(
-            f"{name} reach from {float(values.min()):g} to {float(values.max()):g}; "
-            f"the frame reaches from 0 to {IMAGE_SIZE}.",
-            hint="Points and boxes are pixels of the 1024 frame: Tile.to_frame turns tile pixels into them.",
-        )
 
 
 class Decoder(nn.Module):
@@ -200,8 +96,11 @@ class Decoder(nn.Module):
         Raises
         ------
         InputError
-            When the embeddings' shape does not hold, or they are of another number of images than the prompts.
+            When the embeddings' shape does not hold, they are of another number of images than the prompts, or
+            the prompts are mixed (``point_counts``, ``has_box``), which is not decoded yet.
         """
+        if prompts.point_counts is not None or prompts.has_box is not None:
+            raise InputError("Prompts with point_counts or has_box are not decoded yet.")
         if image_embeddings.ndim != 4 or image_embeddings.shape[1:] != EMBEDDING_SHAPE:
             raise InputError(
                 f"image_embeddings has shape {tuple(image_embeddings.shape)}; (B, 256, 64, 64) is expected."

@@ -97,6 +97,38 @@ class StoreView:
         rows, columns = f"rows {y0}:{y0 + height}", f"columns {x0}:{x0 + width}"
         return f"tile {number} ({self.plane_name(plane)}, {rows}, {columns})"
 
+    # ---- views
+
+    @property
+    def views(self) -> tuple[int, ...]:
+        """The views in which its tiles may be stored; of these 0, the tiles as they lie, is always one."""
+        return (0,)
+
+    @property
+    def base(self) -> npt.NDArray[np.bool_]:
+        """Numbers of base tiles, those of view 0, (N,): one for each place."""
+        return np.asarray(self.table[:, 0] >= 0)
+
+    @property
+    def view_of(self) -> npt.NDArray[np.int64]:
+        """The view of each tile, (N,)."""
+        return np.zeros(len(self), np.int64)
+
+    def base_of(self, numbers: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Numbers of the base tiles at the places of these tiles, in their order."""
+        return np.array(numbers, dtype=np.int64)
+
+    def views_of(self, base: int) -> dict[int, int]:
+        """The committed tiles at the place of a base tile: view → number.
+
+        Raises
+        ------
+        NoTileError
+            When the number is out of range or has no tile.
+        """
+        self.require_tile(base)
+        return {0: base} if self.state.flags[base] == COMMITTED else {}
+
     @property
     def uniform(self) -> bool:
         """Whether all planes are of one size (an array), rather than a collection of images."""
