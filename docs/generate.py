@@ -30,7 +30,7 @@ def cli_page() -> str:
     ]
     for section, names in SECTIONS.items():
         parts.append(f"## {section}\n")
-        for name in names:
+        for name in (name for name in names if name in app.commands):
             context = click.Context(app.commands[name], info_name=name, parent=parent, terminal_width=WIDTH)
             parts.append(f"### embedcache {name}\n")
             parts.append(_block(app.commands[name].get_help(context)))

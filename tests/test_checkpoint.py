@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from training_stores import blob_labels, make_store
 
 from embedcache.errors import MismatchError, WeightsError
+from embedcache.files import canonical_json
 from embedcache.sam.decoder import Decoder, Prompts
-from embedcache.train.checkpoint import Checkpoint, check_space
+from embedcache.train.checkpoint import Checkpoint, check_space, content_digest
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +37,11 @@ def checkpoint() -> Checkpoint:
         value=0.5,
         prompt_source="free",
         untrained=True,
+        fingerprints=("sha256:" + "b" * 64,),
+        encoder_digest="sha256:" + "c" * 64,
+        model_type="vit_tiny",
+        settings={"lr": 1e-4, "steps": None},
+        ema=0.999,
     )
 
 
@@ -96,6 +104,9 @@ def test_what_is_no_checkpoint_is_refused(checkpoint: Checkpoint, tmp_path: Path
         {"recipe": []},
         {"split": None},
         {"step": 1.5},
+        {"settings": []},
+        {"adapter": 0},
+        {"fingerprints": [1]},
     ],
 )
 def test_a_strangers_description_of_the_wrong_kind_is_refused(
@@ -111,6 +122,36 @@ def test_a_description_nested_without_end_is_refused(checkpoint: Checkpoint, tmp
     save_file(checkpoint.state, path, metadata={"embedcache": "[" * 200_000})
     with pytest.raises(WeightsError, match="damaged checkpoint"):
         Checkpoint.load(path)
+
+
+SINCE_2 = ("fingerprints", "encoder_digest", "model_type", "settings", "adapter", "ema")
+
+
+def _rewritten(checkpoint: Checkpoint, path: Path, number: int, *, without: tuple[str, ...]) -> Path:
+    """The file as another version would have written it, with a digest that holds."""
+    save = checkpoint.save(path)
+    with safe_open(str(save), framework="pt") as stream:
+        facts = json.loads(json.loads(stream.metadata()["embedcache"])["facts"])
+    facts = {name: value for name, value in facts.items() if name not in without} | {"format": number}
+    text = canonical_json(facts)
+    content = {"facts": text, "digest": content_digest(checkpoint.state, text)}
+    save_file(checkpoint.state, str(path), metadata={"embedcache": canonical_json(content)})
+    return path
+
+
+def test_a_file_of_the_first_format_loads_and_says_less(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    old = Checkpoint.load(_rewritten(checkpoint, tmp_path / "old.safetensors", 1, without=SINCE_2))
+    silent = {"fingerprints": (), "encoder_digest": "", "model_type": "", "settings": {}, "ema": 0.0}
+    assert replace(old, path=None, state={}) == replace(checkpoint, state={}, **silent)
+
+
+def test_a_file_of_this_format_must_say_all_and_a_newer_one_is_refused_by_name(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    with pytest.raises(WeightsError, match="damaged checkpoint"):
+        Checkpoint.load(_rewritten(checkpoint, tmp_path / "short.safetensors", 2, without=("ema",)))
+    with pytest.raises(WeightsError, match="newer embedcache"):
+        Checkpoint.load(_rewritten(checkpoint, tmp_path / "newer.safetensors", 3, without=()))
 
 
 def test_embeddings_of_another_space_are_refused_field_by_field(

@@ -18,12 +18,12 @@ import torch
 import zarr
 from torch import Tensor, nn
 
-from embedcache.bench.machine import peak_memory
 from embedcache.encode import EncodeResult, overlapped, run_encode
 from embedcache.encode.options import options_from
 from embedcache.errors import StorageError
 from embedcache.files import free_bytes
 from embedcache.geometry import EMBEDDING_SHAPE, IMAGE_SIZE, PLANES_PER_BLOCK
+from embedcache.peak import peak_memory
 from embedcache.progress import Silent
 from embedcache.sam import register_encoder
 

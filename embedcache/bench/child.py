@@ -7,9 +7,14 @@ import subprocess
 import sys
 import tempfile
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
-from embedcache.bench.process import Settings
+
+class Told(Protocol):
+    """What a process is told to measure."""
+
+    def to_json(self) -> str:
+        """As one line."""
 
 
 class Child:
@@ -17,22 +22,24 @@ class Child:
 
     Parameters
     ----------
-    settings : Settings
+    settings : Told
         What it measures.
+    module : str
+        What it runs, as ``python -m`` does, and answers as :mod:`embedcache.bench.process` does.
 
     Attributes
     ----------
     not_run : str or None
         Why it cannot, or no longer can, take turns.
     ready : dict
-        ``start_seconds``, ``error``, ``numerics`` and ``threads``; empty when it could not start.
+        Its first answer, for example ``start_seconds`` and ``threads``; empty when it could not start.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Told, *, module: str = "embedcache.bench.process") -> None:
         self.not_run: str | None = None
         self._said = tempfile.TemporaryFile(mode="w+", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "embedcache.bench.process", settings.to_json()],
+            [sys.executable, "-m", module, settings.to_json()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import time
-from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+
+from embedcache.peak import forget_peak, peak_memory
+
+__all__ = ["forget_peak", "machine", "peak_memory"]
 
 FAST_FLAGS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
 """What of a processor's abilities its speed here hangs on."""
@@ -31,30 +33,6 @@ def machine(device: torch.device) -> dict[str, object]:
         "system": platform.platform(),
     }
     return found | {name: found_version for name in PACKAGES if (found_version := _version(name))}
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: of a GPU the most that torch held there, else the most that this process had resident.
-
-    Not ``ru_maxrss`` where the system tells more: a new process inherits that from the one that started it.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) << 10
-    except (OSError, StopIteration):
-        unit = 1 if platform.system() == "Darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def forget_peak(device: torch.device) -> None:
-    """Count the peak from here on, where the system can; else it stays that of the whole process."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def _processor() -> str:

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embedcache.bench.machine import forget_peak, peak_memory
 from embedcache.bench.variants import REFERENCE, Built, build, chosen
 from embedcache.geometry import IMAGE_SIZE
+from embedcache.peak import forget_peak, peak_memory
 from embedcache.sam.weights import resolve_weights
 
 TURN_SECONDS = 0.5

@@ -19,7 +19,7 @@ from embedcache.errors import EXIT_BUG, EXIT_DONE, EXIT_SIGINT, EXIT_STORAGE, Em
 from embedcache.files import storage_error
 
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "Work": ("encode", "plan", "train", "predict", "evaluate", "report"),
+    "Work": ("encode", "plan", "train", "predict", "evaluate", "export", "report"),
     "Look": ("status", "info"),
     "Care": ("verify", "repair", "gc", "diff"),
     "Machine": ("bench", "demo", "init", "doctor"),
@@ -99,7 +99,7 @@ def _dashes(text: str) -> str:
 
 def _config_table(name: str, command: click.Command) -> Mapping[str, Any]:
     known = {option_name(parameter): parameter for parameter in command.params if parameter.name != "as_json"}
-    commands = tuple(n for names in SECTIONS.values() for n in names)
+    commands = tuple(n for names in SECTIONS.values() for n in names if n in app.commands)
     table = read_config(Path.cwd() / CONFIG_NAME, name, set(known), commands)
     return {str(known[key].name): _repeated(known[key], value) for key, value in table.items()}
 
@@ -182,4 +182,16 @@ def _show(error: EmbedcacheError) -> None:
 
 def register() -> None:
     """Import the modules that hold the commands; each adds its own to ``app``."""
-    from embedcache.cli import bench, care, look, machine, stage_one, stage_two, use, verify  # noqa: F401
+    from embedcache.cli import (  # noqa: F401
+        bench,
+        bench_read,
+        bench_train,
+        care,
+        export,
+        look,
+        machine,
+        stage_one,
+        stage_two,
+        use,
+        verify,
+    )

@@ -24,7 +24,7 @@ from embedcache.sam.decoder import Decoder
 from embedcache.store import EmbeddingStore
 from embedcache.train.prompts import prompt_source
 
-FORMAT = 1
+FORMAT = 2
 METADATA_KEY = "embedcache"
 
 
@@ -58,6 +58,16 @@ class Checkpoint:
     prompt_source : "free" or "oracle"
     untrained : bool
         Whether the encoder had random weights.
+    fingerprints : tuple of str
+        Of the stores. This and all that follows is not known (empty) of a file of format 1.
+    encoder_digest, model_type : str
+        Of the encoder behind the embeddings.
+    settings : dict
+        The options it was trained with.
+    adapter : bool
+        Whether ``state`` holds an adapter too.
+    ema : float
+        Decay of the average of weights that ``state`` is; 0: the weights themselves.
     """
 
     path: Path | None
@@ -76,6 +86,12 @@ class Checkpoint:
     value: float
     prompt_source: str
     untrained: bool
+    fingerprints: tuple[str, ...] = ()
+    encoder_digest: str = ""
+    model_type: str = ""
+    settings: dict[str, Any] = field(default_factory=dict, repr=False)
+    adapter: bool = False
+    ema: float = 0.0
 
     def save(self, path: str | Path) -> Path:
         """Write the file, atomically; return its path."""
@@ -118,6 +134,10 @@ class Checkpoint:
         same = prompt_source(self.prompts) == self.prompt_source
         return self.prompts if same else "none"
 
+    def model(self) -> Decoder:
+        """What was trained, on the CPU."""
+        return self.decoder()
+
     def decoder(self) -> Decoder:
         """A decoder with this state, on the CPU."""
         return Decoder.from_state(self.state)
@@ -138,8 +158,17 @@ _FACTS: dict[str, tuple[type, ...]] = {
     "value": (float, int),
     "prompt_source": (str,),
     "untrained": (bool,),
+    "fingerprints": (list,),
+    "encoder_digest": (str,),
+    "model_type": (str,),
+    "settings": (dict,),
+    "adapter": (bool,),
+    "ema": (float, int),
 }
 """What a checkpoint says of itself, and as which JSON values: a stranger may have written it."""
+
+_SINCE_2 = ("fingerprints", "encoder_digest", "model_type", "settings", "adapter", "ema")
+"""Those of them that a file of format 1 does not say."""
 
 
 def check_space(checkpoint: Checkpoint, store: EmbeddingStore) -> None:
@@ -189,15 +218,17 @@ def _facts(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str
         content = json.loads(metadata[METADATA_KEY])
         text = str(content["facts"])
         facts = json.loads(text)
-        if int(facts.pop("format")) > FORMAT:
+        written = int(facts.pop("format"))
+        if written > FORMAT:
             raise WeightsError(f"{path} was written by a newer embedcache.", hint="pip install -U embedcache")
-        found = {name: _typed(name, facts[name]) for name in _FACTS}
+        said = [name for name in _FACTS if written > 1 or name not in _SINCE_2]
+        found = {name: _typed(name, facts[name]) for name in said}
         recorded = content["digest"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{path} is a damaged checkpoint: its description cannot be read.") from error
     if recorded != content_digest(tensors, text):
         raise WeightsError(f"{path} is damaged or was changed: its digest is not the one recorded in it.")
-    return {**found, "stores": tuple(found["stores"]), "labels": tuple(found["labels"])}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
 
 
 def _typed(name: str, value: Any) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,18 @@ from embedcache.train.task import TASKS
 
 TRAINABLE = ("prompt+decoder", "decoder")
 LOGGERS = ("tensorboard", "none")
+SCHEDULES = ("cosine", "linear", "step", "constant")
+AMP = ("off", "tf32", "bf16")
+VIEWS = ("auto", "off")
+RESIDENT = ("auto", "gpu", "ram", "disk")
+CHECK_READS = ("always", "once", "never")
 DEFAULT_STEPS = 2000
+
+NOT_YET = (
+    "schedule", "warmup", "weight_decay", "clip", "accumulate", "amp", "ema", "save_every", "adapter", "views",
+    "jitter", "resident", "check_reads", "read_threads", "overfit", "ignore", "start",
+)  # fmt: skip
+"""Options that are named, but not carried out yet: another value than the default is refused."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,38 @@ class TrainOptions:
         Steps between validations; default: a twentieth of the training, at least 20.
     patience : int
         Validations without improvement after which training stops; 0: never.
+    schedule : "cosine", "linear", "step" or "constant"
+        The learning rate's course after the warm-up.
+    warmup : int, optional
+        Steps of linear warm-up; default: a tenth of the training, at most 100.
+    weight_decay, clip : float
+        Of AdamW; and the largest norm of a gradient.
+    accumulate : int
+        Parts in which a step's gradient is computed.
+    amp : "off", "tf32" or "bf16"
+        Arithmetic of the decoder.
+    ema : float
+        Decay of the average of weights that is validated and kept; 0: no average.
+    save_every : int, optional
+        Steps between states from which ``resume`` goes on; default: as ``validate_every``.
+    adapter : bool
+        Train a small block between the embeddings and the decoder too.
+    views : "auto" or "off"
+        Whether a store's views of a tile are drawn from.
+    jitter : bool
+        Vary what is asked of a tile beyond its prompts.
+    resident : "auto", "gpu", "ram" or "disk"
+        Where the embeddings are kept.
+    check_reads : "always", "once" or "never"
+        When an embedding's checksum is compared: on every read, or on its first.
+    read_threads : int, optional
+        Threads that read; default: what suits the machine.
+    overfit : int, optional
+        Train and validate on so many tiles, to see whether a training can learn at all.
+    ignore : int, optional
+        Pixels of this label value do not count.
+    start : path, or one per store, optional
+        Predictions that ``--prompts mask`` starts from.
 
     Raises
     ------
@@ -88,6 +132,23 @@ class TrainOptions:
     rounds: int = 3
     validate_every: int | None = None
     patience: int = 8
+    schedule: str = "cosine"
+    warmup: int | None = None
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    accumulate: int = 1
+    amp: str = "off"
+    ema: float = 0.0
+    save_every: int | None = None
+    adapter: bool = False
+    views: str = "auto"
+    jitter: bool = False
+    resident: str = "auto"
+    check_reads: str = "always"
+    read_threads: int | None = None
+    overfit: int | None = None
+    ignore: int | None = None
+    start: str | Path | tuple[str | Path | None, ...] | None = None
 
     def __post_init__(self) -> None:
         _one_of("--task", self.task, TASKS)
@@ -100,15 +161,36 @@ class TrainOptions:
             _one_of("--objects", self.objects, OBJECTS)
         if self.steps is not None and self.epochs is not None:
             raise ConfigError("Both --steps and --epochs were given; give one of them.")
-        for name in ("steps", "epochs", "batch_size", "max_objects", "validate_every"):
+        self._check_numbers()
+        self._check_words()
+
+    def _check_numbers(self) -> None:
+        for name in _AT_LEAST_1:
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")
-        for name in ("seed", "rounds", "patience"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"--{name} is {getattr(self, name)}; it must not be negative.")
+                raise ConfigError(f"{_option(name)} is {value}; it must be at least 1.")
+        for name in _NOT_NEGATIVE:
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ConfigError(f"{_option(name)} is {value}; it must not be negative.")
         if not 0.0 < self.lr < 1.0:
             raise ConfigError(f"--lr is {self.lr}; it lies between 0 and 1.")
+        if not 0.0 < self.clip < math.inf:
+            raise ConfigError(f"--clip is {self.clip}; it must be positive.")
+        if not 0.0 <= self.ema < 1.0:
+            raise ConfigError(f"--ema is {self.ema}; it is 0 (off) or lies below 1.")
+
+    def _check_words(self) -> None:
+        _one_of("--schedule", self.schedule, SCHEDULES)
+        _one_of("--amp", self.amp, AMP)
+        _one_of("--views", self.views, VIEWS)
+        _one_of("--resident", self.resident, RESIDENT)
+        _one_of("--check-reads", self.check_reads, CHECK_READS)
+        for field in fields(self):
+            if field.name in NOT_YET and getattr(self, field.name) != field.default:
+                raise ConfigError(
+                    f"{_option(field.name)} is not carried out yet; leave it at {field.default!r}."
+                )
 
     def supervision_of(self, index: int, stores: int) -> str | Path | None:
         """The supervision mask of a store: one for all, or one per store."""
@@ -123,12 +205,26 @@ class TrainOptions:
     def to_dict(self) -> dict[str, Any]:
         """As JSON, paths as text."""
         values = asdict(self)
-        if isinstance(self.supervision, tuple):
-            values["supervision"] = [None if item is None else str(item) for item in self.supervision]
-        elif self.supervision is not None:
-            values["supervision"] = str(self.supervision)
-        values["init"] = None if self.init is None else str(self.init)
+        for name in ("supervision", "start", "init"):
+            values[name] = _as_text(values[name])
         return values
+
+
+_AT_LEAST_1 = (
+    "steps", "epochs", "batch_size", "max_objects", "validate_every",
+    "accumulate", "save_every", "read_threads", "overfit",
+)  # fmt: skip
+_NOT_NEGATIVE = ("seed", "rounds", "patience", "warmup", "weight_decay")
+
+
+def _as_text(path: str | Path | tuple[str | Path | None, ...] | None) -> str | list[str | None] | None:
+    if isinstance(path, tuple):
+        return [None if item is None else str(item) for item in path]
+    return None if path is None else str(path)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:

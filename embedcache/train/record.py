@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import platform
-import resource
-import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,8 @@ MAY_CHANGE = (
 )
 """Options in which a resumed training may differ from how it began."""
 
+_DEFAULTS = {field.name: field.default for field in fields(TrainOptions)}
+
 
 def save_checkpoint(
     setup: Setup, folder: Path, name: str, state: dict[str, Tensor], figures: Figures, step: int
@@ -56,7 +57,17 @@ def save_checkpoint(
         value=figures.dice,
         prompt_source=setup.val_source,
         untrained=is_untrained(setup),
+        fingerprints=tuple(store.fingerprint for store in setup.stores),
+        encoder_digest=setup.stores[0].spec.encoder_digest,
+        model_type=setup.stores[0].spec.model_type,
+        settings=_settings(folder),
     ).save(folder / name)
+
+
+def _settings(folder: Path) -> Json:
+    """The options with which the run in a folder began; a resumed one's checkpoints say the same."""
+    options = read_json(folder / "config.json")["options"]
+    return {name: value for name, value in options.items() if name != "resume"}
 
 
 def is_untrained(setup: Setup) -> bool:
@@ -97,7 +108,7 @@ def check_resumable(folder: Path, config: Json, split: Json, asked_batch_size: i
         if before.get(name) != config[name]
     }
     for name, value in config["options"].items():
-        old = before["options"].get(name)
+        old = before["options"].get(name, _DEFAULTS.get(name))  # an option younger than the run
         if name not in MAY_CHANGE and old != value:
             differences[name] = (old, value)
     if (folder / "split.json").is_file() and _tiles_of(read_json(folder / "split.json")) != _tiles_of(split):
@@ -152,11 +163,3 @@ def summarise(
         "baseline": {**baseline.to_dict(), "prompt_source": setup.val_source},
         "untrained_encoder": is_untrained(setup),
     }
-
-
-def peak_memory(device: torch.device) -> int:
-    """Most bytes in use so far: of the device's memory on a GPU, else of this process."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,1 @@
+"""The command that measures training: bench train."""

@@ -1,0 +1,1 @@
+"""The command that gives a trained decoder to other programs: export."""

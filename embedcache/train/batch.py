@@ -1,0 +1,171 @@
+"""Turns the questions of several tiles into what one training step asks the decoder.
+
+A question is all of a training tile but its embedding: targets, weights, prompts, and every draw that its rounds
+will need. What it holds depends on (seed, epoch, store, tile) only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from embedcache.geometry import Tile
+from embedcache.sam.prompts import Prompts
+from embedcache.train.prompts import TilePrompts
+
+
+@dataclass(frozen=True, slots=True)
+class TileKey:
+    """Which tile of a run.
+
+    Parameters
+    ----------
+    store : int
+        Index of its store in the run.
+    number : int
+        The base tile's number there.
+    """
+
+    store: int
+    number: int
+
+
+@dataclass(frozen=True, eq=False)
+class TileQuestion:
+    """What a tile is asked in an epoch, with P ≥ 1 objects and R rounds.
+
+    Parameters
+    ----------
+    key : TileKey
+    number : int
+        The tile that is read: the drawn view of ``key``.
+    tile : Tile
+        As seen; all that follows is in its frame.
+    targets : uint8 (P, 256, 256)
+        0 or 1.
+    whole : uint8 (256, 256)
+        Everything positive in the tile: the target of a query without prompts.
+    weight : uint8 (256, 256)
+        0 in the padding and where nothing counts, else 1.
+    prompts : TilePrompts
+        The first prompts.
+    begins_with_box : bool
+        Whether the first prompt is the box rather than the point, where both were drawn.
+    free : bool
+        Whether it is asked once, without prompts, for ``whole``.
+    draws : float64 (P, R)
+        In [0, 1): where among the wrong cells the point before each round lies.
+    speaks : tuple of bool, R long
+        Whether a new point comes before each round; the first stands for the first prompt.
+    """
+
+    key: TileKey
+    number: int
+    tile: Tile
+    targets: Tensor
+    whole: Tensor
+    weight: Tensor
+    prompts: TilePrompts
+    begins_with_box: bool
+    free: bool
+    draws: Tensor
+    speaks: tuple[bool, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """B images with Q queries in all, image by image: one call of the decoder, and its rounds.
+
+    Parameters
+    ----------
+    keys : tuple of TileKey
+        One per image.
+    image_embeddings : float16 or float32 (B, 256, 64, 64)
+    targets : uint8 (Q, 256, 256)
+        0 or 1.
+    weights : uint8 (B, 256, 256)
+        0 in the padding and where nothing counts, else 1.
+    prompts : Prompts
+        Of the first round; ``prompts.counts`` gives the queries of each image.
+    draws : float64 (Q, R)
+        In [0, 1): where among the wrong cells the point before each round lies.
+    speaks : bool (B, R)
+        Whether a new point comes before each round.
+    numbers : tuple of int
+        The tiles that were read, one per image.
+    free : tuple of bool
+        Which images are asked once, without prompts; empty: none. On the host, as it decides what is computed.
+    """
+
+    keys: tuple[TileKey, ...]
+    image_embeddings: Tensor
+    targets: Tensor
+    weights: Tensor
+    prompts: Prompts
+    draws: Tensor
+    speaks: Tensor
+    numbers: tuple[int, ...]
+    free: tuple[bool, ...] = ()
+
+    @property
+    def low_res_masks(self) -> Tensor:
+        """Targets as losses take them, float32 (Q, 256, 256)."""
+        return self.targets.float()
+
+    @property
+    def weight(self) -> Tensor:
+        """Each query with the weight of its image, float32 (Q, 256, 256)."""
+        images = zip(self.weights.float(), self.prompts.counts, strict=True)
+        return torch.cat([image.expand(count, -1, -1) for image, count in images])
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device; from pinned memory without waiting for the copies."""
+        return self._each(
+            lambda tensor: tensor.to(device, non_blocking=True), lambda prompts: prompts.to(device)
+        )
+
+    def pin(self) -> Batch:
+        """The same batch in pinned memory; needs CUDA."""
+        return self._each(Tensor.pin_memory, Prompts.pin)
+
+    def _each(
+        self, change: Callable[[Tensor], Tensor], change_prompts: Callable[[Prompts], Prompts]
+    ) -> Batch:
+        return replace(
+            self,
+            image_embeddings=change(self.image_embeddings),
+            targets=change(self.targets),
+            weights=change(self.weights),
+            prompts=change_prompts(self.prompts),
+            draws=change(self.draws),
+            speaks=change(self.speaks),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class StepData:
+    """One optimiser step's data: this process's share, on its device.
+
+    Parameters
+    ----------
+    step, epoch : int
+        Counted from 0; the epoch is that of the step's first image.
+    images : int
+        Images of this share.
+    asks : int
+        Its queries, summed over the rounds of each; a query without prompts is asked once.
+    keys : tuple of TileKey
+        Its tiles.
+    calls : iterator of Batch
+        Its batches, to be taken once; a step's gradient is summed over them.
+    """
+
+    step: int
+    epoch: int
+    images: int
+    asks: int
+    keys: tuple[TileKey, ...]
+    calls: Iterator[Batch]

@@ -1,0 +1,81 @@
+"""Options of a training: what cannot be is refused before anything is opened, and a record is plain JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedcache.errors import ConfigError, MismatchError
+from embedcache.train.options import NOT_YET, TrainOptions
+from embedcache.train.record import check_resumable
+from embedcache.train.run import write_json
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        ({"schedule": "square"}, "--schedule"),
+        ({"warmup": -1}, "--warmup is -1"),
+        ({"weight_decay": -0.1}, "--weight-decay is -0.1"),
+        ({"weight_decay": float("nan")}, "--weight-decay"),
+        ({"clip": 0.0}, "--clip is 0.0"),
+        ({"accumulate": 0}, "--accumulate is 0"),
+        ({"amp": "fp16"}, "--amp"),
+        ({"ema": 1.0}, "--ema is 1.0"),
+        ({"save_every": 0}, "--save-every is 0"),
+        ({"views": "d4"}, "--views"),
+        ({"resident": "tape"}, "--resident"),
+        ({"check_reads": "seldom"}, "--check-reads"),
+        ({"read_threads": 0}, "--read-threads is 0"),
+        ({"overfit": 0}, "--overfit is 0"),
+    ],
+)
+def test_what_cannot_be_is_refused(wish: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrainOptions(**wish)
+
+
+OTHERS: dict[str, Any] = {
+    "schedule": "linear",
+    "warmup": 5,
+    "weight_decay": 0.0,
+    "clip": 2.0,
+    "accumulate": 2,
+    "amp": "tf32",
+    "ema": 0.99,
+    "save_every": 5,
+    "adapter": True,
+    "views": "off",
+    "jitter": True,
+    "resident": "ram",
+    "check_reads": "once",
+    "read_threads": 2,
+    "overfit": 2,
+    "ignore": 0,
+    "start": "p.zarr",
+}
+
+
+@pytest.mark.parametrize("name", NOT_YET)
+def test_what_is_not_carried_out_yet_is_refused_rather_than_left_undone(name: str) -> None:
+    with pytest.raises(ConfigError, match="not carried out yet"):
+        TrainOptions(**{name: OTHERS[name]})
+
+
+def test_the_record_is_json_with_paths_as_text() -> None:
+    options = TrainOptions(supervision=(Path("a.png"), None), init=Path("b.pth"))
+    found = json.loads(json.dumps(options.to_dict()))
+    assert (found["supervision"], found["init"], found["start"]) == (["a.png", None], "b.pth", None)
+
+
+def test_a_run_that_began_before_an_option_was_known_goes_on_with_its_default(tmp_path: Path) -> None:
+    options = TrainOptions().to_dict() | {"batch_size": 4}
+    config = {"options": options, "fingerprints": [], "labels": []}
+    older = {name: value for name, value in options.items() if name != "schedule"}
+    write_json(tmp_path / "config.json", config | {"options": older})
+    assert check_resumable(tmp_path, config, {}, None) == 4
+    with pytest.raises(MismatchError, match="schedule"):
+        check_resumable(tmp_path, config | {"options": options | {"schedule": "linear"}}, {}, None)
