@@ -3,16 +3,16 @@
 The reader keeps file descriptors and shard indexes open, reads with ``preadv`` and compares every embedding's
 CRC-32C with the one stored behind it and with the one in the journal: flipped bits, torn writes and swapped
 shards are all found. Quantised embeddings become floats in the batch, once their scales are the recorded ones
-too. It takes no lock; threads may share it.
+too. It takes no lock on the store; threads may share it.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,35 +20,23 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from embedcache.errors import CorruptionError, InputError, MissingTilesError, command
+from embedcache.errors import CorruptionError, EmbedcacheError, InputError, MissingTilesError, command
 from embedcache.geometry import EMBEDDING_SHAPE
 from embedcache.store.journal.newest import PATIENCE_SECONDS, NewestState
 from embedcache.store.journal.state import COMMITTED, FAILED, SKIPPED, StoreState
-from embedcache.store.shards.quantise import dequantise
-from embedcache.store.shards.scales import CHANNELS, ShardScales, read_scales
-from embedcache.store.shards.shard import INT8, ShardFile
+from embedcache.store.reading.checks import Check, check_word
+from embedcache.store.reading.opened import OpenShards
+from embedcache.store.reading.rows import bytes_of_rows, check_out, put
+from embedcache.store.reading.sharing import Threads
+from embedcache.store.shards.scales import CHANNELS
+from embedcache.store.shards.shard import INT8
 
 if TYPE_CHECKING:
     from embedcache.store.store import EmbeddingStore
 
-OPEN_SHARDS = 128
-"""Shard files that one reader keeps open at most."""
-
 _PAUSE_SECONDS = 0.05
 
-_CHANNELS_AT_ONCE = 8
-"""Of 4,096 values each: 32,768, above which torch divides a copy among threads."""
-
 _DTYPES = {"float16": torch.float16, "int8": torch.int8}
-
-
-@dataclass(frozen=True)
-class _OpenShard:
-    """A shard's files as they were when the record of this number held."""
-
-    sequence: int
-    chunks: ShardFile
-    scales: ShardScales | None
 
 
 class EmbeddingReader:
@@ -59,18 +47,32 @@ class EmbeddingReader:
     store : EmbeddingStore
         Its snapshot says what is recorded; after ``store.refresh()`` the reader follows.
     open_shards : int, optional
-        Shard files kept open at most.
+        Shard files kept open at most; default: 1,024, or a quarter of what the system allows.
+    check : "always", "once" or "never"
+        When an embedding is compared with its checksums: on every read, on its first in this process, or never.
+        That it is recorded is asked always.
+    threads : int
+        Threads that share the embeddings of one call.
     """
 
-    def __init__(self, store: EmbeddingStore, *, open_shards: int = OPEN_SHARDS) -> None:
+    def __init__(
+        self,
+        store: EmbeddingStore,
+        *,
+        open_shards: int | None = None,
+        check: Check = "always",
+        threads: int = 1,
+    ) -> None:
         self._store = store
-        self._limit = max(1, open_shards)
-        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
-        self._lock = threading.Lock()
+        self._check = check_word(check)
+        self._again = partial(EmbeddingReader, open_shards=open_shards, check=self._check, threads=threads)
+        self._open = OpenShards(store, limit=open_shards, once=self._check == "once")
         self._newest = NewestState(store)
+        self._threads = Threads(threads)
+        self._own = threading.local()
 
     def __reduce__(self) -> tuple[Callable[[EmbeddingStore], EmbeddingReader], tuple[EmbeddingStore]]:
-        return EmbeddingReader, (self._store,)
+        return self._again, (self._store,)
 
     def read(self, indices: Sequence[int] | npt.NDArray[np.int64], out: Tensor | None = None) -> Tensor:
         """Read embeddings as float32.
@@ -97,41 +99,27 @@ class EmbeddingReader:
         StorageError
             When the system refuses to read a shard file.
         """
-        if out is None:
-            out = torch.empty((len(indices), *EMBEDDING_SHAPE), dtype=torch.float32)
-        _check_out(out, len(indices), torch.float32)
-        tiles = self._committed(indices)
-        buffer = self._buffer(1)  # small enough to stay in the processor's cache
-        slot = _bytes(buffer)[0]
-        for tile, row in zip(tiles, out, strict=True):
-            _put(row, buffer[0], self._read_tile(tile, slot))
-        return out
+        return self._read_floats(indices, out, torch.float32)
 
     def read_half(self, indices: Sequence[int] | npt.NDArray[np.int64], out: Tensor | None = None) -> Tensor:
         """Read embeddings as float16 (B, 256, 64, 64): as stored, or dequantised; otherwise as :meth:`read`."""
-        if out is None:
-            out = torch.empty((len(indices), *EMBEDDING_SHAPE), dtype=torch.float16)
-        _check_out(out, len(indices), torch.float16)
-        tiles = self._committed(indices)
-        if self._store.form != INT8:
-            for tile, slot in zip(tiles, _bytes(out), strict=True):
-                self._read_tile(tile, slot)
-            return out
-        buffer = self._buffer(1)
-        slot = _bytes(buffer)[0]
-        for tile, row in zip(tiles, out, strict=True):
-            scales = self._read_tile(tile, slot)
-            assert scales is not None
-            row.copy_(dequantise(buffer[0], torch.from_numpy(scales)))
-        return out
+        if self._store.form == INT8:
+            return self._read_floats(indices, out, torch.float16)
+        return self.read_stored(indices, None if out is None else (out, None))[0]
 
-    def read_stored(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
+    def read_stored(
+        self,
+        indices: Sequence[int] | npt.NDArray[np.int64],
+        out: tuple[Tensor, Tensor | None] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
         """Read embeddings as they are stored, to be moved to a device and made floats there.
 
         Parameters
         ----------
         indices : sequence of int
             Tile numbers.
+        out : pair of Tensor, optional
+            Where to put values and scales; made when not given. They may lie in pinned memory.
 
         Returns
         -------
@@ -144,23 +132,65 @@ class EmbeddingReader:
         NoTileError, MissingTilesError, CorruptionError, StorageError
             As :meth:`read`.
         """
-        values = self._buffer(len(indices))
-        tiles = self._committed(indices)
-        scales = torch.empty((len(indices), CHANNELS)) if self._store.form == INT8 else None
-        for row, (tile, slot) in enumerate(zip(tiles, _bytes(values), strict=True)):
-            found = self._read_tile(tile, slot)
+        dtype, int8 = _DTYPES[self._store.form.dtype], self._store.form == INT8
+        if out is None:
+            values = torch.empty((len(indices), *EMBEDDING_SHAPE), dtype=dtype)
+            out = values, torch.empty((len(indices), CHANNELS)) if int8 else None
+        values, scales = out
+        check_out(values, (len(indices), *EMBEDDING_SHAPE), dtype)
+        if int8 != (scales is not None):
+            raise InputError("scales belong to the embeddings of an int8 store, and to no others.")
+        if scales is not None:
+            check_out(scales, (len(indices), CHANNELS), torch.float32)
+        tiles, rows = self._committed(indices), bytes_of_rows(values)
+
+        def read(at: int) -> None:
+            found = self._read_tile(tiles[at], rows[at])
             if scales is not None and found is not None:
-                scales[row] = torch.from_numpy(found)
+                scales[at] = torch.from_numpy(found)
+
+        self._threads.each(len(tiles), read)
         return values, scales
 
-    def _buffer(self, count: int) -> Tensor:
-        return torch.empty((count, *EMBEDDING_SHAPE), dtype=_DTYPES[self._store.form.dtype])
+    def prefetch(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> None:
+        """Let the system begin to read embeddings that will be asked for soon; what is wrong is told then."""
+        state = self._store.state
+        for tile in indices:
+            shard, slot = divmod(int(tile), self._store.shard_tiles)
+            if 0 <= tile < len(state.flags) and state.flags[tile] == COMMITTED:
+                with suppress(EmbedcacheError, OSError):
+                    self._open.get(shard, state).chunks.will_need(slot)
+
+    def _read_floats(
+        self, indices: Sequence[int] | npt.NDArray[np.int64], out: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        shape = (len(indices), *EMBEDDING_SHAPE)
+        if out is None:
+            out = torch.empty(shape, dtype=dtype)
+        check_out(out, shape, dtype)
+        tiles, rows = self._committed(indices), list(out)
+
+        def read(at: int) -> None:
+            stored, slot = self._buffer()
+            put(rows[at], stored, self._read_tile(tiles[at], slot))
+
+        self._threads.each(len(tiles), read)
+        return out
+
+    def _buffer(self) -> tuple[Tensor, memoryview]:
+        """Room for one stored embedding, of this thread alone: small enough to stay in the processor's cache."""
+        kept: tuple[Tensor, memoryview] | None = getattr(self._own, "buffer", None)
+        if kept is None:
+            values = torch.empty((1, *EMBEDDING_SHAPE), dtype=_DTYPES[self._store.form.dtype])
+            kept = self._own.buffer = (values[0], bytes_of_rows(values)[0])
+        return kept
 
     def _committed(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> list[int]:
-        tiles = [int(index) for index in indices]
+        tiles, state = [int(index) for index in indices], self._store.state
         for tile in tiles:
-            self._store.require_tile(tile)
-            self._require_committed(tile, self._store.state)
+            if not (0 <= tile < len(state.flags) and state.flags[tile] == COMMITTED):
+                self._store.require_tile(tile)
+                self._require_committed(tile, state)
         return tiles
 
     def _require_committed(self, tile: int, state: StoreState) -> None:
@@ -188,7 +218,7 @@ class EmbeddingReader:
                 return self._read_once(tile, out, state)
             except CorruptionError as error:
                 reason = error
-            self._forget(shard)
+            self._open.forget(shard)
             newer = self._news(shard, state, until)
             if newer is None:
                 self._require_committed(tile, self._newest.state())  # or it was taken back meanwhile
@@ -202,11 +232,16 @@ class EmbeddingReader:
 
     def _read_once(self, tile: int, out: memoryview, state: StoreState) -> npt.NDArray[np.float32] | None:
         shard, slot = divmod(tile, self._store.shard_tiles)
-        opened = self._shard(shard, state)
-        crc = opened.chunks.read_into(slot, out)
-        scale_crc = None if opened.scales is None else opened.scales.crc(slot)
-        if (crc, scale_crc) not in state.accepted(tile):
-            raise CorruptionError("its bytes differ from the recorded checksum")
+        opened = self._open.get(shard, state)
+        if self._check == "never" or (opened.checked is not None and opened.checked[slot]):
+            opened.chunks.read_unchecked(slot, out)
+        else:
+            crc = opened.chunks.read_into(slot, out)
+            scale_crc = None if opened.scales is None else opened.scales.crc(slot)
+            if (crc, scale_crc) not in state.accepted(tile):
+                raise CorruptionError("its bytes differ from the recorded checksum")
+            if opened.checked is not None:
+                opened.checked[slot] = 1
         return None if opened.scales is None else opened.scales.rows[slot]
 
     def _news(self, shard: int, tried: StoreState, until: float) -> StoreState | None:
@@ -218,55 +253,7 @@ class EmbeddingReader:
         pending = shard in newer.intents and newer is not tried
         return newer if pending or newer.shard_sequence[shard] != tried.shard_sequence[shard] else None
 
-    def _shard(self, shard: int, state: StoreState) -> _OpenShard:
-        """The open files of a shard; opened anew when the journal speaks of newer ones."""
-        sequence, store = int(state.shard_sequence[shard]), self._store
-        with self._lock:
-            kept = self._open.get(shard)
-            if kept is None or kept.sequence != sequence:
-                scales = read_scales(store.path, shard, store.shard_tiles) if store.form == INT8 else None
-                chunks = ShardFile(store.path, shard, store.form, store.shard_tiles)
-                kept = self._open[shard] = _OpenShard(sequence, chunks, scales)
-            self._open.move_to_end(shard)
-            while len(self._open) > self._limit:
-                self._open.popitem(last=False)  # closed when the last thread has finished with it
-            return kept
-
-    def _forget(self, shard: int) -> None:
-        with self._lock:
-            self._open.pop(shard, None)
-
     def close(self) -> None:
-        """Let go of all files; reading opens them again."""
-        with self._lock:
-            self._open.clear()
-
-
-def _put(row: Tensor, stored: Tensor, scales: npt.NDArray[np.float32] | None) -> None:
-    """Make one stored embedding the floats of a row, a few channels at a time.
-
-    torch does so little at once without its other threads. Waiting for these costs more than they bring, and ten
-    times as much when the processor has other work.
-    """
-    parts = CHANNELS if row.device.type != "cpu" else _CHANNELS_AT_ONCE
-    factors = None if scales is None else torch.from_numpy(scales).to(row.device)[:, None, None]
-    for at, (floats, values) in enumerate(
-        zip(torch.split(row, parts), torch.split(stored, parts), strict=True)
-    ):
-        floats.copy_(values)
-        if factors is not None:
-            floats.mul_(factors[at * parts : (at + 1) * parts])
-
-
-def _bytes(embeddings: Tensor) -> list[memoryview]:
-    """The bytes of each embedding of a batch, to read into."""
-    rows = embeddings.view(torch.uint8).reshape(len(embeddings), -1).numpy()
-    return [memoryview(row) for row in rows]
-
-
-def _check_out(out: Tensor, count: int, dtype: torch.dtype) -> None:
-    shape = (count, *EMBEDDING_SHAPE)
-    if tuple(out.shape) != shape or out.dtype != dtype:
-        raise InputError(f"out has shape {tuple(out.shape)} and {out.dtype}; expected {shape} and {dtype}.")
-    if dtype == torch.float16 and not (out.is_contiguous() and out.device.type == "cpu"):
-        raise InputError("out must be a contiguous tensor in main memory.")
+        """Let go of all files and threads; reading opens them again."""
+        self._open.forget_all()
+        self._threads.close()

@@ -36,6 +36,9 @@ Stored = npt.NDArray[np.float16] | Quantised
 
 _PIECE = 1 << 20
 
+_CHECKED_PIECE = 256 << 10
+"""Bytes that are read and then checked while they are still in the processor's own cache."""
+
 
 @dataclass(frozen=True)
 class Form:
@@ -161,6 +164,8 @@ class ShardFile:
         The file.
     size : int
         Its bytes when it was opened.
+    identity : tuple of int
+        No other file has the same, nor has this one once somebody writes to it.
 
     Raises
     ------
@@ -180,7 +185,9 @@ class ShardFile:
             raise CorruptionError(f"the shard file {self.path} is missing") from error
         except OSError as error:
             raise self._unreadable(error) from error
-        self.size = os.fstat(self._descriptor).st_size
+        status = os.fstat(self._descriptor)
+        self.size = status.st_size
+        self.identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
     def _unreadable(self, error: OSError) -> EmbedcacheError:
         """A file on the way is corruption; denied, too many open files, a failing disk: none of it is."""
@@ -206,6 +213,13 @@ class ShardFile:
             raise CorruptionError(f"the index of the shard file {self.path} differs from its checksum")
         return np.frombuffer(data[:-CRC_BYTES], "<u8").reshape(self._shard_tiles, 2)
 
+    def offset_of(self, slot: int) -> int:
+        """Where the chunk of a slot begins, as the file's index says; CorruptionError when it holds none."""
+        offset, length = self.index[slot].tolist()
+        if length != self._form.chunk_bytes:
+            raise CorruptionError(f"slot {slot} of the shard file {self.path} holds no embedding")
+        return int(offset)
+
     def read_into(self, slot: int, out: memoryview) -> int:
         """Read the chunk of a slot, where the file's index says, into ``out``; returns its CRC-32C.
 
@@ -214,10 +228,13 @@ class ShardFile:
         CorruptionError
             When the chunk is not there, cut short, or differs from the checksum behind it.
         """
-        offset, length = (int(value) for value in self.index[slot])
-        if length != self._form.chunk_bytes:
-            raise CorruptionError(f"slot {slot} of the shard file {self.path} holds no embedding")
-        return self.read_at(offset, out)
+        return self.read_at(self.offset_of(slot), out)
+
+    def read_unchecked(self, slot: int, out: memoryview) -> None:
+        """Read the chunk of a slot into ``out``, comparing nothing; CorruptionError when it is cut short."""
+        offset = self.offset_of(slot)
+        if self._preadv([out], offset) != self._form.payload_bytes:
+            raise CorruptionError(f"{self._chunk_at(offset)} is cut short")
 
     def read_at(self, offset: int, out: memoryview) -> int:
         """Read the chunk at an offset into ``out``, bytes of one embedding; returns its CRC-32C.
@@ -227,15 +244,28 @@ class ShardFile:
         CorruptionError
             When the file ends before the chunk does, or it differs from the checksum behind it.
         """
-        what = f"the chunk at byte {offset} of the shard file {self.path}"
-        stored = bytearray(CRC_BYTES)
-        inside = offset + self._form.chunk_bytes <= self.size
-        if not inside or self._preadv([out, stored], offset) != self._form.chunk_bytes:
-            raise CorruptionError(f"{what} is cut short")
-        found = crc32c(out)
+        stored, found, end = bytearray(CRC_BYTES), 0, self._form.payload_bytes
+        whole = offset + self._form.chunk_bytes <= self.size and len(out) == end
+        for at in range(0, end if whole else 0, _CHECKED_PIECE):
+            piece = out[at : at + _CHECKED_PIECE]
+            last = at + len(piece) == end
+            wanted = len(piece) + CRC_BYTES * last
+            whole = whole and self._preadv([piece, stored] if last else [piece], offset + at) == wanted
+            found = crc32c(piece, found)
+        if not whole:
+            raise CorruptionError(f"{self._chunk_at(offset)} is cut short")
         if found.to_bytes(CRC_BYTES, "little") != stored:
-            raise CorruptionError(f"{what} differs from its checksum")
+            raise CorruptionError(f"{self._chunk_at(offset)} differs from its checksum")
         return found
+
+    def will_need(self, slot: int) -> None:
+        """Let the system begin to read the chunk of a slot, without waiting for it."""
+        if hasattr(os, "posix_fadvise"):
+            length = self._form.chunk_bytes
+            os.posix_fadvise(self._descriptor, self.offset_of(slot), length, os.POSIX_FADV_WILLNEED)
+
+    def _chunk_at(self, offset: int) -> str:
+        return f"the chunk at byte {offset} of the shard file {self.path}"
 
     def digest(self) -> str:
         """``sha256:…`` of the whole file."""

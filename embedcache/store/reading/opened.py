@@ -1,0 +1,97 @@
+"""Turns numbers of shards into their open files, as many as may be open at a time."""
+
+from __future__ import annotations
+
+import resource
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from embedcache.store.journal.state import StoreState
+from embedcache.store.reading.checks import checked_slots
+from embedcache.store.shards.scales import ShardScales, read_scales
+from embedcache.store.shards.shard import INT8, ShardFile
+
+if TYPE_CHECKING:
+    from embedcache.store.store import EmbeddingStore
+
+OPEN_SHARDS = 1024
+"""Shard files that one reader keeps open at most, if the system allows a process four times as many."""
+
+
+@dataclass(frozen=True)
+class OpenShard:
+    """A shard's files as they were when the record of this number held.
+
+    Parameters
+    ----------
+    sequence : int
+        Of the record.
+    chunks : ShardFile
+    scales : ShardScales or None
+        Of an int8 store.
+    checked : bytearray or None
+        Which slots need not be checked again, 0 or 1 each; None: every read is alike.
+    """
+
+    sequence: int
+    chunks: ShardFile
+    scales: ShardScales | None
+    checked: bytearray | None
+
+
+class OpenShards:
+    """The open shards of one reader; threads may share them.
+
+    Parameters
+    ----------
+    store : EmbeddingStore
+    limit : int or None
+        Shards kept open at most; None: 1,024, or a quarter of what the system allows.
+    once : bool
+        Whether an embedding is checked on its first read only.
+    """
+
+    def __init__(self, store: EmbeddingStore, *, limit: int | None, once: bool) -> None:
+        self._store, self._once = store, once
+        self._limit = max(1, _allowed() if limit is None else limit)
+        self._open: OrderedDict[int, OpenShard] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, shard: int, state: StoreState) -> OpenShard:
+        """The open files of a shard; opened anew when the journal speaks of newer ones."""
+        sequence = int(state.shard_sequence[shard])
+        with self._lock:
+            kept = self._open.get(shard)
+            if kept is None or kept.sequence != sequence:
+                kept = self._open[shard] = self._opened(shard, sequence)
+            self._open.move_to_end(shard)
+            while len(self._open) > self._limit:
+                self._open.popitem(last=False)  # closed when the last thread has finished with it
+            return kept
+
+    def _opened(self, shard: int, sequence: int) -> OpenShard:
+        store = self._store
+        scales = read_scales(store.path, shard, store.shard_tiles) if store.form == INT8 else None
+        chunks = ShardFile(store.path, shard, store.form, store.shard_tiles)
+        checked = None
+        if self._once:
+            identity = (sequence, *chunks.identity)
+            checked = checked_slots(store.fingerprint, shard, identity, store.shard_tiles)
+        return OpenShard(sequence, chunks, scales, checked)
+
+    def forget(self, shard: int) -> None:
+        """Open a shard anew when it is asked for next."""
+        with self._lock:
+            self._open.pop(shard, None)
+
+    def forget_all(self) -> None:
+        """Let go of all files."""
+        with self._lock:
+            self._open.clear()
+
+
+def _allowed() -> int:
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return OPEN_SHARDS if files == resource.RLIM_INFINITY else min(OPEN_SHARDS, files // 4)
