@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from embedcache.errors import ConfigError, MismatchError
-from embedcache.train.options import NOT_YET, TrainOptions
+from embedcache.train.option_checks import NOT_YET
+from embedcache.train.options import TrainOptions
 from embedcache.train.record import check_resumable
 from embedcache.train.run import write_json
 

@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from embedcache.errors import ConfigError
-from embedcache.train.losses import check_loss
-from embedcache.train.objects import OBJECTS
-from embedcache.train.prompts import check_prompts
-from embedcache.train.task import TASKS
+from embedcache.train.option_checks import check_options
 
-TRAINABLE = ("prompt+decoder", "decoder")
-LOGGERS = ("tensorboard", "none")
-SCHEDULES = ("cosine", "linear", "step", "constant")
-AMP = ("off", "tf32", "bf16")
-VIEWS = ("auto", "off")
-RESIDENT = ("auto", "gpu", "ram", "disk")
-CHECK_READS = ("always", "once", "never")
 DEFAULT_STEPS = 2000
-
-NOT_YET = (
-    "schedule", "warmup", "weight_decay", "clip", "accumulate", "amp", "ema", "save_every", "adapter", "views",
-    "jitter", "resident", "check_reads", "read_threads", "overfit", "ignore", "start",
-)  # fmt: skip
-"""Options that are named, but not carried out yet: another value than the default is refused."""
 
 
 @dataclass(frozen=True)
@@ -151,46 +132,7 @@ class TrainOptions:
     start: str | Path | tuple[str | Path | None, ...] | None = None
 
     def __post_init__(self) -> None:
-        _one_of("--task", self.task, TASKS)
-        _one_of("--train", self.train, TRAINABLE)
-        _one_of("--logger", self.logger, LOGGERS)
-        check_loss(self.loss)
-        if self.prompts is not None:
-            check_prompts(self.prompts)
-        if self.objects is not None:
-            _one_of("--objects", self.objects, OBJECTS)
-        if self.steps is not None and self.epochs is not None:
-            raise ConfigError("Both --steps and --epochs were given; give one of them.")
-        self._check_numbers()
-        self._check_words()
-
-    def _check_numbers(self) -> None:
-        for name in _AT_LEAST_1:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{_option(name)} is {value}; it must be at least 1.")
-        for name in _NOT_NEGATIVE:
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise ConfigError(f"{_option(name)} is {value}; it must not be negative.")
-        if not 0.0 < self.lr < 1.0:
-            raise ConfigError(f"--lr is {self.lr}; it lies between 0 and 1.")
-        if not 0.0 < self.clip < math.inf:
-            raise ConfigError(f"--clip is {self.clip}; it must be positive.")
-        if not 0.0 <= self.ema < 1.0:
-            raise ConfigError(f"--ema is {self.ema}; it is 0 (off) or lies below 1.")
-
-    def _check_words(self) -> None:
-        _one_of("--schedule", self.schedule, SCHEDULES)
-        _one_of("--amp", self.amp, AMP)
-        _one_of("--views", self.views, VIEWS)
-        _one_of("--resident", self.resident, RESIDENT)
-        _one_of("--check-reads", self.check_reads, CHECK_READS)
-        for field in fields(self):
-            if field.name in NOT_YET and getattr(self, field.name) != field.default:
-                raise ConfigError(
-                    f"{_option(field.name)} is not carried out yet; leave it at {field.default!r}."
-                )
+        check_options(self)
 
     def supervision_of(self, index: int, stores: int) -> str | Path | None:
         """The supervision mask of a store: one for all, or one per store."""
@@ -210,55 +152,7 @@ class TrainOptions:
         return values
 
 
-_AT_LEAST_1 = (
-    "steps", "epochs", "batch_size", "max_objects", "validate_every",
-    "accumulate", "save_every", "read_threads", "overfit",
-)  # fmt: skip
-_NOT_NEGATIVE = ("seed", "rounds", "patience", "warmup", "weight_decay")
-
-
 def _as_text(path: str | Path | tuple[str | Path | None, ...] | None) -> str | list[str | None] | None:
     if isinstance(path, tuple):
         return [None if item is None else str(item) for item in path]
     return None if path is None else str(path)
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{option} is {value!r}; it must be one of {', '.join(allowed)}.")
-
-
-def training_device(text: str) -> torch.device:
-    """The device to train on; ``auto`` takes a GPU where there is one.
-
-    Raises
-    ------
-    ConfigError
-        When the name means nothing or the device is not there.
-    """
-    if text == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(text)
-    except RuntimeError as error:
-        raise ConfigError(f"--device is {text!r}; it must be auto, cpu, cuda or cuda:N.") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"--device is {text!r}; only cpu and cuda are supported.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"--device is {text!r}, but this machine has {torch.cuda.device_count()} CUDA devices."
-        )
-    return device
-
-
-def automatic_batch_size(device: torch.device, tiles: int, queries: int) -> int:
-    """Images a step: 4 on a CPU; on a GPU up to 32, as many as fit when an image is asked ``queries`` times."""
-    if device.type == "cpu":
-        return min(4, tiles)
-    free = torch.cuda.mem_get_info(device)[0]
-    per_image = 256 * 2**20 * queries  # activations kept for the backward pass, with room for the validation
-    return max(1, min(32, tiles, int(free * 0.7) // per_image))

@@ -18,10 +18,11 @@ from embedcache.files import exclusive_lock, remove_litter
 from embedcache.peak import peak_memory
 from embedcache.progress import Progress, Silent
 from embedcache.sam.decoder import Decoder
+from embedcache.train.device import automatic_batch_size, training_device
 from embedcache.train.feed import Feed
 from embedcache.train.loop import METRIC, Course, TensorBoardCurves, enough, run_loop, validate
 from embedcache.train.metrics import Figures
-from embedcache.train.options import DEFAULT_STEPS, TrainOptions, automatic_batch_size, training_device
+from embedcache.train.options import DEFAULT_STEPS, TrainOptions
 from embedcache.train.overlay import save_overlay
 from embedcache.train.record import check_resumable, describe, save_checkpoint, summarise
 from embedcache.train.run import Json, Run, keep_rows_until, new_folder, read_json, wanted_folder, write_json
