@@ -68,6 +68,20 @@ def read_checkpoint(path: Path, asked: str | None = None) -> tuple[str, dict[str
     WeightsError
         When the file is missing, is no checkpoint, holds pickled objects of other classes, or lacks tensors.
     """
+    state = read_tensors(path)
+    model_type = asked if asked is not None and is_registered(asked) else detect_model_type(state, path)
+    _check_tensors(state, model_type, path)
+    return model_type, state
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """SAM's tensors of a file under SAM's own names; whether they are all, and of which model, is not looked at.
+
+    Raises
+    ------
+    WeightsError
+        When the file is missing, is no checkpoint, or holds pickled objects of other classes.
+    """
     try:
         with path.open("rb"):
             pass
@@ -79,10 +93,7 @@ def read_checkpoint(path: Path, asked: str | None = None) -> tuple[str, dict[str
         hint = "Give a file, auto, or random:SEED."
         raise WeightsError(f"There is no checkpoint file {path} ({error.strerror}).", hint=hint) from error
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    state = _sam_names(_unwrap(content, path), path)
-    model_type = asked if asked is not None and is_registered(asked) else detect_model_type(state, path)
-    _check_tensors(state, model_type, path)
-    return model_type, state
+    return _sam_names(_unwrap(content, path), path)
 
 
 def _read_safetensors(path: Path) -> Any:
