@@ -31,8 +31,7 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self._model = model
-        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        trained: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._weights = list(trained.values())
         self._average = {name: weight.detach().clone() for name, weight in trained.items()}
 
@@ -48,7 +47,10 @@ class Average:
         """
         share = good.to(torch.float32) * (1.0 - decay_at(step, self.decay))
         with torch.no_grad():
-            torch._foreach_lerp_(list(self._average.values()), self._weights, share)
+            average = list(self._average.values())
+            change = torch._foreach_sub(self._weights, average)
+            torch._foreach_mul_(change, share)  # by a tensor: a number would have to be read from the device
+            torch._foreach_add_(average, change)
 
     def weights(self) -> dict[str, Tensor]:
         """The average of each trained weight, by its name in the model."""

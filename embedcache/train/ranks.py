@@ -122,14 +122,18 @@ class Ranks:
         """
         if self.world == 1:
             return beside
-        there = torch.tensor([float(p.grad is not None) for p in parameters], device=beside.device)
+        there = torch.tensor(
+            [int(p.grad is not None) for p in parameters]
+        )  # on the host: no GPU is waited for
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-        flat = torch.cat([*(grad.flatten() for grad in grads), beside, there])
-        self.sum_([flat])
-        *sums, beside_sum, there = flat.split([*(grad.numel() for grad in grads), len(beside), len(there)])
-        for parameter, total, has in zip(parameters, sums, there.tolist(), strict=True):
-            parameter.grad = total.view_as(parameter) if has else None
-        return beside_sum
+        flat = torch.cat([*(grad.flatten() for grad in grads), beside])
+        self.sum_([there, flat])
+        begin = 0
+        for parameter, has in zip(parameters, there.tolist(), strict=True):
+            end = begin + parameter.numel()
+            parameter.grad = flat[begin:end].view_as(parameter) if has else None
+            begin = end
+        return flat[begin:]
 
 
 @contextmanager
@@ -199,7 +203,7 @@ def _own_device(text: str, said: tuple[int, int, int, int]) -> torch.device:
     if device.type == "cpu":
         return device
     _, _, local, local_world = said
-    if device.index is not None:
+    if ":" in text:
         raise ConfigError(f"--device is {text!r}, but {local_world} processes need a GPU each; give cuda.")
     if local_world > torch.cuda.device_count():
         raise ConfigError(
