@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from embedcache.errors import ConfigError
 from embedcache.geometry import Tile
 from embedcache.sam.decoder import Prompts
-from embedcache.train.objects import check_objects, default_objects, find_objects
+from embedcache.train.object_table import TileObject
 from embedcache.train.prompts import (
     PROMPTS,
     collate_prompts,
@@ -24,6 +24,10 @@ from embedcache.train.prompts import (
 )
 
 TILES = st.builds(Tile, st.just(0), st.just(3), st.just(5), st.integers(16, 300), st.integers(16, 300))
+
+
+def objects_of(masks: np.ndarray) -> list[TileObject]:
+    return [TileObject.of_mask(mask) for mask in masks]
 
 
 def blobs(tile: Tile, seed: int, count: int = 2) -> np.ndarray:
@@ -39,7 +43,7 @@ def blobs(tile: Tile, seed: int, count: int = 2) -> np.ndarray:
 @settings(max_examples=40, deadline=None)
 def test_points_lie_inside_their_objects_when_mapped_back(tile: Tile, seed: int) -> None:
     masks = blobs(tile, seed)
-    coords, labels = sample_points(masks, tile, np.random.default_rng(seed))
+    coords, labels = sample_points(objects_of(masks), tile, np.random.default_rng(seed))
     assert coords.dtype == np.float32
     assert labels.dtype == np.int32
     back = tile.from_frame(coords).round().astype(int)
@@ -51,7 +55,7 @@ def test_points_lie_inside_their_objects_when_mapped_back(tile: Tile, seed: int)
 @settings(max_examples=40, deadline=None)
 def test_boxes_are_ordered_inside_the_content_and_near_their_objects(tile: Tile, seed: int) -> None:
     masks = blobs(tile, seed)
-    boxes = jittered_boxes(masks, tile, np.random.default_rng(seed))
+    boxes = jittered_boxes(objects_of(masks), tile, np.random.default_rng(seed))
     height, width = tile.input_size
     assert boxes.dtype == np.float32
     assert (boxes[:, :2] <= boxes[:, 2:]).all()
@@ -151,29 +155,3 @@ def test_corrections_never_fall_where_nothing_is_supervised() -> None:
         )
         assert after.point_coords is not None
         assert after.point_coords[0, 0, 1] < 512
-
-
-def test_objects_are_the_whole_mask_its_components_or_its_ids() -> None:
-    labels = np.zeros((40, 40), np.int32)
-    labels[:8, :8], labels[20:30, 20:30], labels[:8, 20:30] = 5, 5, 9
-    everywhere = np.ones((40, 40), bool)
-    rng = np.random.default_rng(0)
-    found = {
-        kind: find_objects(labels, everywhere, kind, limit=8, rng=rng)
-        for kind in ("whole", "components", "ids")
-    }
-    assert {kind: len(masks) for kind, masks in found.items()} == {"whole": 1, "components": 3, "ids": 2}
-    assert all((masks.any(axis=0) == (labels > 0)).all() for masks in found.values())
-    assert len(find_objects(labels, everywhere, "components", limit=2, rng=rng)) == 2
-    half = everywhere.copy()
-    half[:, 20:] = False
-    assert find_objects(labels, half, "whole", limit=8, rng=rng).sum() == 64
-
-
-def test_several_objects_without_a_prompt_are_refused_since_nothing_tells_them_apart() -> None:
-    assert default_objects("instances", "none") == "whole"
-    assert default_objects("instances", "box") == "ids"
-    with pytest.raises(ConfigError, match="without a prompt"):
-        check_objects("components", "semantic", "none")
-    with pytest.raises(ConfigError, match="instance labels"):
-        check_objects("ids", "semantic", "box")

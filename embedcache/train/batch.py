@@ -6,7 +6,7 @@ will need. What it holds depends on (seed, epoch, store, tile) only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from embedcache.geometry import Tile
 from embedcache.sam.prompts import Prompts
-from embedcache.train.prompts import TilePrompts
+from embedcache.train.prompts import TilePrompts, collate_prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,16 @@ class TileQuestion:
     draws: Tensor
     speaks: tuple[bool, ...]
 
+    @property
+    def first_prompts(self) -> TilePrompts:
+        """What it is asked first, after its coins: nothing, the point or the box, or all that there is."""
+        return TilePrompts() if self.free else self.prompts.one_of(box=self.begins_with_box)
+
+    @property
+    def queries(self) -> int:
+        """How often it is asked in a round."""
+        return 1 if self.free else len(self.targets)
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -98,6 +108,8 @@ class Batch:
         The tiles that were read, one per image.
     free : tuple of bool
         Which images are asked once, without prompts; empty: none. On the host, as it decides what is computed.
+    told : tuple of tuple of bool
+        ``speaks`` on the host, for the same reason.
     """
 
     keys: tuple[TileKey, ...]
@@ -109,6 +121,30 @@ class Batch:
     speaks: Tensor
     numbers: tuple[int, ...]
     free: tuple[bool, ...] = ()
+    told: tuple[tuple[bool, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.told:
+            object.__setattr__(self, "told", tuple(tuple(row) for row in self.speaks.tolist()))
+
+    @property
+    def rounds(self) -> int:
+        """R: how often a query with prompts is asked."""
+        return self.draws.shape[1]
+
+    @property
+    def asks(self) -> int:
+        """Queries summed over the rounds of each; one without prompts is asked once."""
+        free = self.free or (False,) * len(self.prompts.counts)
+        return sum(
+            count if alone else count * self.rounds
+            for count, alone in zip(self.prompts.counts, free, strict=True)
+        )
+
+    def per_query(self, values: Tensor) -> Tensor:
+        """One value for each image, (B, …), as one for each of its queries, (Q, …)."""
+        images = zip(values, self.prompts.counts, strict=True)
+        return torch.cat([value.expand(count, *value.shape) for value, count in images])
 
     @property
     def low_res_masks(self) -> Tensor:
@@ -118,8 +154,7 @@ class Batch:
     @property
     def weight(self) -> Tensor:
         """Each query with the weight of its image, float32 (Q, 256, 256)."""
-        images = zip(self.weights.float(), self.prompts.counts, strict=True)
-        return torch.cat([image.expand(count, -1, -1) for image, count in images])
+        return self.per_query(self.weights.float())
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device; from pinned memory without waiting for the copies."""
@@ -143,6 +178,30 @@ class Batch:
             draws=change(self.draws),
             speaks=change(self.speaks),
         )
+
+
+def collate_questions(questions: Sequence[TileQuestion], image_embeddings: Tensor) -> Batch:
+    """Questions of B tiles and their embeddings as one ragged batch, on the host.
+
+    Parameters
+    ----------
+    questions : sequence of TileQuestion
+        Of one number of rounds.
+    image_embeddings : float16 or float32 (B, 256, 64, 64)
+        Handed on as it is.
+    """
+    counts = [question.queries for question in questions]
+    return Batch(
+        keys=tuple(question.key for question in questions),
+        image_embeddings=image_embeddings,
+        targets=torch.cat([q.whole[None] if q.free else q.targets for q in questions]),
+        weights=torch.stack([question.weight for question in questions]),
+        prompts=collate_prompts([question.first_prompts for question in questions], counts),
+        draws=torch.cat([q.draws[:count] for q, count in zip(questions, counts, strict=True)]),
+        speaks=torch.tensor([question.speaks for question in questions]),
+        numbers=tuple(question.number for question in questions),
+        free=tuple(question.free for question in questions),
+    )
 
 
 @dataclass(frozen=True, eq=False)

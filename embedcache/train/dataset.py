@@ -1,7 +1,7 @@
-"""Turns a store and labels into training items: embedding, targets, weights and prompts of one tile each.
+"""Turns a store and labels into questions of its tiles: their targets, weights and prompts; and into items.
 
-What an item holds depends on (seed, epoch, tile number) only: not on the order of reading, the number of
-workers, or what was drawn before.
+What a question holds depends on (seed, epoch, store, tile) only: not on the order of asking, the number of
+threads or workers, or what was drawn before.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from embedcache.errors import ConfigError, LabelError, MissingTilesError
-from embedcache.geometry import Tile
+from embedcache.geometry import Tile, see
 from embedcache.sam.decoder import Prompts
 from embedcache.store import EmbeddingStore
+from embedcache.train.batch import TileKey, TileQuestion
 from embedcache.train.labels import Labels, open_labels
-from embedcache.train.objects import check_objects, default_objects, find_objects
+from embedcache.train.object_table import ObjectTable, object_table
+from embedcache.train.objects import check_objects, default_objects
 from embedcache.train.prompts import TilePrompts, check_prompts, collate_prompts, make_prompts
+from embedcache.train.rounds import plan_rounds
 from embedcache.train.targets import low_res_targets
 
 REMEMBERED_BYTES = 256 * 2**20
@@ -126,6 +129,25 @@ def collate(items: Sequence[TrainingItem]) -> Batch:
     )
 
 
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """A tile's objects, and where its labels count; None: everywhere."""
+
+    table: ObjectTable
+    supervised: npt.NDArray[np.bool_] | None
+
+    @classmethod
+    def of(cls, labels: Labels, tile: Tile, objects: str) -> _Known:
+        """Read from the labels."""
+        counted = labels.supervised(tile)
+        supervised = None if counted.all() else counted
+        return cls(object_table(labels.crop(tile), supervised, objects), supervised)
+
+    @property
+    def nbytes(self) -> int:
+        return self.table.nbytes + (0 if self.supervised is None else self.supervised.nbytes)
+
+
 class EmbeddingDataset(Dataset[TrainingItem]):
     """A torch dataset of a store's labelled tiles, for the trainer and for one's own loop.
 
@@ -146,7 +168,15 @@ class EmbeddingDataset(Dataset[TrainingItem]):
     max_objects : int
         At most this many objects of a tile, drawn anew each epoch.
     seed : int
-        With the epoch and the tile's number it decides everything random.
+        With the epoch, the store and the tile's number it decides everything random.
+    store_index : int
+        Tells stores of one run apart: equal tile numbers of two of them draw differently.
+    rounds : int
+        How often an ``iterative`` query is asked; the other kinds are asked once.
+    views : bool
+        Draw one of the committed views of a tile in each epoch, rather than view 0 always.
+    free_share : float
+        Share of tiles that are asked without prompts, for everything positive at once.
 
     Raises
     ------
@@ -164,6 +194,10 @@ class EmbeddingDataset(Dataset[TrainingItem]):
         seed: int = 0,
         objects: str | None = None,
         max_objects: int = 8,
+        store_index: int = 0,
+        rounds: int = 1,
+        views: bool = False,
+        free_share: float = 0.0,
     ) -> None:
         self.store = store
         self.labels = labels if isinstance(labels, Labels) else open_labels(labels, store, task=task)
@@ -174,8 +208,11 @@ class EmbeddingDataset(Dataset[TrainingItem]):
         self.seed = seed
         self.epoch = 0
         self.tiles = self._choose(tiles)
-        self._crops: OrderedDict[int, tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]] = OrderedDict()
-        self._crop_bytes = 0
+        self.store_index, self.views = store_index, views
+        self.rounds = rounds if self.prompts == "iterative" else 1
+        self.free_share = free_share
+        self._remembered: OrderedDict[Tile, _Known] = OrderedDict()
+        self._remembered_bytes = 0
         self._lock = threading.Lock()
         self._reader: Any = None
 
@@ -215,52 +252,101 @@ class EmbeddingDataset(Dataset[TrainingItem]):
         """The item of a tile in an epoch."""
         if self._reader is None:
             self._reader = self.store.reader()
-        return self.item_with(number, epoch, self._reader.read([number])[0])
+        return self.item_with(number, epoch, self._reader.read([self.drawn(number, epoch)])[0])
 
     def item_with(self, number: int, epoch: int, embedding: Tensor) -> TrainingItem:
         """The item of a tile whose embedding was read already, float32 (256, 64, 64)."""
-        tile = self.store.tile(number)
-        rng = np.random.default_rng([self.seed, epoch, number])
-        masks, supervised = self.masks(number, rng)
-        targets, weight = low_res_targets(masks, supervised, tile)
+        question = self.question(number, epoch)
         return TrainingItem(
-            number=number,
-            tile=tile,
+            number=question.number,
+            tile=question.tile,
             image_embedding=embedding,
-            low_res_masks=torch.from_numpy(targets),
+            low_res_masks=question.targets.float(),
+            weight=question.weight.float(),
+            prompts=question.prompts,
+        )
+
+    def drawn(self, number: int, epoch: int) -> int:
+        """The tile that is read for a base tile in an epoch: one of its committed views."""
+        return self._view(number, self._rng(number, epoch))
+
+    def question(self, number: int, epoch: int) -> TileQuestion:
+        """What a base tile is asked in an epoch; no embedding is read. Several threads may ask at once.
+
+        Parameters
+        ----------
+        number : int
+            A tile of view 0.
+        epoch : int
+        """
+        rng = self._rng(number, epoch)  # the order of the draws below is part of what a seed means
+        read = self._view(number, rng)
+        begins_with_box, free = bool(rng.random() >= 0.5), bool(rng.random() < self.free_share)
+        tile = self.store.tile(read)
+        known = self._known(number)
+        objects = known.table.draw(self.max_objects, rng)
+        prompts = make_prompts(self.prompts, objects, tile, rng, known.supervised)
+        speaks = plan_rounds(self.rounds, rng)
+        draws = torch.from_numpy(rng.random((len(objects), len(speaks))))
+        supervised = None if known.supervised is None else see(known.supervised, tile.view)
+        pieces = [thing.seen(tile.view) for thing in (*objects, known.table.whole())]
+        targets, weight = low_res_targets(pieces, supervised, tile)
+        return TileQuestion(
+            key=TileKey(self.store_index, number),
+            number=read,
+            tile=tile.seen,
+            targets=torch.from_numpy(targets[:-1]),
+            whole=torch.from_numpy(targets[-1]),
             weight=torch.from_numpy(weight),
-            prompts=make_prompts(self.prompts, masks, tile, rng),
+            prompts=prompts,
+            begins_with_box=begins_with_box,
+            free=free,
+            draws=draws,
+            speaks=speaks,
         )
 
     def masks(
         self, number: int, rng: np.random.Generator, limit: int | None = None
     ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
         """Objects of a tile, bool (P, height, width) with P ≥ 1, and where labels count, (height, width)."""
-        labels, supervised = self._crop(number)
-        masks = find_objects(labels, supervised, self.objects, limit=limit or self.max_objects, rng=rng)
-        if len(masks) == 0:  # only specks: ask for all of them at once rather than for nothing
-            masks = np.asarray((labels > 0) & supervised)[None]
-        return masks, supervised
+        known = self._known(number)
+        masks = np.stack([thing.mask() for thing in known.table.draw(limit or self.max_objects, rng)])
+        supervised = known.supervised
+        return masks, np.ones(masks.shape[1:], np.bool_) if supervised is None else supervised
 
-    def _crop(self, number: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-        """Labels and supervision of a tile; as many as fit into a budget are kept, the oldest go."""
+    def _rng(self, number: int, epoch: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, epoch, self.store_index, number])
+
+    def _view(self, number: int, rng: np.random.Generator) -> int:
+        """Draw one of a base tile's committed views; the draw is made even where there is no choice."""
+        draw = rng.random()
+        if not self.views:
+            return number
+        found = sorted(self.store.views_of(number).items())
+        return found[int(draw * len(found))][1]
+
+    def _known(self, number: int) -> _Known:
+        """What is remembered of a tile; as much as fits into a budget is kept, the oldest goes."""
+        tile = self.store.tile(number)
+        key = self.labels.key(tile)
         with self._lock:
-            if number in self._crops:
-                self._crops.move_to_end(number)
-                return self._crops[number]
-            tile = self.store.tile(number)
-            found = (self.labels.crop(tile), self.labels.supervised(tile))
-            self._crops[number] = found
-            self._crop_bytes += found[0].nbytes + found[1].nbytes
-            while self._crop_bytes > REMEMBERED_BYTES and len(self._crops) > 1:
-                old = self._crops.popitem(last=False)[1]
-                self._crop_bytes -= old[0].nbytes + old[1].nbytes
-            return found
+            known = self._remembered.get(key)
+            if known is not None:
+                self._remembered.move_to_end(key)
+                return known
+        known = _Known.of(self.labels, tile, self.objects)  # outside of the lock: other threads go on
+        with self._lock:
+            if key not in self._remembered:
+                self._remembered[key] = known
+                self._remembered_bytes += known.nbytes
+            while self._remembered_bytes > REMEMBERED_BYTES and len(self._remembered) > 1:
+                self._remembered_bytes -= self._remembered.popitem(last=False)[1].nbytes
+        return known
 
     def __getstate__(self) -> dict[str, Any]:
         """What a DataLoader's worker gets: no open files, no locks."""
         state = self.__dict__.copy()
-        state.update(_reader=None, _lock=None, _crops=OrderedDict(), _crop_bytes=0)
+        state.update(_reader=None, _lock=None, _remembered=OrderedDict(), _remembered_bytes=0)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

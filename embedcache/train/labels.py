@@ -84,7 +84,7 @@ class Labels:
 
     def counts(self, tile: Tile) -> tuple[int, int]:
         """``(positive, supervised)`` pixels of a tile; positives count only where supervised. Remembered."""
-        key = Tile(0, tile.y0, tile.x0, tile.height, tile.width) if self._flat else tile
+        key = self.key(tile)
         if key not in self._counts:
             if tile.plane not in self.planes:
                 return 0, 0
@@ -93,6 +93,10 @@ class Labels:
             positive = int(((self.crop(tile) > 0) & supervised).sum()) if total else 0
             self._counts[key] = (positive, total)
         return self._counts[key]
+
+    def key(self, tile: Tile) -> Tile:
+        """The tile that stands for all with the same labels: one of view 0, and of plane 0 where all are alike."""
+        return Tile(0 if self._flat else tile.plane, tile.y0, tile.x0, tile.height, tile.width)
 
     @property
     def _flat(self) -> bool:

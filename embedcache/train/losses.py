@@ -55,20 +55,23 @@ def compute_loss(
     weight : (Q, 256, 256)
         How much each cell counts; a query without any weight has loss 0.
     """
-    if check_loss(name) == "mse":
-        parts = {"mse": weighted_mean((logits.sigmoid() - targets) ** 2, weight)}
-        return LossParts(parts["mse"], parts)
-    iou = mse_loss(iou_predictions, actual_iou(logits, targets, weight), reduction="none")
-    iou = iou * (weight.flatten(1).sum(dim=1) > 0)
-    if name == "bce+iou":
-        parts = {"bce": weighted_mean(cross_entropy(logits, targets), weight), "iou": iou}
-    else:
-        parts = {
-            "focal": FOCAL_FACTOR * weighted_mean(focal(logits, targets), weight),
-            "dice": dice(logits, targets, weight),
-            "iou": iou,
-        }
+    parts = mask_losses(name, logits, targets, weight)
+    if name != "mse":
+        iou = mse_loss(iou_predictions, actual_iou(logits, targets, weight), reduction="none")
+        parts["iou"] = iou * (weight.flatten(1).sum(dim=1) > 0)
     return LossParts(torch.stack(list(parts.values())).sum(dim=0), parts)
+
+
+def mask_losses(name: str, logits: Tensor, targets: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    """The parts of a loss that judge the mask, each (Q,): all but the predicted IoU's."""
+    if check_loss(name) == "mse":
+        return {"mse": weighted_mean((logits.sigmoid() - targets) ** 2, weight)}
+    if name == "bce+iou":
+        return {"bce": weighted_mean(cross_entropy(logits, targets), weight)}
+    return {
+        "focal": FOCAL_FACTOR * weighted_mean(focal(logits, targets), weight),
+        "dice": dice(logits, targets, weight),
+    }
 
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ gives the prompt. Figures that stand for an unattended run over a volume need a 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +29,9 @@ import torch
 from torch import Tensor
 
 from embedcache.errors import ConfigError
-from embedcache.geometry import IMAGE_SIZE, Tile
-from embedcache.sam.decoder import Prompts
+from embedcache.geometry import IMAGE_SIZE, Tile, see_boxes, see_points
+from embedcache.sam.prompts import PAD_LABEL, Prompts
+from embedcache.train.object_table import TileObject
 
 PROMPTS = ("none", "points", "box", "grid", "iterative")
 
@@ -39,6 +40,9 @@ BOX_NOISE = 0.1
 BOX_NOISE_PIXELS = 20.0
 
 Masks = npt.NDArray[np.bool_]
+
+FREE_SHARE = 0.5
+"""Share of tiles that a semantic training with oracle prompts asks without any, as validation asks."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,20 @@ class TilePrompts:
         1 in, 0 out, −1 padding.
     boxes : float32 (P, 4) or None
         xyxy in pixels of the 1024 frame.
+    masks : float32 (P, 256, 256) or None
+        Logits.
     """
 
     point_coords: npt.NDArray[np.float32] | None = None
     point_labels: npt.NDArray[np.int32] | None = None
     boxes: npt.NDArray[np.float32] | None = None
+    masks: npt.NDArray[np.float32] | None = None
+
+    def one_of(self, *, box: bool) -> TilePrompts:
+        """The boxes or the points where there are both, else what there is."""
+        if self.boxes is None or self.point_coords is None:
+            return self
+        return replace(self, point_coords=None, point_labels=None) if box else replace(self, boxes=None)
 
 
 def prompt_source(prompts: str) -> Literal["free", "oracle"]:
@@ -72,26 +85,35 @@ def check_prompts(prompts: str) -> str:
     return prompts
 
 
-def make_prompts(prompts: str, masks: Masks, tile: Tile, rng: np.random.Generator) -> TilePrompts:
+def make_prompts(
+    prompts: str,
+    masks: Sequence[TileObject] | Masks,
+    tile: Tile,
+    rng: np.random.Generator,
+    supervised: Masks | None = None,
+) -> TilePrompts:
     """First prompts of a tile's objects.
 
     Parameters
     ----------
     prompts : str
-        One of the kinds above; for ``iterative`` both a point and a box are drawn, and the loop takes one.
-    masks : bool (P, height, width)
-        Objects in tile px.
+        One of the kinds above; for ``iterative`` both a point and a box are drawn, and one of them is asked.
+    masks : P objects, or bool (P, height, width)
+        In tile px, before the tile's view.
     tile : Tile
-        Gives the frame.
+        Gives the frame; a view moves the prompts as it moves the pixels.
     rng : Generator
         All randomness comes from it.
+    supervised : bool (height, width), optional
+        Where a point may lie that stands for an empty object; default: everywhere.
     """
+    objects = [TileObject.of_mask(mask) for mask in masks] if isinstance(masks, np.ndarray) else masks
     if prompts == "none":
         return TilePrompts()
     if prompts in ("grid", "grid:free"):
-        return _grid(masks, tile, signed=prompts == "grid")
-    coords, labels = sample_points(masks, tile, rng)
-    boxes = jittered_boxes(masks, tile, rng)
+        return _grid(objects, tile, signed=prompts == "grid")
+    coords, labels = sample_points(objects, tile, rng, supervised)
+    boxes = jittered_boxes(objects, tile, rng)
     if prompts == "points":
         return TilePrompts(coords, labels)
     if prompts == "box":
@@ -100,37 +122,43 @@ def make_prompts(prompts: str, masks: Masks, tile: Tile, rng: np.random.Generato
 
 
 def sample_points(
-    masks: Masks, tile: Tile, rng: np.random.Generator
+    objects: Sequence[TileObject], tile: Tile, rng: np.random.Generator, supervised: Masks | None = None
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
-    """One point drawn uniformly inside each mask; an empty mask gets one point outside, labelled 0.
+    """One point drawn uniformly inside each object; an empty one gets a point outside, labelled 0.
 
     Returns
     -------
     float32 (P, 1, 2), int32 (P, 1)
     """
-    coords = np.zeros((len(masks), 1, 2))
-    labels = np.ones((len(masks), 1), np.int32)
-    for index, mask in enumerate(masks):
-        inside = np.flatnonzero(mask)
-        if len(inside) == 0:
-            inside, labels[index, 0] = np.arange(mask.size), 0
-        y, x = divmod(int(rng.choice(inside)), mask.shape[1])
-        coords[index, 0] = x, y
-    return tile.to_frame(coords), labels
+    coords = np.zeros((len(objects), 1, 2))
+    labels = np.ones((len(objects), 1), np.int32)
+    for index, thing in enumerate(objects):
+        (top, left), piece = thing.corner, thing.inside
+        places = np.flatnonzero(piece)
+        if len(places) == 0:
+            labels[index, 0] = 0
+            top, left, piece = 0, 0, np.ones(thing.size, np.bool_) if supervised is None else supervised
+            places = np.flatnonzero(piece)
+        drawn = int(rng.integers(max(1, len(places))))
+        y, x = divmod(int(places[drawn]) if len(places) else 0, piece.shape[1])
+        coords[index, 0] = left + x, top + y
+    return tile.to_frame(see_points(coords, (tile.height, tile.width), tile.view)), labels
 
 
-def jittered_boxes(masks: Masks, tile: Tile, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+def jittered_boxes(
+    objects: Sequence[TileObject], tile: Tile, rng: np.random.Generator
+) -> npt.NDArray[np.float32]:
     """SAM's noisy boxes: tight, each side moved by a normal of 10 % of the box's side, at most 20 px.
 
     Returns
     -------
     float32 (P, 4)
-        xyxy in pixels of the 1024 frame, inside the tile's content; an empty mask gets the whole tile.
+        xyxy in pixels of the 1024 frame, inside the tile's content; an empty object gets the whole tile.
     """
     height, width = tile.input_size
-    boxes = np.zeros((len(masks), 4), np.float32)
-    for index, mask in enumerate(masks):
-        tight = tile.boxes_to_frame(_tight_box(mask))
+    boxes = np.zeros((len(objects), 4), np.float32)
+    for index, thing in enumerate(objects):
+        tight = tile.boxes_to_frame(see_boxes(_tight_box(thing), thing.size, tile.view))
         sides = np.array([tight[2] - tight[0], tight[3] - tight[1]] * 2)
         noise = np.clip(rng.normal(0.0, 1.0, 4) * sides * BOX_NOISE, -BOX_NOISE_PIXELS, BOX_NOISE_PIXELS)
         moved = np.clip(tight + noise, 0, [width, height, width, height])
@@ -138,52 +166,66 @@ def jittered_boxes(masks: Masks, tile: Tile, rng: np.random.Generator) -> npt.ND
     return boxes
 
 
-def _tight_box(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+def _tight_box(thing: TileObject) -> tuple[int, int, int, int]:
+    rows, columns = np.flatnonzero(thing.inside.any(axis=1)), np.flatnonzero(thing.inside.any(axis=0))
     if len(rows) == 0:
-        return 0, 0, mask.shape[1], mask.shape[0]
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+        return 0, 0, thing.size[1], thing.size[0]
+    y, x = thing.corner
+    return x + int(columns[0]), y + int(rows[0]), x + int(columns[-1]) + 1, y + int(rows[-1]) + 1
 
 
-def _grid(masks: Masks, tile: Tile, *, signed: bool) -> TilePrompts:
+def _grid(objects: Sequence[TileObject], tile: Tile, *, signed: bool) -> TilePrompts:
     """SAM's ``build_point_grid`` (half-offset) over the tile's content, the same points for each object."""
+    seen = tile.seen
     steps = (np.arange(GRID_SIDE) + 0.5) / GRID_SIDE
-    x, y = (axis.ravel() for axis in np.meshgrid(steps * tile.width, steps * tile.height))
-    coords = np.broadcast_to(tile.to_frame(np.stack([x, y], axis=-1)), (len(masks), GRID_SIDE**2, 2)).copy()
+    x, y = (axis.ravel() for axis in np.meshgrid(steps * seen.width, steps * seen.height))
+    frame = tile.to_frame(np.stack([x, y], axis=-1))
+    coords = np.broadcast_to(frame, (len(objects), GRID_SIDE**2, 2)).copy()
     labels = np.ones(coords.shape[:2], np.int32)
     if signed:
+        masks = np.stack([thing.seen(tile.view).mask() for thing in objects])
         labels = masks[:, y.astype(int), x.astype(int)].astype(np.int32)
     return TilePrompts(coords, labels)
 
 
 def collate_prompts(prompts: Sequence[TilePrompts], counts: Sequence[int]) -> Prompts:
-    """Prompts of several tiles as one ragged batch: counts per image, shorter point lists padded with −1.
+    """Prompts of several tiles as one ragged batch: each row says how many points it has and whether a box.
 
     Parameters
     ----------
     prompts : sequence of TilePrompts
-        One per image, all of one kind.
+        One per image; what one of them lacks takes no part in its rows.
     counts : sequence of int
         Objects of each image, each at least 1; without any prompt each image is asked once.
     """
-    points = [item.point_coords for item in prompts if item.point_coords is not None]
-    labels = [item.point_labels for item in prompts if item.point_labels is not None]
-    boxes = [item.boxes for item in prompts if item.boxes is not None]
-    most = max((array.shape[1] for array in points), default=0)
+    points = [0 if item.point_coords is None else item.point_coords.shape[1] for item in prompts]
+    boxed = [item.boxes is not None for item in prompts]
+    most = max(points)
+    coords = [_rows(item.point_coords, (n, most, 2), 0) for item, n in zip(prompts, counts, strict=True)]
+    labels = [_rows(item.point_labels, (n, most), PAD_LABEL) for item, n in zip(prompts, counts, strict=True)]
+    boxes = [_rows(item.boxes, (n, 4), 0) for item, n in zip(prompts, counts, strict=True)]
+    masks = [item.masks[:, None] for item in prompts if item.masks is not None]
     return Prompts(
         counts=tuple(counts),
-        point_coords=torch.from_numpy(np.concatenate([_pad(a, most, 0) for a in points])) if points else None,
-        point_labels=torch.from_numpy(np.concatenate([_pad(a, most, -1) for a in labels]))
-        if labels
-        else None,
-        boxes=torch.from_numpy(np.concatenate(boxes)) if boxes else None,
-        mask_input=None,
+        point_coords=_joined(coords) if most else None,
+        point_labels=_joined(labels).to(torch.int32) if most else None,
+        boxes=_joined(boxes) if any(boxed) else None,
+        mask_input=_joined(masks) if masks else None,
+        point_counts=torch.tensor(np.repeat(points, counts)) if min(points) < most else None,
+        has_box=torch.tensor(np.repeat(boxed, counts)) if any(boxed) and not all(boxed) else None,
     )
 
 
-def _pad(array: npt.NDArray[np.generic], length: int, value: int) -> npt.NDArray[np.generic]:
-    extra = [(0, 0), (0, length - array.shape[1])] + [(0, 0)] * (array.ndim - 2)
-    return np.pad(array, extra, constant_values=value) if length > array.shape[1] else array
+def _rows(array: npt.NDArray[Any] | None, shape: tuple[int, ...], value: int) -> npt.NDArray[np.float32]:
+    """An array in the first places of a larger one."""
+    rows = np.full(shape, value, np.float32)
+    if array is not None:
+        rows[:, : array.shape[1]] = array
+    return rows
+
+
+def _joined(arrays: Sequence[npt.NDArray[np.float32]]) -> Tensor:
+    return torch.from_numpy(np.concatenate(arrays))
 
 
 def first_round(prompts: Prompts, rng: np.random.Generator) -> Prompts:
