@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.errors import ConfigError
+from embedcache.errors import ConfigError, EmbedcacheError
 from embedcache.train.run import read_json, write_json
 
 Pixels = npt.NDArray[np.uint8]
@@ -81,9 +81,27 @@ def open_loggers(
         Where the training goes on: what was logged beyond it is of a killed process.
     say : callable
         Told when a logger fails.
+
+    Raises
+    ------
+    ConfigError
+        When one cannot be started.
     """
+    return _Several({name: _open(name, folder, settings, step) for name in parse_loggers(text)}, say)
+
+
+def _open(name: str, folder: Path, settings: Mapping[str, Any], step: int) -> Logger:
+    makers: dict[str, Callable[[Path, Mapping[str, Any], int], Logger]]
     makers = {"tensorboard": _TensorBoard, "wandb": _Wandb, "mlflow": _Mlflow}
-    return _Several({name: makers[name](folder, settings, step) for name in parse_loggers(text)}, say)
+    try:
+        return makers[name](folder, settings, step)
+    except (EmbedcacheError, OSError):
+        raise
+    except Exception as error:  # a service's own, of any class
+        raise ConfigError(
+            f"--logger {name} could not be started: {type(error).__name__}: {error}",
+            hint="Set it up as its own documentation says, or leave it out.",
+        ) from error
 
 
 def log_row(logger: Logger, row: Mapping[str, Any]) -> None:
@@ -119,7 +137,7 @@ class _Several:
         for name, logger in list(self._loggers.items()):
             try:
                 do(logger)
-            except Exception as error:  # noqa: BLE001 - a service's own, of any class; it costs curves, not the run
+            except Exception as error:
                 del self._loggers[name]
                 self._say(f"{name} failed and is left out from here: {type(error).__name__}: {error}")
 
