@@ -222,7 +222,8 @@ def test_names_come_once_and_none_is_silent(tmp_path: Path) -> None:
 
 def test_mlflow_itself_takes_what_we_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'kept.db'}")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "kept").as_uri())
     assert log_all("mlflow", tmp_path) == []
     run = json.loads((tmp_path / "loggers.json").read_text())["mlflow"]
     assert mlflow.MlflowClient().get_metric_history(run, "val/free/dice")[0].value == 0.25
