@@ -2,25 +2,34 @@
 
 segment-anything's ``MaskDecoder`` takes one image with several prompts; for more images its loop is outside. Here
 prompts of all images form one batch of Q queries, each of which looks at the embedding of its image. Modules,
-parameters and names are segment-anything's own; so are the results.
+parameters and names are segment-anything's own; so are the results. How they are computed is chosen for each call
+and changes nothing but the order of sums: see :mod:`embedcache.sam.decoding`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import pad
 
 from embedcache.errors import InputError, WeightsError
-from embedcache.geometry import EMBEDDING_SHAPE, IMAGE_SIZE, LOW_RES_SIZE, Tile
+from embedcache.geometry import EMBEDDING_SHAPE
+from embedcache.sam.decoding.absorbed import AbsorbedImages
+from embedcache.sam.decoding.plain import ImageTokens, PlainImages
+from embedcache.sam.decoding.shared import ImageSide, Rows, SharedImages
+from embedcache.sam.decoding.tokens import prompt_tokens, token_count
+from embedcache.sam.decoding.transformer import transform
+from embedcache.sam.decoding.upscaling import upscale, upscale_logits
+from embedcache.sam.decoding.way import Way, choose_way
 from embedcache.sam.parts import build_decoder_parts
 from embedcache.sam.prompts import PAD_LABEL, Prompts
 from embedcache.sam.random_state import random_decoder_state
 
-__all__ = ["PAD_LABEL", "Decoder", "DecoderOutput", "Prompts", "upscale_logits"]
+__all__ = ["PAD_LABEL", "Decoder", "DecoderOutput", "ImageSide", "Prompts", "Way", "upscale_logits"]
 
 
 class DecoderOutput(NamedTuple):
@@ -29,7 +38,7 @@ class DecoderOutput(NamedTuple):
     Attributes
     ----------
     low_res_logits : Tensor
-        ``(Q, M, 256, 256)``; above zero is inside. M is 3 with ``multimask_output``, else 1.
+        ``(Q, M, 256, 256)``; above zero is inside. M is 3 with ``multimask_output``, 4 with None, else 1.
     iou_predictions : Tensor
         ``(Q, M)``: the decoder's own guess of each mask's IoU.
     """
@@ -45,7 +54,14 @@ class Decoder(nn.Module):
     ----------
     prompt_encoder, mask_decoder : nn.Module
         segment-anything's own; the state dict's keys are SAM's ``prompt_encoder.*`` and ``mask_decoder.*``.
+
+    Attributes
+    ----------
+    way : Way or None
+        How to compute, for tests and benches; None: chosen for each call.
     """
+
+    way: Way | None = None
 
     def __init__(self, prompt_encoder: nn.Module, mask_decoder: nn.Module) -> None:
         super().__init__()
@@ -80,70 +96,110 @@ class Decoder(nn.Module):
         return cls.from_state(random_decoder_state(seed))
 
     def forward(
-        self, image_embeddings: Tensor, prompts: Prompts, *, multimask_output: bool = False
+        self,
+        image_embeddings: Tensor | ImageSide,
+        prompts: Prompts,
+        *,
+        multimask_output: bool | None = False,
     ) -> DecoderOutput:
         """Decode the masks of Q prompts on B images.
 
         Parameters
         ----------
-        image_embeddings : Tensor
-            ``(B, 256, 64, 64)``, of the decoder's dtype and on its device.
+        image_embeddings : Tensor or ImageSide
+            ``(B, 256, 64, 64)`` of any float dtype, on the decoder's device; or what
+            :meth:`precompute` made of it.
         prompts : Prompts
-            Of the same B images.
-        multimask_output : bool
-            Three masks a prompt (whole, part, subpart) instead of one.
+            Of the same B images. Rows may have unequal points (``point_counts``) and no box (``has_box``).
+        multimask_output : bool or None
+            Three masks a prompt (whole, part, subpart) instead of one; None: all four, the single one first.
 
         Raises
         ------
         InputError
-            When the embeddings' shape does not hold, they are of another number of images than the prompts, or
-            the prompts are mixed (``point_counts``, ``has_box``), which is not decoded yet.
+            When the embeddings' shape or dtype does not hold, they are of another number of images than the
+            prompts, or gradients are wanted through images prepared without them.
         """
-        if prompts.point_counts is not None or prompts.has_box is not None:
-            raise InputError("Prompts with point_counts or has_box are not decoded yet.")
-        if image_embeddings.ndim != 4 or image_embeddings.shape[1:] != EMBEDDING_SHAPE:
-            raise InputError(
-                f"image_embeddings has shape {tuple(image_embeddings.shape)}; (B, 256, 64, 64) is expected."
-            )
-        if len(prompts.counts) != len(image_embeddings):
-            raise InputError(
-                f"Prompts are of {len(prompts.counts)} images, embeddings of {len(image_embeddings)}."
-            )
-        sparse, dense = self._embed(prompts)
-        keys = _one_per_prompt(image_embeddings, prompts.counts)
-        masks, iou = self._decode(keys, sparse.to(keys.dtype), dense.to(keys.dtype))
-        chosen = slice(1, None) if multimask_output else slice(0, 1)
-        return DecoderOutput(masks[:, chosen], iou[:, chosen])
+        images = _checked(image_embeddings, prompts)
+        step = self._way(images.device, prompts).images_per_call or len(images)
+        found = []
+        for first in range(0, len(images), step):
+            call = slice(first, first + step)
+            found.append(self._decode(image_embeddings[call], prompts.of_images(call), multimask_output))
+        if len(found) == 1:
+            return found[0]
+        return DecoderOutput(*(torch.cat(values) for values in zip(*found, strict=True)))
 
-    def _embed(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
-        """Sparse ``(Q, N, 256)`` and dense ``(Q, 256, 64, 64)`` embeddings of all prompts."""
-        points = None if prompts.point_coords is None else (prompts.point_coords, prompts.point_labels)
-        masks = prompts.mask_input
-        if masks is not None:
-            masks = masks.to(self.prompt_encoder.no_mask_embed.weight.dtype)
-        sparse, dense = self.prompt_encoder(points=points, boxes=prompts.boxes, masks=masks)
-        # Without any prompt segment-anything answers for one query
-        return sparse.expand(prompts.queries, -1, -1), dense.expand(prompts.queries, -1, -1, -1)
+    @torch.no_grad()
+    def precompute(self, image_embeddings: Tensor) -> ImageSide:
+        """What many calls on the same images can share, without gradients and until the weights change."""
+        tokens = self._tokens_of(_checked(image_embeddings, None))
+        layer = self.mask_decoder.transformer.layers[0]
+        return ImageSide.project(layer, tokens, self._position(), self._no_mask())
 
-    def _decode(self, image_embeddings: Tensor, sparse: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
-        """Do what ``MaskDecoder.predict_masks`` does, with one image embedding for each of the Q prompts."""
+    def _decode(
+        self, images: Tensor | ImageSide, prompts: Prompts, multimask_output: bool | None
+    ) -> DecoderOutput:
+        """Do what ``MaskDecoder.forward`` does, for the images of one call."""
         decoder = self.mask_decoder
-        queries = len(sparse)
-        output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight], dim=0)
-        tokens = torch.cat((output_tokens.expand(queries, -1, -1), sparse), dim=1)
-        keys = image_embeddings + dense
-        _, channels, height, width = keys.shape
-        position = self.dense_pe().to(keys.dtype).expand(queries, -1, -1, -1)
-
-        hidden, keys = decoder.transformer(keys, position, tokens)
-        iou_hidden, mask_hidden = hidden[:, 0], hidden[:, 1 : 1 + decoder.num_mask_tokens]
-
-        upscaled = decoder.output_upscaling(keys.transpose(1, 2).view(queries, channels, height, width))
-        hyper = torch.stack(
-            [mlp(mask_hidden[:, i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1
+        sparse, takes_part = prompt_tokens(self.prompt_encoder, prompts)
+        own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        tokens = torch.cat([own.expand(len(sparse), -1, -1), sparse.to(own.dtype)], dim=1)
+        if takes_part is not None:
+            takes_part = pad(takes_part, (len(own), 0), value=True)
+        way = self._way(sparse.device, prompts)
+        first, later = self._images(images, prompts, way)
+        hidden, keys = transform(decoder.transformer, tokens, takes_part, first, later, wanted=len(own))
+        chosen = {None: slice(None), True: slice(1, None), False: slice(0, 1)}[multimask_output]
+        # Masks that nobody asked for have vectors all the same: their gradient is zero, as in stock, not absent
+        vectors = torch.stack(
+            [mlp(hidden[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1
         )
-        masks = (hyper @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])
-        return masks, decoder.iou_prediction_head(iou_hidden)
+        masks = upscale(decoder, keys, vectors[:, chosen], way.upscaling)
+        return DecoderOutput(masks, decoder.iou_prediction_head(hidden[:, 0])[:, chosen])
+
+    def _way(self, device: torch.device, prompts: Prompts) -> Way:
+        return self.way or choose_way(
+            device,
+            prompts.queries,
+            len(prompts.counts),
+            1 + self.mask_decoder.num_mask_tokens + token_count(prompts),
+            mask_prompts=prompts.mask_input is not None,
+            autocast=torch.is_autocast_enabled(device.type),
+        )
+
+    def _images(
+        self, images: Tensor | ImageSide, prompts: Prompts, way: Way
+    ) -> tuple[ImageTokens, Callable[[Tensor], ImageTokens]]:
+        """What the first layer sees of the images, and how the later ones see what the prompts made of them."""
+        position, dense = self._position(), self._no_mask()
+        later = partial(AbsorbedImages if way.absorbed else PlainImages, position=position)
+        side = images if isinstance(images, ImageSide) else None
+        tokens = images.tokens if isinstance(images, ImageSide) else self._tokens_of(images)
+        masks = prompts.mask_input
+        if masks is None and (way.shared or side is not None):
+            if side is None:
+                side = ImageSide.project(self.mask_decoder.transformer.layers[0], tokens, position, dense)
+            return SharedImages(side, prompts.counts, dense, absorbed=way.absorbed), later
+        tokens = Rows(prompts.counts, tokens.device).spread(tokens)
+        if masks is not None:
+            added = self.prompt_encoder.mask_downscaling(masks.to(dense.dtype)).flatten(2).mT
+            return later(tokens + added), later
+        if way.absorbed:
+            return AbsorbedImages(tokens, position, dense), later
+        return PlainImages(tokens + dense, position), later
+
+    def _tokens_of(self, images: Tensor) -> Tensor:
+        """``(B, 256, 64, 64)`` to ``(B, 4096, 256)`` of the decoder's dtype."""
+        return images.to(self._no_mask().dtype).flatten(2).mT.contiguous()
+
+    def _no_mask(self) -> Tensor:
+        weight: Tensor = self.prompt_encoder.no_mask_embed.weight
+        return weight[0]
+
+    def _position(self) -> Tensor:
+        """Where image tokens lie, ``(4096, 256)``."""
+        return self.dense_pe().to(self._no_mask().dtype)[0].flatten(1).mT
 
     def dense_pe(self) -> Tensor:
         """Position embedding of the 64 × 64 grid, ``(1, 256, 64, 64)``: a constant, computed once per device."""
@@ -159,40 +215,22 @@ class Decoder(nn.Module):
         return kept[2]
 
 
-def _one_per_prompt(image_embeddings: Tensor, counts: tuple[int, ...]) -> Tensor:
-    if all(count == 1 for count in counts):
-        return image_embeddings
-    repeats = torch.tensor(counts, device=image_embeddings.device)
-    return image_embeddings.repeat_interleave(repeats, dim=0, output_size=sum(counts))
-
-
-def upscale_logits(low_res_logits: Tensor, tile: Tile) -> Tensor:
-    """Scale mask logits up to a tile's own pixels: SAM's ``postprocess_masks``.
-
-    Parameters
-    ----------
-    low_res_logits : Tensor
-        ``(..., 256, 256)``, as the decoder returns them.
-    tile : Tile
-        Whose pixels are wanted.
-
-    Returns
-    -------
-    Tensor
-        ``(..., tile.height, tile.width)``.
-    """
-    leading = low_res_logits.shape[:-2]
-    masks = (
-        leading[-1] if leading else 1
-    )  # channels, as SAM has them: torch rounds alike only in the same layout
-    height, width = tile.input_size
-    frame = interpolate(
-        low_res_logits.reshape(-1, masks, LOW_RES_SIZE, LOW_RES_SIZE),
-        (IMAGE_SIZE, IMAGE_SIZE),
-        mode="bilinear",
-        align_corners=False,
-    )
-    scaled = interpolate(
-        frame[..., :height, :width], (tile.height, tile.width), mode="bilinear", align_corners=False
-    )
-    return scaled.reshape(*leading, tile.height, tile.width)
+def _checked(image_embeddings: Tensor | ImageSide, prompts: Prompts | None) -> Tensor:
+    """The embeddings, or tokens for which they stand, once their shape and number are known to hold."""
+    if isinstance(image_embeddings, ImageSide):
+        if torch.is_grad_enabled():
+            raise InputError(
+                "Images prepared by precompute bring no gradients.", hint="Decode under torch.no_grad()."
+            )
+        images = image_embeddings.tokens
+    else:
+        images = image_embeddings
+        if images.ndim != 4 or images.shape[1:] != EMBEDDING_SHAPE:
+            raise InputError(
+                f"image_embeddings has shape {tuple(images.shape)}; (B, 256, 64, 64) is expected."
+            )
+        if not images.is_floating_point():
+            raise InputError(f"image_embeddings is {images.dtype}; a float dtype is expected.")
+    if prompts is not None and len(prompts.counts) != len(images):
+        raise InputError(f"Prompts are of {len(prompts.counts)} images, embeddings of {len(images)}.")
+    return images

@@ -85,6 +85,25 @@ class Prompts:
         """The same prompts in pinned memory, from which a GPU copies on its own; needs CUDA."""
         return self._each(Tensor.pin_memory)
 
+    def of_images(self, images: slice) -> Prompts:
+        """The prompts of some of the images; not checked again."""
+        first, last, _ = images.indices(len(self.counts))
+        rows = slice(sum(self.counts[:first]), sum(self.counts[:last]))
+        part = self._each(lambda tensor: tensor[rows])
+        object.__setattr__(part, "counts", self.counts[first:last])
+        return part
+
+    def replaced(self, **changes: Tensor | None) -> Prompts:
+        """The same prompts with other tensors, which are not checked: for those computed on a device.
+
+        A check would wait for the device. Shapes and dtypes must be those of the class.
+        """
+        changed = copy.copy(self)
+        for name, value in changes.items():
+            getattr(self, name)  # a name that is none is an AttributeError
+            object.__setattr__(changed, name, value)
+        return changed
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> Prompts:
         moved = copy.copy(self)
         for field in fields(self):

@@ -1,0 +1,1 @@
+"""How the decoder computes, never what: prompt tokens, attention, upscaling, in several ways."""
