@@ -14,6 +14,7 @@ from embedcache.encode.options import ATTENTIONS, COMPILES, options_from
 from embedcache.encode.parts import part_of_array_job
 from embedcache.encode.recipe import RECIPE_FIELDS
 from embedcache.errors import ConfigError
+from embedcache.geometry import VIEW_SETS
 from embedcache.store.spec import STORE_DTYPES
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -34,6 +35,20 @@ def selection_options(function: Decorated) -> Decorated:
             "--skip-empty/--no-skip-empty",
             default=None,
             help="Leave out tiles that are all zero.  [default: on where a mask is given]",
+        ),
+    )
+
+
+def views_option(function: Decorated) -> Decorated:
+    """Add ``--views``."""
+    return _apply(
+        function,
+        click.option(
+            "--views",
+            type=click.Choice(list(VIEW_SETS)),
+            default="none",
+            show_default=True,
+            help="Encode each tile also mirrored (flips: 4 views) and turned (d4: 8), for training.",
         ),
     )
 

@@ -16,6 +16,7 @@ from embedcache.cli.encode_options import (
     part_options,
     recipe_options,
     selection_options,
+    views_option,
 )
 from embedcache.cli.output import print_json, print_pairs
 from embedcache.cli.signals import interruptible, stop_at_once
@@ -33,6 +34,7 @@ from embedcache.progress import Progress, Terminal
 @click.option("--volume", required=True, metavar="V", help="Zarr, folder of images, TIFF, PNG, JPEG, .npy …")
 @recipe_options
 @selection_options
+@views_option
 @machine_options
 @engine_options
 @part_options
@@ -151,6 +153,7 @@ def _print_failed(result: EncodeResult) -> None:
 @click.option("--volume", required=True, metavar="V", help="The volume.")
 @recipe_options
 @selection_options
+@views_option
 @machine_options
 @engine_options
 @part_options
@@ -173,6 +176,7 @@ def plan(volume: str, like: str | None, as_json: bool, **wishes: Any) -> None:
             ("store", figures.store),
             ("tiles in the volume", figures.tiles_total),
             ("tiles selected", figures.tiles_selected),
+            ("views of each", figures.views),
             ("tiles missing", figures.tiles_missing),
             ("parts", figures.num_parts),
             ("files", figures.files),

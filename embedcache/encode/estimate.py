@@ -15,14 +15,16 @@ from embedcache.encode.options import EncodeOptions
 from embedcache.encode.parts import Part
 from embedcache.encode.plan import EncodePlan, plan_encode
 from embedcache.encode.prepare import device_name, prepare
-from embedcache.encode.survey import selected_tiles, survey
+from embedcache.encode.survey import selected_views, survey
 from embedcache.encode.timing.forecast import break_even
 from embedcache.encode.timing.run import time_run
 from embedcache.files import free_bytes
+from embedcache.geometry import VIEW_SETS
 from embedcache.progress import Progress
 from embedcache.sam.encoder import resolve_device, resolve_precision
 from embedcache.sam.registry import MODELS
 from embedcache.sam.search import candidates
+from embedcache.store.views import Numbering, grown, planes_of, table_of
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Estimate:
         Where and how the encoder would run.
     store_dtype : str
         How the embeddings would be stored.
+    views : int
+        Views in which each selected place is asked for.
     num_parts, workers : int
         Processes that would share the work: each by a command of its own, or all started by one.
     tiles_of_part : int
@@ -99,6 +103,7 @@ class Estimate:
     write_bytes_per_second: float | None = None
     share_encoded: float = 1.0
     unknown: str | None = None
+    views: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of ``embedcache plan --json``."""
@@ -167,6 +172,7 @@ def _count(
         num_parts=options.num_parts or 1,
         workers=options.workers,
         tiles_of_part=int(_missing_of_part(plan, options).sum()),
+        views=plan.views,
     )
 
 
@@ -190,9 +196,14 @@ def _why_no_weights(options: EncodeOptions) -> str | None:
 def _without_weights(options: EncodeOptions, why: str, progress: Progress) -> Estimate:
     """What can be told without an encoder: tiles, files and bytes of a store that is not begun."""
     seen = survey(options, progress)
-    selected = selected_tiles(seen.table, seen.selection, seen.volume)
-    plan = plan_encode(seen.table, selected, None, options.shard_tiles, store_dtype=options.store_dtype)
-    place = Path(options.store or options.cache_dir).absolute()
+    place, views = Path(options.store or options.cache_dir).absolute(), VIEW_SETS[options.views]
+    uniform, segments = seen.volume.uniform, grown((), planes_of(seen.table), views)
+    table = table_of(seen.table, segments, uniform=uniform)
+    numbering = Numbering(place, table, segments, uniform)
+    selected = selected_views(numbering, seen.selection, seen.volume, views)
+    plan = plan_encode(
+        table, selected, None, options.shard_tiles, store_dtype=options.store_dtype, views=len(views)
+    )
     device = resolve_device(options.device)
     counted = _count(
         plan, options, place, options.store, device, resolve_precision(options.precision, device)

@@ -12,6 +12,7 @@ from typing import Any
 from embedcache.encode.recipe import RECIPE_FIELDS, recipe_of
 from embedcache.encode.sizes import parse_bytes
 from embedcache.errors import ConfigError
+from embedcache.geometry import VIEW_SETS
 from embedcache.sam.vit import VARIANTS
 from embedcache.store.spec import STORE_DTYPES
 
@@ -49,6 +50,8 @@ class EncodeOptions:
         Pyramid level that is encoded.
     z_range, bbox, mask : str, optional
         The selection: ``A:B[:STEP]``, ``Y0:Y1,X0:X1``, and a mask whose positive pixels are wanted.
+    views : str
+        In which views each tile is encoded: ``none`` as it lies only, ``flips`` or ``d4``; of no store's identity.
     skip_empty : bool, optional
         Do not encode tiles whose pixels are all zero; by default on where a mask is given.
     channels, window : str, optional
@@ -99,6 +102,7 @@ class EncodeOptions:
     z_range: str | None = None
     bbox: str | None = None
     mask: str | None = None
+    views: str = "none"
     skip_empty: bool | None = None
     channels: str | None = None
     window: str | None = None
@@ -127,6 +131,8 @@ class EncodeOptions:
         """Refuse values that no volume could make right."""
         if self.store_dtype not in STORE_DTYPES:
             raise ConfigError(f"--store-dtype {self.store_dtype}: expected {' or '.join(STORE_DTYPES)}.")
+        if self.views not in VIEW_SETS:
+            raise ConfigError(f"--views {self.views}: expected {', '.join(VIEW_SETS)}.")
         if self.changed not in CHANGED:
             raise ConfigError(f"--changed {self.changed}: expected {' or '.join(CHANGED)}.")
         if self.changed == REENCODE and (self.num_parts or 1) > 1:

@@ -24,7 +24,7 @@ from embedcache.encode.prepare import EncodeJob, prepare
 from embedcache.encode.result import EncodeResult
 from embedcache.encode.run import EncodeRun
 from embedcache.encode.stages import Stages
-from embedcache.errors import VolumeError
+from embedcache.errors import MismatchError, VolumeError
 from embedcache.files import free_bytes
 from embedcache.progress import Progress, Silent
 from embedcache.store import EmbeddingStore, StoreWriter
@@ -113,8 +113,8 @@ def _encode(
         return store, plan
     with store.writer(shards) as writer:
         job.seen.require(store)
-        _add_images(job, writer)
-        writer.add_selection(job.selection.to_dict(), whole.selected)
+        _add_tiles(job, store, writer)
+        writer.add_selection(job.asked, whole.selected)
         plan = job.plan_for(store, whole.selected)  # another run may have added tiles since the first look
         plan = plan if shards is None else plan.within(shards)
         _encode_missing(job, run, plan, store, writer)
@@ -130,8 +130,8 @@ def _reencode(
         job.seen.require(store, all_images=True)
         found = take_over_changes(job, store, writer, progress, run.stop_if_asked)
         run.checked, run.changed = PixelCheck(found.compared, found.compared), len(found.changed)
-        _add_images(job, writer)  # now the records of those that changed are the store's too
-        writer.add_selection(job.selection.to_dict(), whole.selected)
+        _add_tiles(job, store, writer)  # now the records of those that changed are the store's too
+        writer.add_selection(job.asked, whole.selected)
         # What an earlier, killed command marked as changed is missing like anything else that is wanted.
         plan = job.plan_for(store, whole.selected | store.missing)
         at_hand = _bytes_at_hand(store.path, store, plan)
@@ -176,7 +176,7 @@ def _create(job: EncodeJob) -> EmbeddingStore:
     return EmbeddingStore.create(
         job.store_path,
         spec=job.spec,
-        table=job.table,
+        table=job.base_table,
         decoder_state=job.weights.decoder_state(),
         provenance=job.provenance(),
         images=job.images,
@@ -184,7 +184,16 @@ def _create(job: EncodeJob) -> EmbeddingStore:
     )
 
 
-def _add_images(job: EncodeJob, writer: StoreWriter) -> None:
-    """Add what is new of a collection; also without news, it must be the store's."""
-    if job.images:
-        writer.add_images(job.images, job.table)
+def _add_tiles(job: EncodeJob, store: EmbeddingStore, writer: StoreWriter) -> None:
+    """Add what is new of a collection, then the views; also without news, the tiles must be the store's."""
+    with writer.store_wide():  # as one: nobody else's rows may come in between
+        if job.images:
+            writer.add_images(job.images, job.rows_of_images)
+        if job.segments:
+            writer.add_views(job.views)
+            table = store.table[: len(job.table)]
+            if not np.array_equal(table, job.table):
+                raise MismatchError(
+                    f"{store.path} was given other tiles meanwhile. Nothing was encoded.",
+                    hint="Run the same command again; it looks at what is there now.",
+                )

@@ -37,6 +37,8 @@ class EncodePlan:
         Tile numbers in one shard.
     store_dtype : str
         Element type of the stored embeddings.
+    views : int
+        Views in which each selected place is asked for.
     """
 
     total: int
@@ -44,6 +46,7 @@ class EncodePlan:
     missing: npt.NDArray[np.bool_]
     shard_tiles: int
     store_dtype: str = "float16"
+    views: int = 1
 
     @property
     def bytes_per_tile(self) -> int:
@@ -107,7 +110,9 @@ class EncodePlan:
             return "Free some space, or give a --cache-dir on a larger disk."
         levels = max(1, int(np.ceil(np.log(times) / np.log(4.0))))
         half = bytes_per_tile(self.store_dtype) / bytes_per_tile("int8")
-        smaller = "--store-dtype int8 (half the bytes, nearly the same masks), " if 1 < times <= half else ""
+        smaller = {8: "--views flips (half of them) or none, ", 4: "--views none, "}.get(self.views, "")
+        if 1 < times <= half:
+            smaller += "--store-dtype int8 (half the bytes, nearly the same masks), "
         return (
             f"To fit: {smaller}a --level {levels} higher (each level has a quarter of the tiles per plane), "
             f"a step of --z-range A:B:{int(np.ceil(times))}, a --bbox or --mask with {100 / times:.0f} % of the "
@@ -122,12 +127,13 @@ def plan_encode(
     shard_tiles: int,
     *,
     store_dtype: str = "float16",
+    views: int = 1,
 ) -> EncodePlan:
     """The plan for a tile table, a selection, and the tiles a store holds or has skipped.
 
     Parameters
     ----------
-    table : (N, 5) int64
+    table : (N, 5) or (N, 6) int64
         The tile table.
     selected : (N,) bool
         What is asked for.
@@ -138,11 +144,13 @@ def plan_encode(
         Tile numbers in one shard.
     store_dtype : str
         Element type of the stored embeddings.
+    views : int
+        Views in which each selected place is asked for.
     """
     missing = selected.copy()
     if done is not None:
         missing[: len(done)] &= ~done[: len(missing)]
-    return EncodePlan(int((table[:, 0] >= 0).sum()), selected, missing, shard_tiles, store_dtype)
+    return EncodePlan(int((table[:, 0] >= 0).sum()), selected, missing, shard_tiles, store_dtype, views)
 
 
 def bytes_per_tile(store_dtype: str) -> int:

@@ -21,12 +21,14 @@ from embedcache.encode.identity.unchanged import Seen
 from embedcache.encode.identity.words import Request, asked_words
 from embedcache.encode.options import EncodeOptions
 from embedcache.encode.plan import EncodePlan, plan_encode
-from embedcache.encode.survey import selected_tiles, survey, tile_table
+from embedcache.encode.survey import selected_views, survey, tile_table
+from embedcache.geometry import VIEW_SETS
 from embedcache.progress import Progress
 from embedcache.sam.encoder import Precision, resolve_device, resolve_precision
 from embedcache.sam.weights import Weights, model_type_of, resolve_weights
 from embedcache.store import EmbeddingStore, EncodeSpec
 from embedcache.store.creation import SHARD_TILES
+from embedcache.store.views import Numbering, Segment, base_rows, grown, planes_of, table_of
 from embedcache.volume import (
     ImageRecord,
     ImageVolume,
@@ -51,8 +53,8 @@ class EncodeJob:
         The model's tensors.
     spec : EncodeSpec
         What decides every embedding; its fingerprint names the store.
-    table : (N, 5) int64
-        The tile table of the whole volume.
+    table : (N, 5) or (N, 6) int64
+        The tile table of the whole volume, with all views that the store has or gets.
     selection : Selection
         What of it is asked for.
     images : tuple of ImageRecord
@@ -67,6 +69,8 @@ class EncodeJob:
         The recipe as it was asked for.
     seen : Seen
         The store as it was found; what it must still be when it is written.
+    segments : tuple of Segment
+        Which rows of the table are which views: those of the store, and those that this command adds.
     """
 
     options: EncodeOptions
@@ -81,6 +85,30 @@ class EncodeJob:
     device: torch.device
     words: dict[str, Any]
     seen: Seen
+    segments: tuple[Segment, ...] = ()
+
+    @property
+    def views(self) -> tuple[int, ...]:
+        """The views in which the selected tiles are asked for."""
+        return VIEW_SETS[self.options.views]
+
+    @property
+    def base_table(self) -> npt.NDArray[np.int64]:
+        """The tiles as they lie, (N₀, 5), in the order of the grid: what a new store begins with."""
+        return base_rows(self.table, self.segments, uniform=self.volume.uniform)
+
+    @property
+    def rows_of_images(self) -> npt.NDArray[np.int64]:
+        """The table up to the last base tile: all rows that come before views are added."""
+        if not self.segments:
+            return self.table
+        return self.table[: int(np.flatnonzero(self.table[:, 5] == 0)[-1]) + 1]
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The selection as the journal keeps it; views are named where there are any."""
+        words = self.selection.to_dict()
+        return words if self.options.views == "none" else {**words, "views": self.options.views}
 
     @property
     def precision(self) -> Precision:
@@ -100,17 +128,30 @@ class EncodeJob:
         VolumeError
             When the selection lies outside the volume or selects nothing.
         """
-        selected = selected_tiles(self.table, self.selection, self.volume)
+        numbering = Numbering(self.store_path, self.table, self.segments, self.volume.uniform)
+        selected = selected_views(numbering, self.selection, self.volume, self.views)
         if self.store is None:
             return plan_encode(
-                self.table, selected, None, self.options.shard_tiles, store_dtype=self.spec.store_dtype
+                self.table,
+                selected,
+                None,
+                self.options.shard_tiles,
+                store_dtype=self.spec.store_dtype,
+                views=len(self.views),
             )
         return self.plan_for(self.store, selected)
 
     def plan_for(self, store: EmbeddingStore, selected: npt.NDArray[np.bool_]) -> EncodePlan:
         """What of the selected tiles a store lacks; what it skipped is done only while empty tiles are skipped."""
         done = store.committed | store.skipped if self.options.skips_empty else store.committed
-        return plan_encode(self.table, selected, done, store.shard_tiles, store_dtype=store.spec.store_dtype)
+        return plan_encode(
+            self.table,
+            selected,
+            done,
+            store.shard_tiles,
+            store_dtype=store.spec.store_dtype,
+            views=len(self.views),
+        )
 
     def provenance(self) -> dict[str, Any]:
         """Where the embeddings come from: source, weights, versions, licence, and the recipe to do it again."""
@@ -176,6 +217,9 @@ def prepare(options: EncodeOptions, progress: Progress) -> EncodeJob:
             volume = volume.reordered([record.name for record in store.images])
         images = image_table(volume, store, options)
         table = tile_table(volume, preprocess, grid, [(image.height, image.width) for image in images])
+    planes = len(images) if images else planes_of(table)
+    segments = grown(() if store is None else store.state.segments, planes, VIEW_SETS[options.views])
+    table = table_of(table, segments, uniform=volume.uniform)
     if store is not None:
         options = _with_shards_of(store, options, progress)
     return EncodeJob(
@@ -191,6 +235,7 @@ def prepare(options: EncodeOptions, progress: Progress) -> EncodeJob:
         device,
         request.words,
         Seen(spec.fingerprint) if store is None else Seen.of(store),
+        segments,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from embedcache.encode.identity.words import is_sampled
 from embedcache.encode.options import EncodeOptions
 from embedcache.errors import VolumeError
 from embedcache.progress import Progress
+from embedcache.store.views import Numbering
 from embedcache.volume import (
     Preprocess,
     Selection,
@@ -92,6 +93,22 @@ def selected_tiles(
             f"The selection holds no tile of {volume.source}.", hint="Widen --z-range, --bbox or --mask."
         )
     return selected
+
+
+def selected_views(
+    numbering: Numbering, selection: Selection, volume: Volume, views: Collection[int]
+) -> npt.NDArray[np.bool_]:
+    """Which tiles a selection asks for in these views, (N,) bool: :func:`selected_tiles`, and their views.
+
+    Raises
+    ------
+    VolumeError
+        As of :func:`selected_tiles`.
+    """
+    base = selected_tiles(numbering.table, selection, volume)
+    if not numbering.segments:
+        return base
+    return base[numbering.base_of] & np.isin(numbering.view_of, list(views))
 
 
 def _check_window(volume: Volume, window: tuple[float, float], progress: Progress) -> None:

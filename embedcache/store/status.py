@@ -12,7 +12,7 @@ class StoreStatus:
 
     ``tiles_total`` counts the numbers that have a tile; ``tiles_missing`` those wanted that are neither there nor
     skipped, failed ones among them; ``bytes`` is the size of the shard files; ``complete`` means that something
-    is wanted and nothing of it is missing.
+    is wanted and nothing of it is missing; ``views`` are those that its tiles may be in.
     """
 
     store: str
@@ -27,6 +27,7 @@ class StoreStatus:
     tiles_missing: int
     bytes: int
     complete: bool
+    views: list[int]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""

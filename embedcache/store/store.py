@@ -39,6 +39,7 @@ from embedcache.store.reader import EmbeddingReader
 from embedcache.store.session import make_durable, writing
 from embedcache.store.spec import EncodeSpec
 from embedcache.store.view import StoreView
+from embedcache.store.views import Numbering, Segment
 from embedcache.store.writer import StoreWriter
 from embedcache.volume.volume import ImageRecord, Volume
 
@@ -63,7 +64,7 @@ class EmbeddingStore(StoreView):
         self.shard_tiles = state.shard_tiles
         self.state = state
         self._set_attributes(attributes)
-        self.table = layout.read_tiles(path, state.n_tiles)
+        self.reload_table()
         self._reader = EmbeddingReader(self)
 
     # ---- making and opening
@@ -173,7 +174,7 @@ class EmbeddingStore(StoreView):
 
     def catch_up(self) -> None:
         """Take in what was appended since the snapshot; for a writer, who keeps others from compacting."""
-        before = self.state.n_tiles
+        before = self.state.n_tiles, self.state.segments
         try:
             self.state.files[CREATED].reopen()
             catch_up(self.state)
@@ -182,8 +183,9 @@ class EmbeddingStore(StoreView):
         else:
             self._follow(self.state, before)
 
-    def _follow(self, state: StoreState, before: int | None = None) -> None:
-        longer = state.n_tiles != (self.state.n_tiles if before is None else before)
+    def _follow(self, state: StoreState, before: tuple[int, tuple[Segment, ...]] | None = None) -> None:
+        before = before or (self.state.n_tiles, self.state.segments)
+        longer = (state.n_tiles, state.segments) != before
         self.state = state
         self.take_attributes()
         if longer:
@@ -191,7 +193,9 @@ class EmbeddingStore(StoreView):
 
     def reload_table(self) -> None:
         """Read the tile table again, to the length that the snapshot has."""
-        self.table = layout.read_tiles(self.path, self.state.n_tiles)
+        state = self.state
+        self.table = layout.read_tiles(self.path, state.n_tiles, views=bool(state.segments))
+        self.numbering = Numbering(self.path, self.table, state.segments, not state.images)
 
     def take_attributes(self) -> None:
         """Be what the snapshot says that the store is: a change of the source changes its spec."""
@@ -305,7 +309,7 @@ class EmbeddingStore(StoreView):
     def write_group(self) -> None:
         """Copy the journal's numerics and lengths into the group's metadata, if they differ; for the writer."""
         attributes = {**self.attributes, NUMERICS: self.state.numerics}
-        metadata = layout.root_metadata(attributes, len(self))
+        metadata = layout.root_metadata(attributes, len(self), views=bool(self.state.segments))
         path = self.path / layout.GROUP_FILE
         if layout.read_json(path) != metadata:
             write_file(path, layout.json_bytes(metadata))

@@ -19,6 +19,7 @@ from embedcache.store.shards.scales import ROW_BYTES
 from embedcache.store.shards.shard import CRC_BYTES, Form, form_of
 from embedcache.store.spec import EncodeSpec
 from embedcache.store.status import StoreStatus
+from embedcache.store.views import Numbering
 from embedcache.volume.volume import ImageRecord
 
 
@@ -37,8 +38,10 @@ class StoreView:
         Embeddings of one shard file.
     state : StoreState
         The journal, replayed.
-    table : ndarray of int64, shape (N, 5)
-        Plane, y0, x0, height, width of each tile number; −1 where a number has no tile. Read-only.
+    table : ndarray of int64, shape (N, 5), or (N, 6) of a store that has views
+        Plane, y0, x0, height, width (and view) of each tile number; −1 where a number has no tile. Read-only.
+    numbering : Numbering
+        Which of them is which view of which.
     """
 
     path: Path
@@ -47,6 +50,7 @@ class StoreView:
     shard_tiles: int
     state: StoreState
     table: npt.NDArray[np.int64]
+    numbering: Numbering
 
     @property
     def fingerprint(self) -> str:
@@ -91,35 +95,38 @@ class StoreView:
 
     def describe(self, number: int) -> str:
         """A tile in words: its number and place."""
-        plane, y0, x0, height, width = (int(value) for value in self.table[number])
+        plane, y0, x0, height, width = (int(value) for value in self.table[number, :5])
         if plane < 0:
             return f"tile {number} (a number without a tile)"
         rows, columns = f"rows {y0}:{y0 + height}", f"columns {x0}:{x0 + width}"
-        return f"tile {number} ({self.plane_name(plane)}, {rows}, {columns})"
+        view = int(self.view_of[number])
+        seen = f", view {view}" if view else ""
+        return f"tile {number} ({self.plane_name(plane)}, {rows}, {columns}{seen})"
 
     # ---- views
 
     @property
     def views(self) -> tuple[int, ...]:
         """The views in which its tiles may be stored; of these 0, the tiles as they lie, is always one."""
-        return (0,)
+        return self.numbering.views
 
     @property
     def base(self) -> npt.NDArray[np.bool_]:
-        """Numbers of base tiles, those of view 0, (N,): one for each place."""
-        return np.asarray(self.table[:, 0] >= 0)
+        """Numbers of base tiles, those of view 0, (N,): one for each place. Read-only."""
+        return self.numbering.base
 
     @property
     def view_of(self) -> npt.NDArray[np.int64]:
-        """The view of each tile, (N,)."""
-        return np.zeros(len(self), np.int64)
+        """The view of each tile, (N,). Read-only."""
+        return self.numbering.view_of
 
     def base_of(self, numbers: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Numbers of the base tiles at the places of these tiles, in their order."""
-        return np.array(numbers, dtype=np.int64)
+        found: npt.NDArray[np.int64] = self.numbering.base_of[np.asarray(numbers, dtype=np.int64)]
+        return found
 
     def views_of(self, base: int) -> dict[int, int]:
-        """The committed tiles at the place of a base tile: view → number.
+        """The committed tiles at the place of a base tile: view → number, by view.
 
         Raises
         ------
@@ -127,7 +134,10 @@ class StoreView:
             When the number is out of range or has no tile.
         """
         self.require_tile(base)
-        return {0: base} if self.state.flags[base] == COMMITTED else {}
+        at_place = self.numbering.at_place_of(base)
+        there = at_place[self.state.flags[at_place] == COMMITTED]
+        views = self.numbering.view_of[there]
+        return dict(sorted(zip(views.tolist(), there.tolist(), strict=True)))
 
     @property
     def uniform(self) -> bool:
@@ -263,6 +273,7 @@ class StoreView:
             tiles_skipped=int((flags == SKIPPED).sum()),
             tiles_failed=int((flags == FAILED).sum()),
             tiles_missing=missing,
+            views=list(self.views),
             bytes=int(self.state.shard_bytes.sum()) + self._scales_bytes(),
             complete=bool(wanted.any()) and missing == 0,
         )

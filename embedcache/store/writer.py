@@ -6,7 +6,7 @@ How the embeddings of one shard become a durable file is in ``commit.py``.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,9 @@ import numpy.typing as npt
 from embedcache.errors import CorruptionError, EmbedcacheError, InputError, MismatchError, command
 from embedcache.files import holder_name, mutex
 from embedcache.store import layout
+from embedcache.store.adding import add_images, add_views, take_back_columns
 from embedcache.store.journal.lines import MAIN, shards_file
 from embedcache.store.journal.packing import pack_flags
-from embedcache.store.journal.record import table_record
 from embedcache.store.journal.replay import append
 from embedcache.store.shards.commit import commit_shard, publish_shard, settle_shard
 from embedcache.store.shards.given import Embeddings, GivenTiles
@@ -94,33 +94,34 @@ class StoreWriter:
         images : sequence of ImageRecord
             All images: those there, in their order, then new ones. Those that others appended meanwhile may be
             missing at the end.
-        table : ndarray of int64, shape (N, 5)
-            The tiles of all of them.
+        table : ndarray of int64, shape (N, 5), or (N, 6) of a store that has views
+            The tiles of all of them, and the views that are there; those of new images are added after these.
 
         Raises
         ------
         MismatchError
             When the store has other images, or other tiles of them, or an image would be there twice.
         """
-        store = self._store
         with self.store_wide():
-            known = store.images
-            _require_same_images(store, images)
-            rows = min(len(table), len(store.table))
-            if not np.array_equal(table[:rows], store.table[:rows]):
-                raise MismatchError(
-                    f"{store.path}: the table of tiles does not begin with the {rows} rows that are there.",
-                    hint="Images may only be added, never taken out or reordered.",
-                )
-            if len(images) <= len(known):
-                return
-            # rows first: until the journal speaks of them nobody looks at them, and the next writer takes back
-            # lengths that the journal does not confirm
-            layout.write_tiles(store.path, table, first=rows)
-            layout.write_arrays(store.path, len(table), store.shard_tiles, store.spec.store_dtype)
-            append(store.state, MAIN, table_record(len(table), images[len(known) :]))
-            store.reload_table()
-            store.write_group()
+            add_images(self._store, images, table)
+
+    def add_views(self, views: Collection[int]) -> None:
+        """Give all places of the store, also images that come later, tile numbers in further views.
+
+        Numbers that are there never change. Where the views are there, nothing is written.
+
+        Parameters
+        ----------
+        views : collection of int
+            Of 0 to 7; the views that are there stay.
+
+        Raises
+        ------
+        InputError
+            When there is no such view, or there would be too many tiles.
+        """
+        with self.store_wide():
+            add_views(self._store, views)
 
     def add_selection(self, selection: Mapping[str, Any], wanted: npt.NDArray[np.bool_]) -> None:
         """Record what was asked for.
@@ -276,7 +277,11 @@ class StoreWriter:
             if self._covers(shard):
                 settled += settle_shard(store, shard, self._record)
         with self.store_wide():
-            layout.write_arrays(store.path, len(store), store.shard_tiles, store.spec.store_dtype)
+            take_back_columns(store)
+            views = bool(store.state.segments)
+            layout.write_arrays(
+                store.path, len(store), store.shard_tiles, store.spec.store_dtype, views=views
+            )
             store.write_group()
         return settled
 
@@ -323,23 +328,3 @@ class StoreWriter:
             else:
                 append(self._store.state, shards_file(self.shards), record)
             self._unsure = False
-
-
-def _require_same_images(store: EmbeddingStore, images: Sequence[ImageRecord]) -> None:
-    """Refuse a list of images that is not the store's, as far as both go, or that names a new one twice."""
-    known = store.images
-    other = [mine.name for mine, there in zip(images, known, strict=False) if mine != there]
-    if other:
-        raise MismatchError(
-            f"{store.path} was given other images meanwhile ({_some(other)} stand elsewhere or changed).",
-            hint="Run the same command again.",
-        )
-    names = {image.name for image in known}
-    for image in images[len(known) :]:
-        if image.name in names:
-            raise MismatchError(f"{store.path}: the image {image.name} would be there twice.")
-        names.add(image.name)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from embedcache.errors import VolumeError
-from embedcache.geometry import IMAGE_SIZE, PIXEL_MEAN, PIXEL_STD, Tile, scaled_size
+from embedcache.geometry import IMAGE_SIZE, PIXEL_MEAN, PIXEL_STD, Tile, scaled_size, see
 from embedcache.volume.volume import Volume
 
 UINT8_WINDOW = (0.0, 255.0)
@@ -75,13 +75,22 @@ class Preprocess:
         return 1 if self.depth_ranges else volume.n_planes
 
     def read(self, volume: Volume, tile: Tile) -> npt.NDArray[Any]:
-        """Read a tile's pixels in the source's data type, before the window.
+        """Read a tile's pixels in the source's data type, before the window, in the view of the tile.
 
         Returns
         -------
         ndarray (h, w) or (h, w, 3)
-            Float32 for the depth recipe, whose colours are means over planes.
+            Of the tile as seen. Float32 for the depth recipe, whose colours are means over planes.
         """
+        pixels = self._read(volume, tile)
+        if tile.view == 0:
+            return pixels
+        if pixels.ndim == 2:
+            return np.ascontiguousarray(see(pixels, tile.view))
+        return np.ascontiguousarray(np.moveaxis(see(np.moveaxis(pixels, -1, 0), tile.view), 0, -1))
+
+    def _read(self, volume: Volume, tile: Tile) -> npt.NDArray[Any]:
+        """The pixels as they lie."""
         rows, columns = tile.slices
         if self.depth_ranges:
             means = [_mean_plane(volume, first, last, rows, columns) for first, last in self.depth_ranges]

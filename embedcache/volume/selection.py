@@ -50,12 +50,12 @@ class Selection:
 
 
 def select(table: npt.NDArray[np.int64], selection: Selection, *, volume: Volume) -> npt.NDArray[np.bool_]:
-    """Which tiles of a table touch the selection.
+    """Which base tiles of a table touch the selection; further views of them are not looked at.
 
     Parameters
     ----------
-    table : ndarray (N, 5)
-        Tiles by number, as :meth:`TileGrid.table` makes it.
+    table : ndarray (N, 5) or (N, 6)
+        Tiles by number, as :meth:`TileGrid.table` makes it, or as a store that has views keeps it.
     selection : Selection
         What is wanted.
     volume : Volume
@@ -64,7 +64,7 @@ def select(table: npt.NDArray[np.int64], selection: Selection, *, volume: Volume
     Returns
     -------
     ndarray (N,) of bool
-        False wherever a number has no tile.
+        False wherever a number has no tile, or one in another view than 0.
 
     Raises
     ------
@@ -72,6 +72,9 @@ def select(table: npt.NDArray[np.int64], selection: Selection, *, volume: Volume
         When the selection lies outside the volume, or the mask does not fit it.
     """
     wanted: npt.NDArray[np.bool_] = table[:, 0] >= 0
+    if table.shape[1] > 5:
+        wanted &= table[:, 5] == 0
+        table = table[:, :5]
     planes = int(table[:, 0].max()) + 1 if wanted.any() else 0
     if selection.z_range is not None:
         wanted &= _planes_wanted(selection.z_range, planes, volume)[table[:, 0]]

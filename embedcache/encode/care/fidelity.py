@@ -137,7 +137,7 @@ def drawn(store: EmbeddingStore, count: int, seed: int) -> npt.NDArray[np.int64]
     """
     if count < 1:
         raise InputError(f"{count} tiles cannot be encoded again; expected at least 1.")
-    committed = np.flatnonzero(store.committed)
+    committed = np.flatnonzero(store.committed & store.base)  # masks are compared where they lie
     if not len(committed):
         raise InputError(f"{store.path} holds no embedding that could be encoded again.")
     return np.sort(np.random.default_rng(seed).permutation(committed)[:count])

@@ -44,6 +44,7 @@ def open_job(briefing: Briefing) -> EncodeJob:
         device=device,
         words={},
         seen=Seen(store.fingerprint),
+        segments=store.state.segments,
     )
 
 

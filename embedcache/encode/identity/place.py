@@ -18,6 +18,7 @@ from embedcache.files import digest_json, storage_error
 from embedcache.progress import Progress, Silent
 from embedcache.store import EmbeddingStore, EncodeSpec
 from embedcache.store.layout import GROUP_FILE
+from embedcache.store.views import base_rows
 from embedcache.volume import ImageRecord, ImageVolume, identity_tiles
 
 FINGERPRINT_LETTERS = 6
@@ -155,7 +156,9 @@ def _can_reencode(
 
 
 def _same_tiles(store: EmbeddingStore, table: npt.NDArray[np.int64], differences: Differences) -> bool:
-    return "volume.level" not in differences and np.array_equal(table, store.table)
+    return "volume.level" not in differences and np.array_equal(
+        table, base_rows(store.table, store.numbering.segments, uniform=True)
+    )
 
 
 def _name_planes(

@@ -6,10 +6,11 @@ pixels over. What the first one has in hand then belongs to pixels that are no l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from embedcache.errors import MismatchError
 from embedcache.store import EmbeddingStore
+from embedcache.store.views import Segment
 from embedcache.volume import ImageRecord
 
 
@@ -25,16 +26,19 @@ class Seen:
         How often its source had changed.
     images : tuple of ImageRecord
         Of a collection.
+    segments : tuple of Segment
+        Which rows of its table are which views.
     """
 
     fingerprint: str
     changes: int = 0
     images: tuple[ImageRecord, ...] = ()
+    segments: tuple[Segment, ...] = ()
 
     @classmethod
     def of(cls, store: EmbeddingStore) -> Seen:
         """The store as its object shows it now."""
-        return cls(store.fingerprint, len(store.state.former), store.images)
+        return cls(store.fingerprint, len(store.state.former), store.images, store.state.segments)
 
     def require(self, store: EmbeddingStore, *, all_images: bool = False) -> None:
         """Refuse a store that another command changed meanwhile; its lock must be held.
@@ -44,7 +48,7 @@ class Seen:
         store : EmbeddingStore
             As it is under the lock.
         all_images : bool
-            Whether images that were only added count as a change too.
+            Whether images and views that were only added count as a change too.
 
         Raises
         ------
@@ -53,7 +57,8 @@ class Seen:
         """
         now = Seen.of(store)
         images = now.images if all_images else now.images[: len(self.images)]
-        if (now.fingerprint, now.changes, images) != (self.fingerprint, self.changes, self.images):
+        segments = now.segments if all_images else now.segments[: len(self.segments)]
+        if replace(now, images=images, segments=segments) != self:
             raise MismatchError(
                 f"{store.path} was changed by another command while this one was being prepared. "
                 "Nothing was encoded.",

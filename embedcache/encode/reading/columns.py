@@ -29,6 +29,8 @@ class Columns:
         Of every tile.
     blocks : int
         Blocks of 64 planes.
+    views : int
+        Views that each place has; the numbers of each follow those of the one before.
     """
 
     ys: Ints
@@ -36,11 +38,22 @@ class Columns:
     height: int
     width: int
     blocks: int
+    views: int = 1
 
     @property
     def count(self) -> int:
         """Columns of a plane."""
         return len(self.ys) * len(self.xs)
+
+    @property
+    def numbers(self) -> int:
+        """Tile numbers of one view."""
+        return self.blocks * self.count * PLANES_PER_BLOCK
+
+    def split(self, numbers: Ints) -> tuple[Ints, Ints]:
+        """Base numbers of tiles, and the place of their view among the views."""
+        views, bases = np.divmod(numbers, self.numbers)
+        return bases, views
 
     def reached(self, axis: int, first: int, end: int) -> slice:
         """Rows (axis 0) or places in a row (axis 1) of columns that share pixels ``first:end``."""
@@ -52,11 +65,13 @@ class Columns:
 def columns_of(table: Ints) -> Columns:
     """The columns of a table as ``TileGrid.table_uniform`` makes it; only one row in 64 of it is looked at."""
     tops: Ints = table[::PLANES_PER_BLOCK]
+    views = len(np.unique(tops[:, 5])) if table.shape[1] > 5 else 1
+    tops = tops[: len(tops) // views]
     count = int(np.searchsorted(tops[:, 0], PLANES_PER_BLOCK, side="left"))
     ys, xs = np.unique(tops[:count, 1]), np.unique(tops[:count, 2])
     if len(ys) * len(xs) != count or len(tops) % count:
         raise AssertionError(f"{count} columns are no grid of {len(ys)} × {len(xs)}")
-    return Columns(ys, xs, int(table[0, 3]), int(table[0, 4]), len(tops) // count)
+    return Columns(ys, xs, int(table[0, 3]), int(table[0, 4]), len(tops) // count, views)
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,8 @@ def _pieces(reading: Reading, ground: Ground) -> int:
 def _columns_by_layer(reading: Reading, ground: Ground) -> Iterator[npt.NDArray[np.bool_]]:
     """For every layer of chunks, the columns with a missing tile that reads it, (columns,) bool."""
     columns = len(ground.y) * len(ground.x)
-    by_plane = reading.missing.reshape(-1, columns, PLANES_PER_BLOCK).transpose(0, 2, 1).reshape(-1, columns)
+    missing = reading.missing.reshape(ground.columns.views, -1).any(axis=0)  # in whichever view
+    by_plane = missing.reshape(-1, columns, PLANES_PER_BLOCK).transpose(0, 2, 1).reshape(-1, columns)
     depth = ground.grid.chunk[0]
     for z0 in range(0, ground.grid.size[0], depth):
         planes: Ints = ground.reach.readers(z0, min(z0 + depth, ground.grid.size[0]))[0]

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from embedcache.encode.reading.columns import Columns, Ints, Reach, columns_of
 from embedcache.encode.reading.ground import Ground
-from embedcache.encode.reading.order import first_missing
+from embedcache.encode.reading.order import column_order, first_missing, image_order
 from embedcache.encode.reading.route import choose_tasks
 from embedcache.geometry import PLANES_PER_BLOCK
 from embedcache.volume import Preprocess, Volume
@@ -121,7 +121,8 @@ def task_groups(
     shards = np.flatnonzero(firsts >= 0)
     most = max(shard_tiles, min(MOST_TILES, int(missing.sum()) // (workers * GROUPS_PER_WORKER)))
     if not volume.uniform:
-        parts = _images_together(table[:, 0], missing, shards, shard_tiles, most)
+        shards = shards[image_order(table, firsts[shards])]
+        parts = _images_together(table, missing, shards, shard_tiles, most)
     elif volume.pieces is None:
         parts = shards
     else:
@@ -141,9 +142,9 @@ def _columns_together(
     """The order of shards by their first tiles, and in that order the part that each belongs to."""
     assert volume.pieces is not None
     ground = Ground(columns, Reach.of(preprocess, volume.n_planes), volume.pieces).thin(memory_bytes)
-    route = choose_tasks(ground, memory_bytes, max(most, PLANES_PER_BLOCK))
-    order = np.argsort(route.order(columns, firsts), kind="stable")
-    return order, route.part(columns, firsts[order])
+    route = choose_tasks(ground, memory_bytes, max(most // columns.views, PLANES_PER_BLOCK))
+    order = column_order(columns, route, firsts)
+    return order, route.part(columns, columns.split(firsts[order])[0])
 
 
 def _cut_smaller(parts: Ints, most_shards: int) -> Ints:
@@ -155,10 +156,16 @@ def _cut_smaller(parts: Ints, most_shards: int) -> Ints:
 
 
 def _images_together(
-    images: Ints, missing: npt.NDArray[np.bool_], shards: Ints, shard_tiles: int, most: int
+    table: Ints, missing: npt.NDArray[np.bool_], shards: Ints, shard_tiles: int, most: int
 ) -> Ints:
     """The part of each shard: shards follow each other in one part while they share an image."""
+    images = table[:, 0]
     last_tile = np.minimum((shards + 1) * shard_tiles, len(missing)) - 1
-    shares = images[last_tile[:-1]] == images[shards[1:] * shard_tiles]
+    if table.shape[1] == 5:
+        shares = images[last_tile[:-1]] == images[shards[1:] * shard_tiles]
+    else:  # in the order of their first images, views of one image beside each other
+        first = np.minimum(images[shards * shard_tiles], images[last_tile])
+        last = np.maximum(images[shards * shard_tiles], images[last_tile])
+        shares = np.maximum.accumulate(last)[:-1] >= first[1:]
     chain = np.concatenate([[0], np.cumsum(~shares)])
     return _cut_smaller(chain, most // shard_tiles)

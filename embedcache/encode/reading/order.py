@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -53,7 +54,9 @@ class ColumnReaders:
         columns = (rows[:, np.newaxis] * len(self.columns.xs) + places).reshape(1, -1)
         blocks, inside = np.divmod(planes[:, np.newaxis], PLANES_PER_BLOCK)
         numbers = (blocks * self.columns.count + columns) * PLANES_PER_BLOCK + inside
-        return numbers.reshape(-1), np.repeat(reads, columns.size)
+        views = np.arange(self.columns.views)[:, np.newaxis] * self.columns.numbers
+        all_views = (views + numbers.reshape(1, -1)).reshape(-1)
+        return all_views, np.tile(np.repeat(reads, columns.size), self.columns.views)
 
 
 @dataclass(frozen=True)
@@ -63,15 +66,21 @@ class ImageReaders:
     Parameters
     ----------
     images : (N,) int64
-        The image of each tile, ascending.
+        The image of each tile; ascending where there are no views.
     """
 
     images: Ints
 
     def tiles(self, piece: Piece) -> tuple[Ints, Ints]:
         """See :class:`Readers`."""
-        first, end = np.searchsorted(self.images, [piece.z0, piece.z1])
-        return np.arange(first, end), np.ones(end - first, np.int64)
+        order, images = self._in_order
+        first, end = np.searchsorted(images, [piece.z0, piece.z1])
+        return order[first:end], np.ones(end - first, np.int64)
+
+    @cached_property
+    def _in_order(self) -> tuple[Ints, Ints]:
+        order = np.argsort(self.images, kind="stable")
+        return order, self.images[order]
 
 
 @dataclass(frozen=True)
@@ -153,15 +162,32 @@ def plan_reading(
     shards = np.flatnonzero(firsts >= 0)
     places = np.full(len(firsts), -1, np.int64)
     if not volume.uniform:
+        shards = shards[image_order(table, firsts[shards])]
         places[shards] = np.arange(len(shards))
         return Reading(missing, shard_tiles, shards, places, ImageReaders(table[:, 0]))
     columns, reach = columns_of(table), Reach.of(preprocess, volume.n_planes)
     ground = route = None
     if volume.pieces is not None:
         ground, route = choose_route(Ground(columns, reach, volume.pieces), volume.cache.limit_bytes)
-        shards = shards[np.argsort(route.order(columns, firsts[shards]), kind="stable")]
+        shards = shards[column_order(columns, route, firsts[shards])]
     places[shards] = np.arange(len(shards))
     return Reading(missing, shard_tiles, shards, places, ColumnReaders(columns, reach), ground, route)
+
+
+def column_order(columns: Columns, route: Route, firsts: Ints) -> Ints:
+    """The order in which shards are read, by their first tiles: along the route, at each place view by view."""
+    bases, views = columns.split(firsts)
+    order: Ints = np.lexsort((views, route.order(columns, bases)))
+    return order
+
+
+def image_order(table: Ints, firsts: Ints) -> Ints:
+    """The order in which shards of a collection are read, by their first tiles: all views of an image together."""
+    if table.shape[1] == 5:
+        return np.arange(len(firsts))
+    plane, y0, x0, _, _, view = table[firsts].T
+    order: Ints = np.lexsort((x0, y0, view, plane))
+    return order
 
 
 def first_missing(missing: Bools, shard_tiles: int) -> Ints:

@@ -146,12 +146,14 @@ def _weigh(ground: Ground, layers: Layers, usable: int, rows: int, across: int) 
     below = y.shared * (int(acrosses.max()) + x.widest) if rows > 1 else 0
     if beside or below:
         inside = min(field, tile + beside + below) * layers.of_step
+    elif ground.columns.views > 1:  # the views of a block are read one after the other
+        inside = tile * ground.layers(1).of_step
     else:  # no column needs what another one decodes: down a column, layers go one by one
         inside = tile * min(layers.of_step, layers.at_once)
     carry = 0 if rows == across == 1 else layers.carried * field
     once = int(downs.sum() * acrosses.sum())
     if inside > usable:
-        kept, anew = usable / inside, int(y.fields(1).sum() * x.fields(1).sum())
+        kept, anew = usable / inside, int(y.fields(1).sum() * x.fields(1).sum()) * ground.columns.views
         decodes = layers.in_steps * (once * kept + anew * (1 - kept))
     else:
         kept = min(1.0, (usable - inside) / carry) if carry else 1.0

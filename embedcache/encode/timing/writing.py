@@ -64,7 +64,7 @@ def _commit_into(path: Path, job: EncodeJob, embedding: Stored, tiles: int) -> t
     store = EmbeddingStore.create(
         path,
         spec=job.spec,
-        table=job.table,
+        table=job.base_table,
         decoder_state=job.weights.decoder_state(),
         provenance=job.provenance(),
         images=job.images,
@@ -73,7 +73,7 @@ def _commit_into(path: Path, job: EncodeJob, embedding: Stored, tiles: int) -> t
     with store.writer() as writer:
         create = time.perf_counter() - begin
         room = free_bytes(path) // (4 << 20)
-        shard, numbers = _fullest_shard(job.table, store.shard_tiles)
+        shard, numbers = _fullest_shard(store.table, store.shard_tiles)
         numbers = numbers[: max(1, min(tiles, COMMITTED, room))]
         watch = Stopwatch()
         writer.commit_shard(

@@ -15,7 +15,7 @@ from embedcache.store.store import EmbeddingStore
 NAMED_TILES = 1000
 """Tiles that each list names at most."""
 
-Place = tuple[object, int, int, int, int]
+Place = tuple[object, int, int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def diff(a: EmbeddingStore, b: EmbeddingStore) -> StoreDiff:
     """Compare what two stores say of themselves; no embedding is read (``verify`` says whether they are there).
 
     Tiles are matched by number where the grids are the same, else by place: plane (or image name), row, column,
-    height and width.
+    height and width, and view.
     """
     fields = leaf_differences(a.spec.to_dict(), b.spec.to_dict())
     fields |= leaf_differences({"numerics": a.numerics or {}}, {"numerics": b.numerics or {}})
@@ -103,8 +103,9 @@ def _partners(a: EmbeddingStore, b: EmbeddingStore) -> npt.NDArray[np.int64]:
 
 
 def _place(store: EmbeddingStore, number: int) -> Place:
-    plane, y0, x0, height, width = (int(value) for value in store.table[number])
-    return (plane if store.uniform else store.plane_name(plane), y0, x0, height, width)
+    plane, y0, x0, height, width = (int(value) for value in store.table[number, :5])
+    view = int(store.view_of[number])
+    return (plane if store.uniform else store.plane_name(plane), y0, x0, height, width, view)
 
 
 def _marks(store: EmbeddingStore) -> dict[int, tuple[object, ...]]:

@@ -54,19 +54,19 @@ def mend_files(root: Path, *, drop: bool = False) -> Mended:
         return mended
     spec = EncodeSpec.from_dict(attributes["spec"])
     _mend_table(root, spec, state, mended)
-    count = state.n_tiles
-    arrays = layout.arrays_metadata(count, attributes["shard_tiles"], spec.store_dtype)
+    count, views = state.n_tiles, bool(state.segments)
+    arrays = layout.arrays_metadata(count, attributes["shard_tiles"], spec.store_dtype, views=views)
     _mend_json(root, root / layout.JOURNAL / layout.GROUP_FILE, layout.group_metadata({}), mended)
     for name, metadata in arrays.items():
         _mend_json(root, root / name / layout.GROUP_FILE, metadata, mended)
-    _mend_json(root, root / layout.GROUP_FILE, layout.root_metadata(attributes, count), mended)
+    _mend_json(root, root / layout.GROUP_FILE, layout.root_metadata(attributes, count, views=views), mended)
     return mended
 
 
 def _mend_table(root: Path, spec: EncodeSpec, state: StoreState, mended: Mended) -> None:
-    table = expected_table(spec, state.images, state.n_tiles)
+    table = expected_table(spec, state.images, state.n_tiles, state.segments)
     try:
-        there = layout.read_tiles(root, state.n_tiles)
+        there = layout.read_tiles(root, state.n_tiles, views=bool(state.segments))
         if table is None or np.array_equal(there, table):
             return
     except CorruptionError as error:

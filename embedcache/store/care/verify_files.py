@@ -26,6 +26,7 @@ from embedcache.store.journal.newest import NewestState
 from embedcache.store.journal.state import StoreState
 from embedcache.store.spec import EncodeSpec
 from embedcache.store.store import EmbeddingStore
+from embedcache.store.views import Segment, table_of
 from embedcache.volume.volume import ImageRecord
 
 JOURNAL_LIMIT = 4 << 30
@@ -145,11 +146,12 @@ def check_files(store: EmbeddingStore, newest: NewestState) -> tuple[list[Proble
 def metadata_files(store: EmbeddingStore, state: StoreState) -> list[tuple[Path, dict[str, Any]]]:
     """Each ``zarr.json`` of a store and what it has to hold."""
     count, dtype = state.n_tiles, store.spec.store_dtype
-    arrays = layout.arrays_metadata(count, store.shard_tiles, dtype)
+    views = bool(state.segments)
+    arrays = layout.arrays_metadata(count, store.shard_tiles, dtype, views=views)
     return [
         (
             store.path / layout.GROUP_FILE,
-            layout.root_metadata(group_attributes(state, store.attributes), count),
+            layout.root_metadata(group_attributes(state, store.attributes), count, views=views),
         ),
         (store.path / layout.JOURNAL / layout.GROUP_FILE, layout.group_metadata({})),
         *((store.path / name / layout.GROUP_FILE, metadata) for name, metadata in arrays.items()),
@@ -170,10 +172,14 @@ def _compare(
         return "", ""
     behind = [expected]
     if path == store.path / layout.GROUP_FILE and state.superseded is not None:
-        behind.append(layout.root_metadata(state.superseded, state.n_tiles))
-    lengths = not store.uniform  # an array's never change
+        behind.append(layout.root_metadata(state.superseded, state.n_tiles, views=bool(state.segments)))
+    # an array's change only when it gets views, and so do the columns of its table
+    lengths = not store.uniform or state.announces_views
     if path == store.path / layout.GROUP_FILE and _is_ahead(state, found):
         return f"{path} names numerics that the journal does not: lines of the journal are lost", ""
+    if state.announces_views:
+        found = _without_columns(found)
+        behind = [_without_columns(metadata) for metadata in behind]
     if any(_timeless(found, lengths) == _timeless(metadata, lengths) for metadata in behind):
         return "", "it is behind the journal; the next writer brings it up to date"
     return f"{path} is not what it has to be", ""
@@ -197,14 +203,25 @@ def _timeless(metadata: Any, lengths: bool) -> Any:
     return kept
 
 
+def _without_columns(metadata: Any) -> Any:
+    """Metadata without the columns of the tile table, of which there may be five or six."""
+    five, six = (layout.tiles_metadata(0, views=views) for views in (False, True))
+    if not isinstance(metadata, dict):
+        return metadata
+    names = ("chunk_grid", "attributes", "data_type")
+    if all(any(metadata.get(name) == one[name] for one in (five, six)) for name in names):
+        return {**metadata, "shape": metadata["shape"][:1], **dict.fromkeys(names)}
+    return {name: _without_columns(value) for name, value in metadata.items()}
+
+
 def _check_table(store: EmbeddingStore) -> Iterator[Problem]:
     """The table of tiles, against the grid it follows from; a chunk in the wrong place has a right checksum."""
     try:
-        found = layout.read_tiles(store.path, len(store))
+        found = layout.read_tiles(store.path, len(store), views=bool(store.numbering.segments))
     except CorruptionError as error:
         yield Problem("tile table", str(store.path / layout.TILES), (), error.message)
         return
-    expected = expected_table(store.spec, store.images, len(store))
+    expected = expected_table(store.spec, store.images, len(store), store.numbering.segments)
     if expected is not None and not np.array_equal(found, expected):
         wrong = np.flatnonzero((found != expected).any(axis=1))
         chunks = np.unique(wrong // layout.TILE_ROWS).tolist()
@@ -214,7 +231,7 @@ def _check_table(store: EmbeddingStore) -> Iterator[Problem]:
 
 
 def expected_table(
-    spec: EncodeSpec, images: Sequence[ImageRecord], count: int
+    spec: EncodeSpec, images: Sequence[ImageRecord], count: int, segments: Sequence[Segment] = ()
 ) -> npt.NDArray[np.int64] | None:
     """The table that follows from the recipe; None where the recipe does not say it, or the table is another's.
 
@@ -224,12 +241,18 @@ def expected_table(
     try:
         if images:
             sizes = [(image.height, image.width) for image in images]
-            fits = sum(grid.count(*size) for size in sizes) == count
-            return grid.table_images(sizes) if fits else None
+            counts = [grid.count(*size) for size in sizes]
+            runs = segments or (Segment(0, 0, len(images)),)
+            fits = sum(sum(counts[run.first_plane : run.end_plane]) for run in runs) == count
+            return table_of(grid.table_images(sizes), segments, uniform=False) if fits else None
         planes, height, width = (int(size) for size in spec.volume["shape"])
         planes = 1 if spec.preprocess.depth_ranges else planes
         numbers = -(-planes // PLANES_PER_BLOCK) * PLANES_PER_BLOCK * grid.count(height, width)
-        return grid.table_uniform(planes, height, width) if planes > 0 and numbers == count else None
+        if planes <= 0 or numbers * max(1, len(segments)) != count:
+            return None
+        if any((run.first_plane, run.end_plane) != (0, planes) for run in segments):
+            return None
+        return table_of(grid.table_uniform(planes, height, width), segments, uniform=True)
     except (EmbedcacheError, KeyError, TypeError, ValueError, OverflowError):
         return None
 

@@ -1,8 +1,9 @@
 """Turns a journal that has grown long into a snapshot, so that opening a large store stays quick.
 
 The order is: the snapshot under its own name; ``created.jsonl`` replaced in one step by two lines, the second of
-which names the snapshot; then the files and snapshots that it stands for are removed. Killed anywhere in between,
-the journal says the same: lines that the snapshot stands for are passed over by their numbers.
+which names the snapshot (and between them one that says which views there are, where there are any); then the
+files and snapshots that it stands for are removed. Killed anywhere in between, the journal says the same: lines
+that the snapshot stands for are passed over by their numbers.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from embedcache.store.journal.snapshot import (
     snapshot_name,
 )
 from embedcache.store.journal.state import StoreState
+from embedcache.store.views import views_record
 
 COMPACT_BYTES = 4 << 20
 """Bytes of journal lines up to which nothing is compacted."""
@@ -82,7 +84,9 @@ def compact(state: StoreState, attributes: Mapping[str, Any]) -> bool:
         size = write_file(folder / name, counted())
         about = {"kind": "store", "seq": 0, "attributes": _without_numerics(state.attributes or attributes)}
         made = {"file": name, "bytes": size, "file_crc32c": f"{checksum:08x}"}
-        lines = (encode_line(about), encode_line({"kind": "snapshot", "seq": sequence, **made}))
+        lines = [encode_line(about), encode_line({"kind": "snapshot", "seq": sequence, **made})]
+        if state.announces_views:  # a line of its own, which readers that know no views refuse by its kind
+            lines.insert(1, encode_line({**views_record(state.n_tiles, state.segments), "seq": 0}))
         write_file(folder / CREATED, "".join(f"{line}\n" for line in lines).encode("ascii"))
     for path in journal_files(folder):
         remove_file(path)

@@ -21,6 +21,7 @@ from embedcache.store.journal.lines import hint_for
 from embedcache.store.journal.packing import unpack_flags
 from embedcache.store.journal.record import ShardRecord, read_image
 from embedcache.store.journal.snapshot import Snapshot
+from embedcache.store.views import Segment, read_segments
 from embedcache.volume.volume import ImageRecord
 
 __all__ = ["COMMITTED", "FAILED", "SKIPPED", "StoreState"]
@@ -43,6 +44,10 @@ class StoreState(KnownTiles):
     ----------
     images : list of ImageRecord
         The image table of a collection.
+    segments : tuple of Segment
+        Which rows of the tile table are which views of which planes; none in a store without views.
+    announces_views : bool
+        Whether the journal has a record of views, be it that none are there yet.
     numerics : list of dict
         The first is the store's; further ones were allowed expressly.
     selections : list of dict
@@ -71,6 +76,8 @@ class StoreState(KnownTiles):
         super().__init__(shard_tiles)
         self.root = root
         self.images: list[ImageRecord] = []
+        self.segments: tuple[Segment, ...] = ()
+        self.announces_views = False
         self.numerics: list[dict[str, Any]] = []
         self.selections: list[dict[str, Any]] = []
         self.certificates: list[dict[str, Any]] = []
@@ -113,6 +120,8 @@ class StoreState(KnownTiles):
             self._apply_intent(record, sequence)
         elif kind == "table":
             self._apply_table(record)
+        elif kind == "views":
+            self._apply_views(record)
         elif kind == "selection":
             wanted = unpack_flags(record["wanted"], self.n_tiles)
             self.wanted[: len(wanted)] |= wanted
@@ -140,7 +149,22 @@ class StoreState(KnownTiles):
             raise ValueError(f"{n_tiles!r} tiles")
         self._require_rows(n_tiles)
         self.grow(n_tiles)
+        before = len(self.images)
         self.images += [read_image(image) for image in record["images"]]
+        if self.segments and len(self.images) > before:
+            self.segments += (Segment(0, before, len(self.images)),)
+
+    def _apply_views(self, record: Mapping[str, Any]) -> None:
+        """Take in that tiles have views: all segments of the table, those that were there before first."""
+        segments, n_tiles = read_segments(record["segments"]), record["tiles"]
+        if segments[: len(self.segments)] != self.segments:
+            raise ValueError("its segments are not those there and further ones")
+        if segments:
+            if not (isinstance(n_tiles, int) and self.n_tiles <= n_tiles < TILES_LIMIT):
+                raise ValueError(f"{n_tiles!r} tiles")
+            self._require_rows(n_tiles)
+            self.grow(n_tiles)
+        self.segments, self.announces_views = segments, True
 
     def _require_rows(self, n_tiles: int) -> None:
         if not layout.has_rows(self.root, n_tiles):
