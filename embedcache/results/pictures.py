@@ -23,7 +23,7 @@ from embedcache.sam.decoder import Decoder, upscale_logits
 from embedcache.store import EmbeddingStore
 from embedcache.train.dataset import EmbeddingDataset
 from embedcache.train.overlay import embedding_colours
-from embedcache.train.prompts import collate_prompts, first_round, make_prompts
+from embedcache.train.prompts import collate_prompts
 from embedcache.train.validation import VALIDATION_EPOCH
 from embedcache.volume import ImageVolume, Volume, open_volume
 
@@ -120,12 +120,10 @@ def answer(
     decoder: Decoder, dataset: EmbeddingDataset, number: int, embedding: torch.Tensor
 ) -> npt.NDArray[np.float32]:
     """Logits of a tile at tile px, asked as validation asks; of several objects the largest."""
-    tile = dataset.store.tile(number)
-    rng = np.random.default_rng([dataset.seed, VALIDATION_EPOCH, number])
-    masks, _ = dataset.masks(number, rng)
-    prompts = collate_prompts([make_prompts(dataset.prompts, masks, tile, rng)], [len(masks)])
-    output = decoder.eval()(embedding[None], first_round(prompts, rng))
-    logits = upscale_logits(output.low_res_logits[:, 0], tile)
+    asked = dataset.question(number, VALIDATION_EPOCH)
+    prompts = collate_prompts([asked.first_prompts], [asked.queries])
+    output = decoder.eval()(embedding[None], prompts)
+    logits = upscale_logits(output.low_res_logits[:, 0], asked.tile)
     return np.asarray(logits.amax(dim=0).numpy(), dtype=np.float32)
 
 

@@ -24,7 +24,7 @@ from embedcache.sam.decoder import Prompts, upscale_logits
 from embedcache.train.dataset import EmbeddingDataset
 from embedcache.train.loggers import Logger
 from embedcache.train.overlay import embedding_colours
-from embedcache.train.prompts import collate_prompts, first_round, make_prompts
+from embedcache.train.prompts import collate_prompts
 from embedcache.train.validation import VALIDATION_EPOCH, Held
 
 FOLDER = "pictures"
@@ -200,15 +200,13 @@ def picture_of(
     model: nn.Module, dataset: EmbeddingDataset, number: int, device: torch.device, threshold: float
 ) -> Pixels:
     """A tile asked as validation asks it, and drawn: of several objects the answers together."""
-    tile = dataset.store.tile(number)
-    rng = np.random.default_rng([dataset.seed, VALIDATION_EPOCH, number])
-    masks, _ = dataset.masks(number, rng)
-    asked = collate_prompts([make_prompts(dataset.prompts, masks, tile, rng)], [len(masks)])
-    prompts = first_round(asked, rng)
-    embedding = dataset.store[number]
+    asked = dataset.question(number, VALIDATION_EPOCH)
+    prompts = collate_prompts([asked.first_prompts], [asked.queries])
+    tile, embedding = asked.tile, dataset.store[asked.number]
+    truth = (dataset.labels.crop(tile) > 0) & dataset.labels.supervised(tile)
     output = model(embedding[None].to(device), prompts.to(device))
     answer = upscale_logits(output.low_res_logits[:, 0], tile).amax(dim=0) > threshold
-    return draw_tile(embedding, tile, np.asarray(masks.any(axis=0)), answer.cpu().numpy(), prompts)
+    return draw_tile(embedding, tile, truth, answer.cpu().numpy(), prompts)
 
 
 def _png(pixels: Pixels) -> bytes:
