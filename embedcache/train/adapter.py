@@ -32,7 +32,8 @@ _unset: Any = skip_init  # without drawing values from the program's random numb
 class Adapter(nn.Module):
     """Adds to an embedding what 1 × 1, 3 × 3 per channel, GELU and 1 × 1 make of it, in 64 channels.
 
-    They have 34 k parameters. The last weights are zero in the beginning: the identity, of which all parts learn from the second step on.
+    They have 34 k parameters. The last weights are zero in the beginning: the identity, of which all parts learn
+    from the second step on.
 
     Parameters
     ----------
