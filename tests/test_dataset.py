@@ -15,7 +15,6 @@ from embedcache.errors import ConfigError, LabelError, MissingTilesError
 from embedcache.sam.decoder import Decoder
 from embedcache.store import EmbeddingStore
 from embedcache.train.dataset import EmbeddingDataset, collate
-from embedcache.train.feed import Feed
 from embedcache.train.validation import Held, fixed_subset
 
 LABELS = blob_labels(3, 64, 96)
@@ -130,26 +129,6 @@ def test_wrong_requests_are_refused(store: EmbeddingStore, labels: Path) -> None
 def held(store: EmbeddingStore, labels: Path) -> Held:
     dataset = EmbeddingDataset(store, labels)
     return Held(dataset, tuple(int(n) for n in dataset.tiles))
-
-
-def test_an_epoch_holds_every_positive_tile_once_and_not_more_empty_ones(
-    store: EmbeddingStore, labels: Path
-) -> None:
-    part = held(store, labels)
-    with Feed([part], 3, seed=0) as feed:
-        assert feed.epoch_length == 6
-        numbers = [item.number for batch in feed.batches(0, 4) for item in batch]
-    assert sorted(numbers[:6]) == sorted(part.numbers) == sorted(numbers[6:])
-    mostly_empty = Held(part.dataset, tuple(n for n in part.numbers if n != 0 and store.table[n, 0] != 1))
-    with Feed([mostly_empty], 1, seed=0) as feed:
-        assert feed.epoch_length == 2
-
-
-def test_a_feed_that_starts_later_gives_what_it_would_have_given(store: EmbeddingStore, labels: Path) -> None:
-    part = held(store, labels)
-    with Feed([part], 2, seed=5) as one, Feed([part], 2, seed=5) as two:
-        all_of_it = [[item.number for item in batch] for batch in one.batches(0, 7)]
-        assert [[item.number for item in batch] for batch in two.batches(4, 7)] == all_of_it[4:]
 
 
 def test_the_fixed_subset_keeps_tiles_with_positives(store: EmbeddingStore, labels: Path) -> None:

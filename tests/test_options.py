@@ -77,6 +77,6 @@ def test_a_run_that_began_before_an_option_was_known_goes_on_with_its_default(tm
     config = {"options": options, "fingerprints": [], "labels": []}
     older = {name: value for name, value in options.items() if name != "schedule"}
     write_json(tmp_path / "config.json", config | {"options": older})
-    assert check_resumable(tmp_path, config, {}, None) == 4
+    assert check_resumable(tmp_path, config, {}, None)["options"]["batch_size"] == 4
     with pytest.raises(MismatchError, match="schedule"):
         check_resumable(tmp_path, config | {"options": options | {"schedule": "linear"}}, {}, None)

@@ -22,13 +22,9 @@ from embedcache.errors import (
 )
 from embedcache.files import exclusive_lock
 from embedcache.progress import Silent
-from embedcache.sam.decoder import Decoder
 from embedcache.store import EmbeddingStore
 from embedcache.train import Checkpoint, Run, train
-from embedcache.train.dataset import EmbeddingDataset
-from embedcache.train.options import TrainOptions
 from embedcache.train.overlay import OUTLINE, draw_overlay
-from embedcache.train.steps import Stepper
 
 LABELS = blob_labels(8, 64, 64)
 QUICK = {"logger": "none", "batch_size": 1, "lr": 1e-3, "device": "cpu"}
@@ -90,7 +86,8 @@ def test_a_run_folder_holds_what_is_promised(run: Run) -> None:
     assert [row["step"] for row in rows] == [0, 3, 6]
     assert rows[0]["dice"] == run.summary["baseline"]["dice"]
     losses = [row for row in run.metrics if row["split"] == "train"]
-    assert set(losses[0]) == {"step", "split", "epoch", "lr", "loss", "focal", "dice", "iou"}
+    always = {"step", "images", "split", "epoch", "lr", "loss", "grad_norm", "seconds", "data_wait"}
+    assert set(losses[0]) == always | {"focal", "dice", "iou"}
 
 
 def test_the_checkpoint_carries_its_split_threshold_and_space(run: Run, store: EmbeddingStore) -> None:
@@ -187,20 +184,6 @@ def test_two_stores_train_together_and_the_last_is_held_out(
     with pytest.raises(MismatchError, match="encoder_digest"):
         train([store, foreign], [folder / "l.npy", path], out=tmp_path / "no", **QUICK)
     assert not (tmp_path / "no").exists()
-
-
-def test_a_diverging_loss_stops_with_the_batch_named_and_leaves_the_weights_alone(
-    folder: Path, store: EmbeddingStore
-) -> None:
-    decoder = Decoder.random(0)
-    with torch.no_grad():
-        decoder.mask_decoder.iou_token.weight[0, 0] = float("inf")
-    before = {name: tensor.clone() for name, tensor in decoder.state_dict().items()}
-    stepper = Stepper(decoder, TrainOptions(), "none", total_steps=10, images_per_call=1, mixes_free=False)
-    dataset = EmbeddingDataset(store, folder / "l.npy")
-    with pytest.raises(ConfigError, match=r"not finite at step 4 \(tiles 2\)"):
-        stepper.step(3, [dataset[2]])
-    assert all(torch.equal(before[name], tensor) for name, tensor in decoder.state_dict().items())
 
 
 def test_a_second_run_never_writes_into_the_first(folder: Path, run: Run, store: EmbeddingStore) -> None:

@@ -11,7 +11,7 @@ from embedcache.errors import InputError
 from embedcache.sam.decoder import Decoder
 from embedcache.train.state import Standing, load_state, save_state
 
-STANDING = Standing(step=7, best=0.5, best_step=3, without_gain=1, seconds=2.5)
+STANDING = Standing(7, 14, 0.5, 3, 1, 2.5, {"loss": 0.1}, [0.5, 3, None, None])
 
 
 def optimised() -> tuple[Decoder, torch.optim.Optimizer]:

@@ -74,10 +74,10 @@ from embedcache.progress import Terminal
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
 @click.option(
     "--logger",
-    type=click.Choice(["tensorboard", "none"]),
+    metavar="WHERE",
     default="tensorboard",
     show_default=True,
-    help="Scalars beside metrics.jsonl.",
+    help="Curves beside metrics.jsonl: tensorboard, wandb, mlflow, several with commas, or none.",
 )
 @click.option("--allow-partial", is_flag=True, help="Train although some labelled tiles are not encoded.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")

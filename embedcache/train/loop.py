@@ -3,196 +3,220 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from embedcache.errors import ConfigError, Interrupted
 from embedcache.progress import Progress
-from embedcache.sam.decoder import Decoder
-from embedcache.train.feed import Feed
+from embedcache.train.batch import StepData, TileKey
+from embedcache.train.course import METRIC, Course, enough, judge, validate
+from embedcache.train.feeding import Feed
+from embedcache.train.guard import Guard, diverged
 from embedcache.train.metrics import Figures
-from embedcache.train.run import append_row
+from embedcache.train.ranks import Ranks
+from embedcache.train.rows import Rows, Window
 from embedcache.train.state import Standing, save_state
-from embedcache.train.steps import Stepper
-from embedcache.train.validation import Held, measure
+from embedcache.train.steps import Stepper, StepResult
 
-METRIC = "dice"
 ROWS_BETWEEN = 10
-"""Training rows are means over this many steps."""
+"""Training rows are means over this many steps; a GPU is waited for no more often."""
 
-
-class Curves(Protocol):
-    """Where curves go besides ``metrics.jsonl``."""
-
-    def add_scalar(self, tag: str, value: float, step: int) -> None:
-        """One point of a curve."""
-
-
-@dataclass(frozen=True)
-class Course:
-    """The plan of a loop.
-
-    Parameters
-    ----------
-    folder : Path
-        Of the run.
-    steps : int
-        Where it ends at the latest.
-    validate_every : int
-    patience : int
-        Validations without gain after which it ends; 0: never.
-    val, interactive : tuple of Held
-        See :class:`embedcache.train.setup.Setup`.
-    val_source : str
-    """
-
-    folder: Path
-    steps: int
-    validate_every: int
-    patience: int
-    val: tuple[Held, ...]
-    interactive: tuple[Held, ...]
-    val_source: str
-
+Stop = Callable[[], int | None]
+"""The number of the signal that wants the training to end after its step, or None."""
 
 SaveCheckpoint = Callable[[str, dict[str, Tensor], Figures, int], None]
+"""Writes a checkpoint under a file name."""
 
 
-def run_loop(
-    course: Course,
-    stepper: Stepper,
-    feed: Feed,
-    standing: Standing,
-    *,
-    save: SaveCheckpoint,
-    curves: Curves | None,
-    progress: Progress,
-) -> Standing:
-    """Train from ``standing`` to the end of the course.
+class Loop:
+    """A training from where it stands to its end; ``step_seconds`` and ``step_waited`` are of its steps alone.
 
     Parameters
     ----------
+    course : Course
+    stepper : Stepper
+    feed : Feed
+    standing : Standing
+        Where it stands.
+    rows : Rows
     save : callable
-        Writes a checkpoint of the given file name.
-
-    Returns
-    -------
-    Standing
-        At the end.
+        Writes a checkpoint; called in the first process only.
+    ranks : Ranks
+    progress : Progress
+    stop : callable
     """
-    device = next(stepper.decoder.parameters()).device
-    progress.start("train", course.steps - standing.step)
-    window = _Window()
-    started, before = time.perf_counter(), standing.seconds
-    for step, items in enumerate(feed.batches(standing.step, course.steps), start=standing.step):
-        result = stepper.step(step, items)
-        window.add(result.loss, result.parts)
-        done = step + 1
-        progress.advance(1, f"loss {result.loss:.4f}")
-        last = done == course.steps
-        if done % ROWS_BETWEEN == 0 or last:
-            row = {
-                "step": done,
-                "split": "train",
-                "epoch": feed.epoch_of(step),
-                "lr": result.lr,
-                **window.take(),
-            }
-            _record(course.folder, row, curves)
-        if done % course.validate_every == 0 or last:
-            figures = validate(course, stepper.decoder, device, done, curves)
-            standing = _judge(standing, figures, done, before + time.perf_counter() - started)
-            state = stepper.decoder.state_dict()
-            if standing.best_step == done:
-                save("best.safetensors", state, figures, done)
-            save("last.safetensors", state, figures, done)
-            save_state(course.folder / "resume.safetensors", stepper.decoder, stepper.optimizer, standing)
-            progress.say(f"step {done}: {METRIC} {figures.dice:.3f} on validation (best {standing.best:.3f})")
-            if enough(course, standing):
-                progress.say(f"stopped early: no better for {standing.without_gain} validations.")
-                break
-    progress.finish()
-    return standing
 
-
-def validate(
-    course: Course, decoder: Decoder, device: torch.device, step: int, curves: Curves | None
-) -> Figures:
-    """Measure the held-out tiles, write the rows, and return the figures that choose the model."""
-    figures = measure(decoder, course.val, device).best(METRIC)
-    row = {"step": step, "split": "val", "prompt_source": course.val_source, **figures.to_dict()}
-    _record(course.folder, row, curves)
-    if course.interactive:
-        apart = measure(decoder, course.interactive, device).best(METRIC)
-        _record(
-            course.folder,
-            {"step": step, "split": "val", "prompt_source": "oracle", **apart.to_dict()},
-            curves,
-        )
-    return figures
-
-
-def _judge(standing: Standing, figures: Figures, step: int, seconds: float) -> Standing:
-    if figures.dice > standing.best:
-        return Standing(step, figures.dice, step, 0, seconds)
-    return replace(standing, step=step, without_gain=standing.without_gain + 1, seconds=seconds)
-
-
-def enough(course: Course, standing: Standing) -> bool:
-    """Whether patience is used up; it counts from a third of the course on, as untrained decoders start slowly."""
-    return 0 < course.patience <= standing.without_gain and standing.step * 3 >= course.steps
-
-
-def _record(folder: Path, row: dict[str, Any], curves: Curves | None) -> None:
-    append_row(folder / "metrics.jsonl", row)
-    if curves is None:
-        return
-    place = f"{row['split']}/{row['prompt_source']}" if "prompt_source" in row else row["split"]
-    for name, value in row.items():
-        if isinstance(value, float):
-            curves.add_scalar(f"{place}/{name}", value, row["step"])
-
-
-class _Window:
-    """Means of the losses since the last row."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._count = 0
-
-    def add(self, loss: float, parts: dict[str, float]) -> None:
-        for name, value in {"loss": loss, **parts}.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._count += 1
-
-    def take(self) -> dict[str, float]:
-        means = {name: value / self._count for name, value in self._sums.items()}
-        self._sums, self._count = {}, 0
-        return means
-
-
-class TensorBoardCurves(AbstractContextManager["TensorBoardCurves"]):
-    """Curves for TensorBoard, in ``tensorboard/`` of a run (its own files, written by its own library)."""
-
-    def __init__(self, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and wanted in training only
-
-        self._writer: Any = SummaryWriter(str(folder / "tensorboard"))
-
-    def add_scalar(self, tag: str, value: float, step: int) -> None:
-        """One point of a curve."""
-        self._writer.add_scalar(tag, value, step)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    def __init__(
+        self,
+        course: Course,
+        stepper: Stepper,
+        feed: Feed,
+        standing: Standing,
+        rows: Rows,
+        *,
+        save: SaveCheckpoint,
+        ranks: Ranks,
+        progress: Progress,
+        stop: Stop,
     ) -> None:
-        self._writer.close()
+        self.course, self.stepper, self.feed, self.standing = course, stepper, feed, standing
+        self.step_seconds = self.step_waited = 0.0
+        self._note = ""
+        self._rows, self._save_checkpoint = rows, save
+        self._ranks, self._progress, self._stop = ranks, progress, stop
+        self._window, self._guard = Window(standing.window), Guard.from_list(standing.guard)
+        self._pending: list[StepResult] = []
+        self._before = standing.seconds
+        self._started = self._mark = time.perf_counter()
+        self._waited = feed.waited
+
+    def run(self) -> Standing:
+        """Train to the end of the course.
+
+        Raises
+        ------
+        ConfigError
+            When it diverges; the checkpoints before stay.
+        Interrupted
+            When ``stop`` wants it; the state after the last step is saved.
+        """
+        course = self.course
+        self._progress.start("train", course.steps - self.standing.step)
+        for result in self._results():
+            self._pending.append(result)
+            done = result.step + 1
+            last = done == course.steps
+            signal_number = 0 if last else self._ranks.most(self._stop() or 0)
+            validates = last or done % course.validate_every == 0
+            saves = validates or signal_number > 0 or done % course.save_every == 0
+            if saves or done % ROWS_BETWEEN == 0 or self._ranks.device.type == "cpu":
+                self._settle()
+            self._progress.advance(1, self._note)
+            if last or done % ROWS_BETWEEN == 0:
+                self._rows.add(self._row(result))
+            if validates:
+                self._validate(done)
+            if saves:
+                self._save(done)
+                self._mark, self._waited = time.perf_counter(), self.feed.waited
+            if validates and enough(course, self.standing):
+                self._say(f"stopped early: no better for {self.standing.without_gain} validations.")
+                break
+            if signal_number:
+                raise Interrupted(f"stopped after step {done}", signal_number=signal_number)
+        self._progress.finish()
+        return self.standing
+
+    def _results(self) -> Iterator[StepResult]:
+        """One step after the other; in smaller calls when a GPU's memory does not hold one."""
+        step = self.standing.step
+        while step < self.course.steps:
+            data = cast(
+                "Generator[StepData, None, None]",
+                self.feed.steps(step * self.course.images, self.course.steps, first_step=step),
+            )
+            try:
+                for one in data:
+                    result = self.stepper.step(one)
+                    step += 1
+                    yield result
+                continue
+            except torch.OutOfMemoryError as error:
+                if self.feed.images_per_call == 1:
+                    raise _too_large(self.stepper.options.max_objects) from error
+            finally:
+                data.close()
+            self.stepper.optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            self.feed.images_per_call = -(-self.feed.images_per_call // 2)
+            self._say(f"memory does not hold a call; {self.feed.images_per_call} images a call from here.")
+
+    def _settle(self) -> None:
+        """Read what the steps since the last time gave; the first that is bad ends the training."""
+        if not self._pending:
+            return
+        numbers = torch.stack([result.values for result in self._pending]).tolist()
+        now = time.perf_counter()
+        spent, waited = now - self._mark, self.feed.waited - self._waited
+        self._mark, self._waited = now, self.feed.waited
+        self.step_seconds += spent
+        self.step_waited += waited
+        times = {"seconds": spent / len(numbers), "data_wait": waited / len(numbers)}
+        for result, values in zip(self._pending, numbers, strict=True):
+            named = dict(zip(result.names, values, strict=True))
+            fault = self._guard.fault(named["loss"], named["grad_norm"])
+            if fault is not None:
+                raise self._diverged(fault, result)
+            self._window.add({**named, **times})
+        self._note = f"loss {numbers[-1][0]:.4f}"
+        self._pending = []
+
+    def _diverged(self, fault: str, result: StepResult) -> ConfigError:
+        self._rows.flush()
+        keys = self._ranks.gather([(key.store, key.number) for key in result.keys], 2)
+        return diverged(
+            fault,
+            step=result.step,
+            lr=result.lr,
+            peak=self.stepper.options.lr,
+            tiles=[self.feed.name_of(TileKey(*key)) for key in keys],
+        )
+
+    def _row(self, result: StepResult) -> dict[str, object]:
+        done = result.step + 1
+        place = {"step": done, "images": done * self.course.images, "split": "train", "epoch": result.epoch}
+        return {**place, "lr": result.lr, **self._window.take()}
+
+    def _validate(self, done: int) -> None:
+        """Measure, and keep the checkpoints: the best before the newest, which only says where it stands."""
+        with self._averaged():
+            weights = "raw" if self.stepper.average is None else "ema"
+            figures = validate(self.course, self.stepper.model, self._ranks, done, self._rows, weights)
+            self.standing = judge(self.standing, figures, done)
+            if self._ranks.main:
+                self._rows.flush()
+                state = self.stepper.model.state_dict()
+                if self.standing.best_step == done:
+                    self._save_checkpoint("best.safetensors", state, figures, done)
+                self._save_checkpoint("last.safetensors", state, figures, done)
+        best = self.standing.best
+        self._say(f"step {done}: {METRIC} {figures.dice:.3f} on validation (best {best:.3f})")
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.stepper.average is None else self.stepper.average.swapped()
+
+    def _save(self, done: int) -> None:
+        """Make it possible to go on from here, after everything that is of steps before is on the disk."""
+        self.standing = replace(
+            self.standing,
+            step=done,
+            images=done * self.course.images,
+            seconds=self._before + time.perf_counter() - self._started,
+            window=self._window.to_dict(),
+            guard=self._guard.to_list(),
+        )
+        if not self._ranks.main:
+            return
+        self._rows.flush()
+        save_state(
+            self.course.folder / "resume.safetensors",
+            self.stepper.model,
+            self.stepper.optimizer,
+            self.standing,
+            average=self.stepper.average,
+        )
+
+    def _say(self, line: str) -> None:
+        self._progress.say(line)
+
+
+def _too_large(max_objects: int) -> ConfigError:
+    return ConfigError(
+        f"The GPU's memory does not hold a step of one image at a time with up to {max_objects} objects.",
+        hint="Ask for fewer objects at once with --max-objects, or train on another --device.",
+    )

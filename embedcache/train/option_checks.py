@@ -23,17 +23,14 @@ VIEWS = ("auto", "off")
 RESIDENT = ("auto", "gpu", "ram", "disk")
 CHECK_READS = ("always", "once", "never")
 
-NOT_YET = (
-    "schedule", "warmup", "weight_decay", "clip", "accumulate", "amp", "ema", "save_every", "adapter", "views",
-    "jitter", "resident", "check_reads", "read_threads", "overfit", "ignore", "start",
-)  # fmt: skip
+NOT_YET = ("adapter", "jitter", "ignore", "start")
 """Options that are named, but not carried out yet: another value than the default is refused."""
 
 _AT_LEAST_1 = (
     "steps", "epochs", "batch_size", "max_objects", "validate_every",
-    "accumulate", "save_every", "read_threads", "overfit",
+    "accumulate", "save_every", "read_threads", "overfit", "rounds",
 )  # fmt: skip
-_NOT_NEGATIVE = ("seed", "rounds", "patience", "warmup", "weight_decay")
+_NOT_NEGATIVE = ("seed", "patience", "warmup", "weight_decay")
 
 
 def check_options(options: TrainOptions) -> None:

@@ -42,13 +42,13 @@ class TrainOptions:
         Go on with a run that was interrupted.
     device : str
         ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
-    logger : "tensorboard" or "none"
+    logger : "tensorboard", "wandb", "mlflow" or "none", or several with commas
     allow_partial : bool
         Train although some tiles that the labels touch are not encoded.
     max_objects : int
         At most this many objects of a tile in a step.
     rounds : int
-        Correction rounds of ``iterative``.
+        Rounds of ``iterative``: the first prompt, points where the answer is wrong, and two without a new point.
     validate_every : int, optional
         Steps between validations; default: a twentieth of the training, at least 20.
     patience : int
@@ -60,7 +60,7 @@ class TrainOptions:
     weight_decay, clip : float
         Of AdamW; and the largest norm of a gradient.
     accumulate : int
-        Parts in which a step's gradient is computed.
+        Batches whose gradients make one step.
     amp : "off", "tf32" or "bf16"
         Arithmetic of the decoder.
     ema : float
@@ -110,7 +110,7 @@ class TrainOptions:
     logger: str = "tensorboard"
     allow_partial: bool = False
     max_objects: int = 8
-    rounds: int = 3
+    rounds: int = 11
     validate_every: int | None = None
     patience: int = 8
     schedule: str = "cosine"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from embedcache.errors import MismatchError
 from embedcache.train.checkpoint import Checkpoint
-from embedcache.train.loop import METRIC, Course
+from embedcache.train.course import METRIC, Course
 from embedcache.train.metrics import Figures
 from embedcache.train.options import TrainOptions
 from embedcache.train.run import Json, Run, read_json
@@ -29,6 +29,10 @@ MAY_CHANGE = (
     "allow_partial",
     "init",
     "batch_size",
+    "save_every",
+    "resident",
+    "check_reads",
+    "read_threads",
 )
 """Options in which a resumed training may differ from how it began."""
 
@@ -36,7 +40,7 @@ _DEFAULTS = {field.name: field.default for field in fields(TrainOptions)}
 
 
 def save_checkpoint(
-    setup: Setup, folder: Path, name: str, state: dict[str, Tensor], figures: Figures, step: int
+    setup: Setup, folder: Path, ema: float, name: str, state: dict[str, Tensor], figures: Figures, step: int
 ) -> None:
     """Write a checkpoint of the given state, with everything needed to use it again."""
     recipe = dict(setup.stores[0].provenance.get("recipe", {}))
@@ -61,6 +65,8 @@ def save_checkpoint(
         encoder_digest=setup.stores[0].spec.encoder_digest,
         model_type=setup.stores[0].spec.model_type,
         settings=_settings(folder),
+        adapter=any(name.startswith("adapter.") for name in state),
+        ema=ema,
     ).save(folder / name)
 
 
@@ -96,8 +102,8 @@ def describe(setup: Setup, options: TrainOptions, batch_size: int) -> Json:
     }
 
 
-def check_resumable(folder: Path, config: Json, split: Json, asked_batch_size: int | None) -> int:
-    """Refuse to go on with a run that began otherwise; return its batch size.
+def check_resumable(folder: Path, config: Json, split: Json, asked_batch_size: int | None) -> Json:
+    """Refuse to go on with a run that began otherwise; return the ``config.json`` with which it began.
 
     Tiles encoded since it began may have moved the split: going on would train on what validated before.
     """
@@ -121,7 +127,7 @@ def check_resumable(folder: Path, config: Json, split: Json, asked_batch_size: i
             differences=differences,
             hint="Repeat the options it began with, or start a new run with another --out.",
         )
-    return int(before["options"]["batch_size"])
+    return before
 
 
 def _tiles_of(split: Json) -> Json:

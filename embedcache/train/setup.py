@@ -9,20 +9,24 @@ from typing import Any
 
 from embedcache.errors import ConfigError, LabelError, MismatchError, command
 from embedcache.progress import Progress
-from embedcache.sam.decoder import Decoder
 from embedcache.store import EmbeddingStore
-from embedcache.train.checkpoint import Checkpoint, check_space
 from embedcache.train.dataset import EmbeddingDataset
 from embedcache.train.labels import Labels, open_labels
 from embedcache.train.needed import require_tiles
 from embedcache.train.objects import check_objects, default_objects
 from embedcache.train.options import TrainOptions
+from embedcache.train.overfit import overfit_split
 from embedcache.train.prompts import prompt_source
 from embedcache.train.split import Part, Split, make_split
+from embedcache.train.start import require_unseen
 from embedcache.train.task import Task
 from embedcache.train.validation import Held
 
 StoreLike = EmbeddingStore | str | Path
+LabelsLike = Labels | str | Path
+
+FREE_SHARE = 0.5
+"""Share of tiles that a semantic training with oracle prompts asks without any, as validation asks."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Setup:
 
 def prepare(
     stores: StoreLike | Sequence[StoreLike],
-    labels: str | Path | Sequence[str | Path],
+    labels: LabelsLike | Sequence[LabelsLike],
     options: TrainOptions,
     progress: Progress,
 ) -> Setup:
@@ -76,7 +80,7 @@ def prepare(
         raise ConfigError(f"{len(opened)} stores and {len(paths)} labels were given; they come in pairs.")
     _require_one_space(opened)
     found = tuple(
-        open_labels(path, store, supervision=options.supervision_of(index, len(opened)), task=options.task)
+        _labels(path, store, options, index, len(opened))
         for index, (store, path) in enumerate(zip(opened, paths, strict=True))
     )
     for store, label in zip(opened, found, strict=True):
@@ -87,12 +91,18 @@ def prepare(
     task = _one_task(found)
     prompts = options.prompts or ("none" if task == "semantic" else "iterative")
     objects = check_objects(options.objects or default_objects(task, prompts), task, prompts)
-    split = make_split(opened, found, options.val)
-    _require_unseen(split, opened, options)
+    if options.overfit:
+        split = overfit_split(opened, found, options.overfit)
+    else:
+        split = make_split(opened, found, options.val)
+        require_unseen(split, opened, options)
     progress.say(f"split: {split.rule}; {_count(split.train)} tiles train, {_count(split.val)} validate.")
 
-    def hold(part: Part, prompts: str, objects: str) -> tuple[Held, ...]:
-        held = (_hold(opened[i], found[i], numbers, prompts, objects, options) for i, numbers in part)
+    def hold(part: Part, prompts: str, objects: str, training: bool = False) -> tuple[Held, ...]:
+        more = _training_only(options, FREE_SHARE if free else 0.0) if training else {}
+        held = (
+            _hold(opened[i], found[i], numbers, prompts, objects, options, i, more) for i, numbers in part
+        )
         return tuple(item for item in held if item is not None)
 
     free = task == "semantic" and prompt_source(prompts) == "oracle"
@@ -104,27 +114,29 @@ def prepare(
         prompts=prompts,
         objects=objects,
         split=split,
-        train=hold(split.train, prompts, objects),
+        train=hold(split.train, prompts, objects, training=True),
         val=hold(split.val, val_prompts, "whole" if free else objects),
         val_source=prompt_source(val_prompts),
         interactive=hold(split.val, prompts, objects) if free else (),
     )
 
 
-def _require_unseen(split: Split, stores: Sequence[EmbeddingStore], options: TrainOptions) -> None:
-    """Refuse a start from a checkpoint that was trained on tiles which are held out now: figures would lie."""
-    if options.init is None or str(options.init).startswith("random:"):
-        return
-    before = Split.from_dict(Checkpoint.load(options.init).split)
-    for index, numbers in split.val:
-        trained = before.of_store("train", stores[index])
-        seen = set() if trained is None else set(trained.tolist()) & set(numbers)
-        if seen:
-            raise ConfigError(
-                f"--init {options.init} was trained on {len(seen)} of the {len(numbers)} tiles that would be held "
-                f"out now ({split.rule}); the figures would not be honest.",
-                hint=f"Hold out what it held out, with --val ({before.rule}).",
-            )
+def _training_only(options: TrainOptions, free_share: float) -> dict[str, Any]:
+    """What is drawn anew in each epoch of training, and in no validation."""
+    return {
+        "rounds": options.rounds,
+        "views": options.views == "auto",
+        "free_share": free_share,
+    }
+
+
+def _labels(
+    labels: LabelsLike, store: EmbeddingStore, options: TrainOptions, index: int, stores: int
+) -> Labels:
+    if isinstance(labels, Labels):
+        return labels
+    supervision = options.supervision_of(index, stores)
+    return open_labels(labels, store, supervision=supervision, task=options.task)
 
 
 def _hold(
@@ -134,6 +146,8 @@ def _hold(
     prompts: str,
     objects: str,
     options: TrainOptions,
+    index: int,
+    more: dict[str, Any],
 ) -> Held | None:
     if objects != "whole":  # several objects: tiles without any have no one to ask for
         positive = labels.positive(store, numbers)
@@ -148,30 +162,10 @@ def _hold(
         seed=options.seed,
         objects=objects,
         max_objects=options.max_objects,
+        store_index=index,
+        **more,
     )
     return Held(dataset, tuple(int(number) for number in dataset.tiles))
-
-
-def starting_decoder(setup: Setup, options: TrainOptions) -> Decoder:
-    """The decoder that training starts from: the store's, a checkpoint's, or a random one.
-
-    Raises
-    ------
-    WeightsError, MismatchError
-        When ``init`` is no checkpoint, or one of another embedding space.
-    ConfigError
-        When ``random:`` is not followed by a number.
-    """
-    if options.init is None:
-        return setup.stores[0].decoder()
-    text = str(options.init)
-    if text.startswith("random:"):
-        if not text.removeprefix("random:").isdigit():
-            raise ConfigError(f"--init is {text!r}; a number follows random:, as in random:0.")
-        return Decoder.random(int(text.removeprefix("random:")))
-    checkpoint = Checkpoint.load(text)
-    check_space(checkpoint, setup.stores[0])
-    return checkpoint.decoder()
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -1,146 +1,137 @@
-"""Turns batches into better weights: one training step, its learning rate, and its guard against divergence."""
+"""Turns a step's data into better weights: rounds, gradient, sum over processes, clipping, optimiser, average."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from embedcache.errors import ConfigError
-from embedcache.sam.decoder import Decoder, Prompts
-from embedcache.train.dataset import Batch, TrainingItem, collate
-from embedcache.train.losses import compute_loss
+from embedcache.sam.decoder import Decoder
+from embedcache.train.averaging import Average
+from embedcache.train.batch import StepData, TileKey
+from embedcache.train.device import Bfloat16
+from embedcache.train.guard import is_good
 from embedcache.train.options import TrainOptions
-from embedcache.train.prompts import correct, first_round
-
-WEIGHT_DECAY = 0.01
-CLIP_NORM = 1.0
-LAST_LR_SHARE = 0.01
-FREE_SHARE = 0.5
-"""Share of steps in which a semantic training with oracle prompts is asked without any, as validation asks."""
+from embedcache.train.ranks import Ranks
+from embedcache.train.rounds import run_rounds
+from embedcache.train.schedule import default_warmup, rate
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StepResult:
-    """One step's mean losses over its queries, and its learning rate."""
-
-    loss: float
-    parts: dict[str, float]
-    lr: float
-    images: int
-
-
-class Stepper:
-    """Runs training steps on a decoder.
+    """What one step gave; its numbers are still on the device.
 
     Parameters
     ----------
-    decoder : Decoder
-        On its device.
-    options : TrainOptions
-    prompts : str
-        The resolved kind.
-    total_steps : int
-        Length of the learning rate's course.
-    images_per_call : int
-        Images in one call of the decoder; a step's gradient is summed over calls. On a CPU one image a call
-        is fastest, as its activations stay in the cache; a GPU takes the whole batch.
-    mixes_free : bool
-        Whether half of the steps drop oracle prompts.
+    step, epoch : int
+        Counted from 0.
+    lr : float
+    keys : tuple of TileKey
+        This process's tiles.
+    names : tuple of str
+        Of the numbers: ``loss``, its parts, ``grad_norm``.
+    values : float32 (n,)
+        Loss and parts as means over all asks of all processes; the norm as it was before clipping.
     """
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        options: TrainOptions,
-        prompts: str,
-        *,
-        total_steps: int,
-        images_per_call: int,
-        mixes_free: bool,
-    ) -> None:
-        self.decoder = decoder
+    step: int
+    epoch: int
+    lr: float
+    keys: tuple[TileKey, ...]
+    names: tuple[str, ...]
+    values: Tensor
+
+    def read(self) -> dict[str, float]:
+        """The numbers on the host; waits for the device."""
+        return dict(zip(self.names, self.values.tolist(), strict=True))
+
+
+class Stepper:
+    """Runs training steps on a model.
+
+    Parameters
+    ----------
+    model : Decoder or AdaptedDecoder
+        On its device.
+    options : TrainOptions
+    total_steps : int
+        Length of the learning rate's course.
+    ranks : Ranks
+    """
+
+    def __init__(self, model: Decoder, options: TrainOptions, *, total_steps: int, ranks: Ranks) -> None:
+        self.model = model
         self.options = options
         self.total_steps = total_steps
-        self._prompts = prompts
-        self._images_per_call = images_per_call
-        self._mixes_free = mixes_free
-        decoder.prompt_encoder.requires_grad_(options.train == "prompt+decoder")
-        self._trained = [parameter for parameter in decoder.parameters() if parameter.requires_grad]
-        self._device = self._trained[0].device
+        self._ranks = ranks
+        self._called: nn.Module = Bfloat16(model) if options.amp == "bf16" else model
+        _freeze(model, options.train)
+        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            self._trained, lr=options.lr, weight_decay=WEIGHT_DECAY, fused=True
+            self._trained, lr=options.lr, weight_decay=options.weight_decay, fused=True
         )
+        self.average = Average(model, options.ema) if options.ema else None
+        self._warmup = default_warmup(total_steps) if options.warmup is None else options.warmup
 
     def lr(self, step: int) -> float:
-        """Linear warm-up over a tenth of the steps (at most 100), then a cosine down to 1 %."""
-        warm_up = max(1, min(100, self.total_steps // 10))
-        if step < warm_up:
-            return self.options.lr * (step + 1) / warm_up
-        course = (step - warm_up) / max(1, self.total_steps - warm_up)
-        share = LAST_LR_SHARE + (1 - LAST_LR_SHARE) * 0.5 * (1 + math.cos(math.pi * min(1.0, course)))
-        return self.options.lr * share
+        """The learning rate of a step, counted from 0."""
+        return rate(
+            step,
+            peak=self.options.lr,
+            steps=self.total_steps,
+            warmup=self._warmup,
+            schedule=self.options.schedule,
+        )
 
-    def step(self, step: int, items: Sequence[TrainingItem]) -> StepResult:
-        """Do one step.
+    def step(self, data: StepData) -> StepResult:
+        """Do one step; where its loss or gradient is not finite, weights and average stay as they were.
 
-        Raises
-        ------
-        ConfigError
-            When the loss or its gradient is not finite; the weights are left as they were before the step.
+        Nobody waits for the device here: the caller reads the result when it likes.
         """
-        self.decoder.train()
+        self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        lr = self.lr(step)
+        lr = self.lr(data.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        rng = np.random.default_rng([self.options.seed, step, 0, 1])
-        free = self._mixes_free and rng.random() < FREE_SHARE
-        queries = len(items) if free else sum(len(item.low_res_masks) for item in items)
-        total: dict[str, float] = {}
-        for batch in self._calls(items, free):
-            for name, value in self._backward(batch, queries, rng, step).items():
-                total[name] = total.get(name, 0.0) + value
-        norm = torch.nn.utils.clip_grad_norm_(self._trained, CLIP_NORM)
-        if not bool(torch.isfinite(norm)):
-            raise self._diverged("gradient", step, [item.number for item in items])
+        sums = self._ranks_sums(self._backward(data, self._ranks.total(data.asks)))
+        norm = torch.nn.utils.clip_grad_norm_(self._trained, self.options.clip)
+        good = is_good(sums["loss"], norm)
+        # Fused AdamW leaves weights, moments and its count alone where this is 1; set on the device, never read.
+        self.optimizer.found_inf = (~good).to(torch.float32)  # type: ignore[attr-defined]
         self.optimizer.step()
-        return StepResult(total.pop("loss"), total, lr, len(items))
+        if self.average is not None:
+            self.average.update(data.step, good)
+        values = torch.stack([*(value.float() for value in sums.values()), norm.float()])
+        return StepResult(data.step, data.epoch, lr, data.keys, (*sums, "grad_norm"), values)
 
-    def _calls(self, items: Sequence[TrainingItem], free: bool) -> Iterator[Batch]:
-        for start in range(0, len(items), self._images_per_call):
-            batch = collate(items[start : start + self._images_per_call])
-            yield (batch.unprompted() if free else batch).to(self._device)
-
-    def _backward(self, batch: Batch, queries: int, rng: np.random.Generator, step: int) -> dict[str, float]:
-        """Add the gradient of one call, all its rounds; return sums over queries, divided by all queries."""
-        rounds = 1 + (self.options.rounds if self._prompts == "iterative" and batch.prompted else 0)
-        prompts: Prompts = first_round(batch.prompts, rng)
-        sums: dict[str, float] = {}
-        for turn in range(rounds):
-            output = self.decoder(batch.image_embeddings, prompts)
-            logits: Tensor = output.low_res_logits[:, 0]
-            loss = compute_loss(
-                self.options.loss, logits, output.iou_predictions[:, 0], batch.low_res_masks, batch.weight
+    def _backward(self, data: StepData, asks: int) -> dict[str, Tensor]:
+        """Add the gradients of all calls; their losses, divided by the asks of all processes."""
+        sums: dict[str, Tensor] = {}
+        for batch in data.calls:
+            found = run_rounds(
+                self._called, batch, loss=self.options.loss, asks=asks, backward=torch.Tensor.backward
             )
-            mean = loss.total.sum() / (queries * rounds)
-            if not math.isfinite(mean.item()):
-                raise self._diverged("loss", step, batch.numbers)
-            mean.backward()  # type: ignore[no-untyped-call]
-            sums["loss"] = sums.get("loss", 0.0) + mean.item()
-            for name, part in loss.parts.items():
-                sums[name] = sums.get(name, 0.0) + float(part.detach().sum()) / (queries * rounds)
-            if turn + 1 < rounds:
-                prompts = correct(prompts, output.low_res_logits, batch.low_res_masks, batch.weight, rng)
+            for name, value in {"loss": found.total, **found.parts}.items():
+                sums[name] = sums[name] + value if name in sums else value
         return sums
 
-    def _diverged(self, what: str, step: int, numbers: Sequence[int]) -> ConfigError:
-        return ConfigError(
-            f"The {what} is not finite at step {step + 1} (tiles {', '.join(map(str, numbers))}), "
-            f"at a learning rate of {self.lr(step):.2g}. The last checkpoint before it is kept.",
-            hint=f"Train with a smaller --lr, for example {self.options.lr / 10:g}.",
-        )
+    def _ranks_sums(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        beside = torch.stack([value.float() for value in sums.values()])
+        return dict(zip(sums, self._ranks.sum_gradients(self._trained, beside).unbind(), strict=True))
+
+    def state(self) -> dict[str, Tensor]:
+        """What is validated and kept as a checkpoint: the average where there is one, else the weights."""
+        state = dict(self.model.state_dict())
+        if self.average is None:
+            return state
+        with self.average.swapped():
+            return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+
+
+def _freeze(model: nn.Module, learns: str) -> None:
+    """Let the prompt encoder learn, or not."""
+    for name, parameter in model.named_parameters():
+        if "prompt_encoder." in name:
+            parameter.requires_grad_(learns == "prompt+decoder")
