@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from embedcache.errors import InputError
 from embedcache.progress import Progress, Silent
@@ -22,7 +23,6 @@ from embedcache.results.evaluated_tiles import choose_tiles
 from embedcache.results.evaluation import Evaluation, keep
 from embedcache.results.predict import DECODER_BATCH, as_checkpoint, open_store, probability_threshold
 from embedcache.results.stitch import Floats, Stitcher, free_prompts, unsigned_grid
-from embedcache.sam.decoder import Decoder
 from embedcache.sam.encoder import resolve_device
 from embedcache.store import EmbeddingStore
 from embedcache.train.checkpoint import Checkpoint, check_space
@@ -97,9 +97,9 @@ def evaluate(
     asked = check_prompts(prompts or _default_prompts(trained, truth))
     source = prompt_source(asked)
     own = opened.decoder()
-    decoders = [(own, 0.5)]
+    decoders: list[tuple[nn.Module, float]] = [(own, 0.5)]
     if trained is not None:
-        decoders.append((trained.decoder(), level))
+        decoders.append((trained.model(), level))
     elif threshold is not None:
         decoders.append((own, level))
     measured = _Measure(
@@ -148,7 +148,7 @@ class _Measure:
     batch_size: int
     progress: Progress
 
-    def stitched(self, decoders: list[tuple[Decoder, float]]) -> list[Figures]:
+    def stitched(self, decoders: list[tuple[nn.Module, float]]) -> list[Figures]:
         """Figures of stitched planes, each pixel once, for decoders at their thresholds."""
         prompts_of = free_prompts if self.prompts == "none" else unsigned_grid(self.store)
         stitchers = [
@@ -176,7 +176,7 @@ class _Measure:
             for (tp, fp, fn), (_, threshold) in zip(counts, decoders, strict=True)
         ]
 
-    def objects(self, decoder: Decoder, threshold: float, objects: str | None) -> Figures:
+    def objects(self, decoder: nn.Module, threshold: float, objects: str | None) -> Figures:
         """Figures of objects asked one by one with prompts from the truth: at most 8 of a tile, the same ones."""
         dataset = EmbeddingDataset(
             self.store, self.labels, prompts=self.prompts, tiles=self.numbers, objects=objects

@@ -29,6 +29,7 @@ def choose_tiles(
     if split is not None and split not in SPLITS:
         raise ConfigError(f"--split is {split!r}; it must be one of {', '.join(SPLITS)}.")
     touched = labels.tiles(store)
+    touched = touched[store.base[touched]]  # each place once, however often it was seen
     known = None if checkpoint is None else Split.from_dict(checkpoint.split)
     if split == "all":
         part, rule, numbers = (

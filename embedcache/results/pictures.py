@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from torch import nn
 
 from embedcache.errors import VolumeError
 from embedcache.geometry import Tile
-from embedcache.sam.decoder import Decoder, upscale_logits
+from embedcache.sam.decoder import upscale_logits
 from embedcache.store import EmbeddingStore
 from embedcache.train.dataset import EmbeddingDataset
 from embedcache.train.overlay import embedding_colours
@@ -53,8 +54,8 @@ class TileRow:
 def draw_tiles(
     dataset: EmbeddingDataset,
     numbers: Sequence[int],
-    untrained: tuple[Decoder, float],
-    trained: tuple[Decoder, float],
+    untrained: tuple[nn.Module, float],
+    trained: tuple[nn.Module, float],
     *,
     count: int = 4,
 ) -> tuple[list[TileRow], bool]:
@@ -66,7 +67,7 @@ def draw_tiles(
         Store, labels, prompts.
     numbers : sequence of int
         Tiles to choose from; those with positives are preferred, evenly spread.
-    untrained, trained : (Decoder, float)
+    untrained, trained : (nn.Module, float)
         Decoders and their thresholds in logits.
     count : int
         At most this many.
@@ -117,7 +118,7 @@ def choose(dataset: EmbeddingDataset, numbers: Sequence[int], count: int) -> lis
 
 @torch.inference_mode()
 def answer(
-    decoder: Decoder, dataset: EmbeddingDataset, number: int, embedding: torch.Tensor
+    decoder: nn.Module, dataset: EmbeddingDataset, number: int, embedding: torch.Tensor
 ) -> npt.NDArray[np.float32]:
     """Logits of a tile at tile px, asked as validation asks; of several objects the largest."""
     asked = dataset.question(number, VALIDATION_EPOCH)

@@ -271,7 +271,7 @@ def predict(
             f"{trained.path} was trained and measured with {trained.prompts} prompts; predict asks without them."
         )
     chosen_device = resolve_device(device)
-    decoder = trained.decoder().eval().to(chosen_device)
+    decoder = trained.model().eval().to(chosen_device)
     prompts_of: PromptsOf = unsigned_grid(store) if asked == "grid:free" else free_prompts
     stitcher = Stitcher(store, decoder, numbers, prompts_of, chosen_device, batch_size or DECODER_BATCH)
     prediction = Prediction(

@@ -214,7 +214,7 @@ def _pictures(
         dataset,
         [int(n) for n in dataset.tiles],
         (store.decoder(), before),
-        (checkpoint.decoder(), checkpoint.threshold),
+        (checkpoint.model(), checkpoint.threshold),
         count=count,
     )
     shown = "" if from_volume else " The volume is not there: colours are main components of the embedding."

@@ -37,7 +37,7 @@ class _Planes:
 def selected_tiles(
     store: EmbeddingStore, *, z_range: str | None, bbox: str | None, mask: str | None
 ) -> npt.NDArray[np.bool_]:
-    """Which tiles of a store touch a selection: bool (N,).
+    """Which base tiles of a store touch a selection: bool (N,). A place counts once, however often it was seen.
 
     Raises
     ------
@@ -45,7 +45,8 @@ def selected_tiles(
         When the selection lies outside the volume, or the mask does not fit it.
     """
     selection = Selection(z_range=z_range, bbox=bbox, mask=mask)
-    return select(store.table, selection, volume=cast(Volume, _Planes(store)))
+    touched = select(store.table, selection, volume=cast(Volume, _Planes(store)))
+    return np.asarray(touched & store.base)
 
 
 def selected_planes(

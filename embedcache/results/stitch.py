@@ -17,10 +17,10 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from embedcache.geometry import Tile
-from embedcache.sam.decoder import Decoder, Prompts, upscale_logits
+from embedcache.sam.decoder import Prompts, upscale_logits
 from embedcache.store import EmbeddingStore
 from embedcache.train.prompts import collate_prompts, make_prompts
 
@@ -93,7 +93,7 @@ class Stitcher:
     ----------
     store : EmbeddingStore
         Where the embeddings are.
-    decoder : Decoder
+    decoder : nn.Module
         In evaluation mode, on ``device``.
     numbers : ndarray of int64
         Tile numbers to use; all must be committed.
@@ -106,7 +106,7 @@ class Stitcher:
     """
 
     store: EmbeddingStore
-    decoder: Decoder
+    decoder: nn.Module
     numbers: npt.NDArray[np.int64]
     prompts_of: PromptsOf = free_prompts
     device: torch.device = CPU
@@ -148,7 +148,9 @@ class Stitcher:
 
 
 @torch.inference_mode()
-def low_res_logits(decoder: Decoder, embeddings: Tensor, prompts: Prompts, *, device: torch.device) -> Tensor:
+def low_res_logits(
+    decoder: nn.Module, embeddings: Tensor, prompts: Prompts, *, device: torch.device
+) -> Tensor:
     """One decoder call: the first mask of every query, ``(Q, 256, 256)`` float32 on the CPU."""
     output = decoder(embeddings.to(device), prompts.to(device), multimask_output=False)
     logits: Tensor = output.low_res_logits[:, 0]
