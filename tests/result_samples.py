@@ -104,3 +104,21 @@ def make_checkpoint(path: Path, store: EmbeddingStore, **changes: Any) -> Checkp
     }
     checkpoint = Checkpoint(path=None, **(values | changes))
     return Checkpoint.load(checkpoint.save(path))
+
+
+def add_views(store: EmbeddingStore, views: Sequence[int] = (2,)) -> EmbeddingStore:
+    """Commit further views of all tiles, whose embeddings say something else than those of the tiles."""
+    with store.writer() as writer:
+        writer.add_views(views)
+        wanted = store.table[:, 0] >= 0
+        writer.add_selection({}, wanted)
+        chosen = np.flatnonzero(wanted & ~store.base)
+        for shard in sorted(set((chosen // store.shard_tiles).tolist())):
+            members = [int(number) for number in chosen if number // store.shard_tiles == shard]
+            writer.commit_shard(
+                shard,
+                embeddings={number: embedding(number + 1000) for number in members},
+                input_digests=dict.fromkeys(members, "cd" * 32),
+            )
+    store.refresh()
+    return store

@@ -5,12 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from result_samples import make_checkpoint, make_store
+from result_samples import add_views, make_checkpoint, make_store
 
 from embedcache.errors import ConfigError, InputError, LabelError, MismatchError
 from embedcache.results import evaluate, predict
+from embedcache.sam.decoder import Decoder
 from embedcache.store import EmbeddingStore
 from embedcache.train import make_split, open_labels
+from embedcache.train.adapter import AdaptedDecoder
 from embedcache.volume import Preprocess
 
 SIZES = [(64, 96)] * 2
@@ -120,6 +122,26 @@ def test_only_supervised_pixels_count(tmp_path: Path, store: EmbeddingStore, lab
     found = evaluate(store, labels, checkpoint=checkpoint, split="all", supervision=tmp_path / "mask.npy")
     masks, truth = np.stack(list(predict(store, checkpoint))), np.load(labels) > 0
     assert found.figures.dice == pytest.approx(by_hand(masks & (mask > 0), truth & (mask > 0)))
+
+
+def test_views_change_no_figure(tmp_path: Path, store: EmbeddingStore, labels: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "c.safetensors", store)
+    before = [evaluate(store, labels, checkpoint=checkpoint, split=part).to_dict() for part in ("val", "all")]
+    add_views(store)
+    assert store.base.sum() * 2 == store.committed.sum()
+    after = [evaluate(store, labels, checkpoint=checkpoint, split=part).to_dict() for part in ("val", "all")]
+    assert after == before
+
+
+def test_a_checkpoint_with_an_adapter_is_evaluated_through_it(
+    tmp_path: Path, store: EmbeddingStore, labels: Path
+) -> None:
+    state = AdaptedDecoder.around(Decoder.random(1)).state_dict()
+    adapted = make_checkpoint(tmp_path / "a.safetensors", store, state=state, adapter=True)
+    plain = make_checkpoint(tmp_path / "b.safetensors", store)
+    for prompts in ("none", "box"):
+        found, want = (evaluate(store, labels, checkpoint=c, prompts=prompts) for c in (adapted, plain))
+        assert found.figures.dice == pytest.approx(want.figures.dice, abs=1e-3)
 
 
 def test_prompts_from_the_truth_are_named_oracle(tmp_path: Path, store: EmbeddingStore, labels: Path) -> None:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import zarr
 from PIL import Image
-from result_samples import make_checkpoint, make_store
+from result_samples import add_views, make_checkpoint, make_store
 
 from embedcache.errors import (
     ConfigError,
@@ -19,6 +20,8 @@ from embedcache.errors import (
 )
 from embedcache.progress import Silent
 from embedcache.results import predict
+from embedcache.sam.decoder import Decoder
+from embedcache.train.adapter import AdaptedDecoder
 from embedcache.volume import Preprocess
 
 
@@ -30,6 +33,32 @@ def test_a_store_becomes_masks_at_the_volumes_own_size(tmp_path: Path) -> None:
     np.testing.assert_array_equal(masks[1] > 0, prediction[1])
     assert prediction.to_dict()["tiles"] == 4
     assert prediction.to_dict()["output"] == str(tmp_path / "m.zarr")
+
+
+def test_a_store_with_views_is_predicted_once_per_place(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s.zarr", [(70, 60)] * 2)
+    checkpoint = make_checkpoint(tmp_path / "c.safetensors", store)
+    before = predict(store, checkpoint)
+    add_views(store, (2, 5))
+    assert store.committed.sum() == 3 * before.tiles
+    after = predict(store, checkpoint)
+    assert after.to_dict()["tiles"] == before.tiles
+    assert after.tiles_missing == 0
+    for plane in range(2):
+        np.testing.assert_array_equal(after.probabilities(plane), before.probabilities(plane))
+
+
+def test_a_checkpoint_with_an_adapter_predicts_through_it(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s.zarr", [(64, 64)])
+    model = AdaptedDecoder.around(Decoder.random(1))
+    same = make_checkpoint(tmp_path / "a.safetensors", store, state=model.state_dict(), adapter=True)
+    plain = make_checkpoint(tmp_path / "b.safetensors", store)
+    want = predict(store, plain).probabilities(0)
+    np.testing.assert_allclose(predict(store, same).probabilities(0), want, atol=1e-6)
+    with torch.no_grad():
+        model.adapter.up.weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    moved = make_checkpoint(tmp_path / "c.safetensors", store, state=model.state_dict(), adapter=True)
+    assert np.abs(predict(store, moved).probabilities(0) - want).max() > 1e-3
 
 
 def test_without_an_output_nothing_is_written(tmp_path: Path) -> None:
