@@ -80,15 +80,18 @@ def test_images_with_different_numbers_of_objects_go_through_the_decoder_in_one_
     assert output.low_res_logits.shape == (3, 1, 256, 256)
 
 
-def test_a_batch_asked_without_prompts_wants_all_objects_of_each_image(
+def test_a_tile_asked_without_prompts_wants_everything_positive_however_few_objects_are_drawn(
     store: EmbeddingStore, labels: Path
 ) -> None:
-    dataset = EmbeddingDataset(store, labels, prompts="box", objects="components")
-    items = [dataset[0], dataset[1]]
-    batch = collate(items).unprompted()
-    assert batch.prompts.counts == (1, 1)
-    assert not batch.prompted
-    assert torch.equal(batch.low_res_masks[1], items[1].low_res_masks.amax(dim=0))
+    dataset = EmbeddingDataset(
+        store, labels, prompts="box", objects="components", max_objects=1, free_share=1.0
+    )
+    item = next(item for item in dataset if item.question.whole.sum() > item.question.targets.sum())
+    truth = LABELS[item.tile.plane][item.tile.slices] > 0
+    batch = collate([item])
+    assert batch.prompts.counts == (1,)
+    assert batch.prompts.boxes is None
+    assert torch.equal(batch.low_res_masks[0], torch.from_numpy(truth.repeat(4, 0).repeat(4, 1)).float())
 
 
 def test_a_dataloader_with_workers_gives_the_same_batches(store: EmbeddingStore, labels: Path) -> None:

@@ -128,5 +128,7 @@ def test_several_objects_without_a_prompt_are_refused_since_nothing_tells_them_a
     assert default_objects("instances", "box") == "ids"
     with pytest.raises(ConfigError, match="without a prompt"):
         check_objects("components", "semantic", "none")
+    with pytest.raises(ConfigError, match="--prompts mask"):
+        check_objects("ids", "instances", "mask")
     with pytest.raises(ConfigError, match="instance labels"):
         check_objects("ids", "semantic", "box")

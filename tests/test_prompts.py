@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedcache.errors import ConfigError
 from embedcache.geometry import Tile
-from embedcache.sam.decoder import Prompts
 from embedcache.train.object_table import TileObject
 from embedcache.train.prompts import (
     PROMPTS,
+    TilePrompts,
     collate_prompts,
-    correct,
-    first_round,
     jittered_boxes,
     make_prompts,
     prompt_source,
@@ -88,7 +85,7 @@ def test_the_grid_is_sams_point_grid_in_pixels_signed_by_the_truth() -> None:
 
 def test_only_prompts_that_know_nothing_of_the_truth_are_free() -> None:
     sources = {name: prompt_source(name) for name in (*PROMPTS, "grid:free")}
-    assert [name for name, source in sources.items() if source == "free"] == ["none", "grid:free"]
+    assert [name for name, source in sources.items() if source == "free"] == ["none", "mask", "grid:free"]
     with pytest.raises(ConfigError, match="--prompts is 'text'"):
         prompt_source("text")
 
@@ -109,49 +106,24 @@ def test_images_with_different_numbers_of_objects_make_one_ragged_batch() -> Non
     assert batch.counts == (3, 1)
     assert batch.point_coords is not None
     assert batch.point_coords.shape == (4, 1, 2)
+    assert batch.point_counts is None
     assert collate_prompts([make_prompts("none", blobs(tile, 1), tile, rng)], [1]).counts == (1,)
 
 
-def test_an_iterative_batch_begins_with_points_or_boxes_but_not_both() -> None:
+def test_rows_of_a_batch_say_how_many_points_they_have_and_whether_a_box() -> None:
     tile = Tile(0, 0, 0, 64, 64)
-    rng = np.random.default_rng(0)
-    batch = collate_prompts([make_prompts("iterative", blobs(tile, 1), tile, rng)], [2])
-    kinds = {
-        (first.point_coords is None, first.boxes is None)
-        for first in (first_round(batch, rng) for _ in range(20))
-    }
-    assert kinds == {(True, False), (False, True)}
-
-
-def test_corrections_are_drawn_where_the_answer_is_wrong_and_carry_the_truths_sign() -> None:
-    targets = torch.zeros(2, 256, 256)
-    targets[0, 100:110, 50:60] = 1
-    logits = torch.full((2, 1, 256, 256), -1.0)
-    logits[1, 0, 200, 30] = 1.0  # a false alarm
-    first = Prompts((2,), boxes=torch.tensor([[0.0, 0, 9, 9], [1.0, 1, 8, 8]]))
-    after = correct(first, logits, targets, torch.ones(2, 256, 256), np.random.default_rng(0))
-    assert after.point_coords is not None
-    assert after.point_labels is not None
-    assert after.point_labels.tolist() == [[1], [0]]
-    x, y = after.point_coords[0, 0].tolist()
-    assert 200 <= x < 240
-    assert 400 <= y < 440
-    assert after.point_coords[1, 0].tolist() == [30 * 4 + 1.5, 200 * 4 + 1.5]
-    assert after.mask_input is not None
-    assert not after.mask_input.requires_grad
-    again = correct(after, logits, targets, torch.ones(2, 256, 256), np.random.default_rng(0))
-    assert again.point_coords is not None
-    assert again.point_coords.shape == (2, 2, 2)
-
-
-def test_corrections_never_fall_where_nothing_is_supervised() -> None:
-    weight = torch.zeros(1, 256, 256)
-    weight[0, :128] = 1
-    targets = torch.zeros(1, 256, 256)
-    targets[0, 120:136] = 1
-    for seed in range(10):
-        after = correct(
-            Prompts((1,)), torch.full((1, 1, 256, 256), -1.0), targets, weight, np.random.default_rng(seed)
-        )
-        assert after.point_coords is not None
-        assert after.point_coords[0, 0, 1] < 512
+    drawn = make_prompts("iterative", blobs(tile, 1), tile, np.random.default_rng(0))
+    many = make_prompts("grid", blobs(tile, 2, 1), tile, np.random.default_rng(0))
+    items = [drawn.one_of(box=False), drawn.one_of(box=True), TilePrompts(), many]
+    batch = collate_prompts(items, [2, 2, 1, 1])
+    assert batch.point_counts is not None
+    assert batch.has_box is not None
+    assert batch.point_counts.tolist() == [1, 1, 0, 0, 0, 64]
+    assert batch.has_box.tolist() == [False, False, True, True, False, False]
+    assert batch.point_coords is not None
+    assert drawn.point_coords is not None
+    assert np.array_equal(batch.point_coords[:2, :1].numpy(), drawn.point_coords)
+    boxes = collate_prompts([drawn.one_of(box=True)], [2])
+    assert boxes.point_coords is None
+    assert boxes.has_box is None
+    assert collate_prompts([TilePrompts()], [1]).boxes is None

@@ -117,23 +117,33 @@ class AlignedPlanes:
         missing = [b - a - have for (a, b), have in zip(spans, pixels.shape, strict=True)]
         return np.pad(pixels, [(0, missing[0]), (0, missing[1])]) if any(missing) else pixels
 
-    def to_tile(self, pixels: npt.NDArray[Any], tile: Tile) -> npt.NDArray[Any]:
+    def to_tile(
+        self, pixels: npt.NDArray[Any], tile: Tile, counted: npt.NDArray[np.bool_] | None = None
+    ) -> npt.NDArray[Any]:
         """What :meth:`read` gave, or a map of it, brought to tile px.
 
-        Boolean maps of finer labels are averaged (half or more counts), other values take the nearest.
+        Boolean maps of finer labels are averaged (half or more of those pixels that are ``counted``, by default
+        all), other values take the nearest.
         """
         factor = self.factor_of[tile.plane]
         if factor.down > 1:
             step = factor.down
             if pixels.dtype == np.bool_:
-                cells = pixels.reshape(tile.height, step, tile.width, step)
-                return np.asarray(cells.mean(axis=(1, 3), dtype=np.float32) >= 0.5)
+                cells = _sums(pixels, tile, step)
+                total = step * step if counted is None else _sums(counted, tile, step)
+                return np.asarray((2 * cells >= total) & (total > 0))
             return pixels[step // 2 :: step, step // 2 :: step]
         if factor.up > 1:
             rows = np.arange(tile.y0, tile.y0 + tile.height) // factor.up - tile.y0 // factor.up
             columns = np.arange(tile.x0, tile.x0 + tile.width) // factor.up - tile.x0 // factor.up
             return pixels[rows][:, columns]
         return pixels
+
+
+def _sums(pixels: npt.NDArray[np.bool_], tile: Tile, step: int) -> npt.NDArray[np.int32]:
+    """How many of the finer pixels under each tile px are set: int32 (height, width)."""
+    cells = pixels.reshape(tile.height, step, tile.width, step)
+    return np.asarray(cells.sum(axis=(1, 3), dtype=np.int32))
 
 
 def _scaled(start: int, factor: Factor) -> int:

@@ -37,14 +37,21 @@ class Labels:
         Planes of the store that have a label.
     same_for_all_planes : bool
         One 2-D label lies on all planes.
+    ignore : int or None
+        Pixels of this value do not count.
     """
 
     def __init__(
-        self, aligned: AlignedPlanes, decision: TaskDecision, supervision: AlignedPlanes | None = None
+        self,
+        aligned: AlignedPlanes,
+        decision: TaskDecision,
+        supervision: AlignedPlanes | None = None,
+        ignore: int | None = None,
     ) -> None:
         self._aligned = aligned
         self._decision = decision
         self._supervision = supervision
+        self.ignore = ignore
         self._counts: dict[Tile, tuple[int, int]] = {}
         self.kind: Task = decision.kind
         self.source: str = aligned.volume.source
@@ -56,6 +63,8 @@ class Labels:
         parts = [aligned.sentence, decision.sentence]
         if supervision is not None:
             parts.append(f"supervised where {supervision.volume.source} is > 0 ({supervision.sentence})")
+        if ignore is not None:
+            parts.append(f"pixels of value {ignore} do not count")
         self.alignment: str = "; ".join(parts) + "."
 
     def crop(self, tile: Tile) -> npt.NDArray[Any]:
@@ -66,9 +75,10 @@ class Labels:
         ndarray (height, width)
             bool for semantic labels, int32 ids (0: background) for instances.
         """
-        pixels = self._aligned.read(tile)
+        pixels = _without(self._aligned.read(tile), self.ignore)
         if self.kind == "semantic":
-            return self._aligned.to_tile(pixels > self._decision.threshold, tile)
+            positive = pixels > self._decision.threshold
+            return self._aligned.to_tile(positive, tile, self._counted_pixels(tile))
         ids = self._aligned.to_tile(pixels, tile)
         if ids.dtype.kind == "f" or ids.dtype.itemsize > 4 or ids.dtype == np.uint32:
             ids = _small_ids(ids)
@@ -78,9 +88,15 @@ class Labels:
         """Where labels count under a tile: bool (height, width) in tile px."""
         if tile.plane not in self.planes:
             return np.zeros((tile.height, tile.width), bool)
-        if self._supervision is None:
-            return np.ones((tile.height, tile.width), bool)
-        return self._supervision.to_tile(self._supervision.read(tile) > 0, tile)
+        supervised = np.ones((tile.height, tile.width), bool)
+        if self._supervision is not None:
+            supervised = self._supervision.to_tile(self._supervision.read(tile) > 0, tile)
+        counted = self._counted_pixels(tile)
+        return supervised if counted is None else supervised & self._aligned.to_tile(counted, tile)
+
+    def _counted_pixels(self, tile: Tile) -> npt.NDArray[np.bool_] | None:
+        """Label pixels that are not of the ignored value, at the label's resolution; None: all."""
+        return None if self.ignore is None else self._aligned.read(tile) != self.ignore
 
     def counts(self, tile: Tile) -> tuple[int, int]:
         """``(positive, supervised)`` pixels of a tile; positives count only where supervised. Remembered."""
@@ -108,10 +124,14 @@ class Labels:
     def tiles(self, store: EmbeddingStore) -> npt.NDArray[np.int64]:
         """Numbers of the store's tiles that the labels touch: on a labelled plane, and supervised somewhere."""
         numbers = labelled_numbers(store, self.planes)
-        if self._supervision is None:
+        if self._supervision is None and self.ignore is None:
             return numbers
         keep = [self.counts(store.tile(int(number)))[1] > 0 for number in numbers]
         return numbers[np.array(keep, dtype=bool)] if keep else numbers
+
+    def uncounted(self, store: EmbeddingStore) -> int:
+        """How many tiles on labelled planes are left out because no pixel of them counts."""
+        return len(labelled_numbers(store, self.planes)) - len(self.tiles(store))
 
     def positive(self, store: EmbeddingStore, numbers: Iterable[int]) -> npt.NDArray[np.int64]:
         """Positive pixels of each of the given tiles, in their order."""
@@ -119,7 +139,12 @@ class Labels:
 
 
 def open_labels(
-    path: str | Path, store: EmbeddingStore, *, supervision: str | Path | None = None, task: str = "auto"
+    path: str | Path,
+    store: EmbeddingStore,
+    *,
+    supervision: str | Path | None = None,
+    task: str = "auto",
+    ignore: int | None = None,
 ) -> Labels:
     """Open labels and lay them over a store's tiles.
 
@@ -134,6 +159,8 @@ def open_labels(
         A mask by the same rules; labels count only where it is > 0.
     task : "auto", "semantic" or "instances"
         How to read the values; see :mod:`embedcache.train.task`.
+    ignore : int, optional
+        Pixels of this value count nowhere: neither as foreground nor as background.
 
     Raises
     ------
@@ -142,15 +169,15 @@ def open_labels(
     """
     aligned = align(_open(path, "label"), store)
     over = align(_open(supervision, "supervision mask"), store, "supervision mask") if supervision else None
-    samples = list(_samples(aligned, store))
-    labels = Labels(aligned, decide_task(samples, task), over)
+    samples = [_without(sample, ignore) for sample in sample_pixels(aligned, store)]
+    labels = Labels(aligned, decide_task(samples, task), over, ignore)
     _require_positive(labels, store)
     return labels
 
 
 def labelled_numbers(store: EmbeddingStore, planes: Iterable[int]) -> npt.NDArray[np.int64]:
-    """Numbers of a store's tiles on the given planes."""
-    return np.flatnonzero(np.isin(store.table[:, 0], sorted(planes))).astype(np.int64)
+    """Numbers of a store's base tiles on the given planes; tiles of other views lie where these do."""
+    return np.flatnonzero(np.isin(store.table[:, 0], sorted(planes)) & store.base).astype(np.int64)
 
 
 def _open(path: str | Path, what: str) -> Any:
@@ -160,7 +187,7 @@ def _open(path: str | Path, what: str) -> Any:
         raise LabelError(f"The {what} cannot be opened: {error.message}", hint=error.hint) from error
 
 
-def _samples(aligned: AlignedPlanes, store: EmbeddingStore) -> Iterator[npt.NDArray[Any]]:
+def sample_pixels(aligned: AlignedPlanes, store: EmbeddingStore) -> Iterator[npt.NDArray[Any]]:
     """Label pixels of some tiles: evenly spread ones, and on until a few with something in them were seen."""
     numbers = labelled_numbers(store, aligned.plane_of)
     if len(numbers) == 0:
@@ -190,11 +217,17 @@ def _require_positive(labels: Labels, store: EmbeddingStore) -> None:
     if any(labels.counts(store.tile(int(number)))[0] > 0 for number in order):
         return
     within = f" within {labels.supervision_source}" if labels.supervision_source else ""
+    within += f" beside the ignored value {labels.ignore}" if labels.ignore is not None else ""
     raise LabelError(
         f"{labels.source} holds nothing positive{within}: none of its {len(numbers)} tiles has anything to learn "
         f"({labels.alignment})",
         hint="Check that these are the labels of this volume, and that foreground is not 0.",
     )
+
+
+def _without(pixels: npt.NDArray[Any], ignore: int | None) -> npt.NDArray[Any]:
+    """Pixels with 0 in place of the ignored value."""
+    return pixels if ignore is None else np.where(pixels == ignore, pixels.dtype.type(0), pixels)
 
 
 def _small_ids(ids: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

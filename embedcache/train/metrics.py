@@ -83,6 +83,15 @@ class ThresholdCounts:
         self._inside += torch.bincount(bins[inside], minlength=length).cpu().numpy()
         self._outside += torch.bincount(bins[~inside], minlength=length).cpu().numpy()
 
+    @property
+    def tensor(self) -> Tensor:
+        """All that was counted, int64 (2, n + 1); counts of several places can be summed."""
+        return torch.from_numpy(np.stack([self._inside, self._outside]))
+
+    def replace(self, counted: Tensor) -> None:
+        """Take what :attr:`tensor` gave, or a sum of such, in place of what was counted."""
+        self._inside, self._outside = counted.cpu().numpy().copy()
+
     def sweep(self) -> list[Figures]:
         """Figures at every threshold, in order."""
         tp = self._inside.sum() - np.cumsum(self._inside)[:-1]

@@ -7,7 +7,7 @@ the truth is corrected; once a box, a mask or a second point says more, there is
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from embedcache.sam.prompts import PAD_LABEL, Prompts
 from embedcache.train.losses import LossParts, compute_loss, mask_losses
@@ -62,9 +62,7 @@ def best_of_three(
             for index in (1, 2, 3)
         ]
         chosen = torch.where(ambiguous, 1 + torch.stack(costs, dim=1).argmin(dim=1), 0)
-    return compute_loss(
-        name, take_mask(logits, chosen), iou.gather(1, chosen[:, None])[:, 0], targets, weight
-    )
+    return compute_loss(name, _taken(logits, chosen), iou.gather(1, chosen[:, None])[:, 0], targets, weight)
 
 
 def likeliest(logits: Tensor, iou: Tensor, ambiguous: Tensor) -> Tensor:
@@ -72,10 +70,27 @@ def likeliest(logits: Tensor, iou: Tensor, ambiguous: Tensor) -> Tensor:
 
     Of the three the one with the highest predicted IoU where the query is ambiguous, else the single mask.
     """
-    return take_mask(logits, torch.where(ambiguous, 1 + iou[:, 1:].argmax(dim=1), 0))
+    return _taken(logits, torch.where(ambiguous, 1 + iou[:, 1:].argmax(dim=1), 0))
 
 
-def take_mask(logits: Tensor, chosen: Tensor) -> Tensor:
+def answers(model: nn.Module, image_embeddings: Tensor, prompts: Prompts) -> Tensor:
+    """One mask of logits for each query, (Q, 256, 256), as figures and pictures take it.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Called as a decoder.
+    image_embeddings : (B, 256, 64, 64)
+    prompts : Prompts
+        On the same device.
+    """
+    three = may_be_ambiguous(prompts)
+    output = model(image_embeddings, prompts, multimask_output=None if three else False)
+    logits, iou = output.low_res_logits, output.iou_predictions
+    return likeliest(logits, iou, is_ambiguous(prompts)) if three else logits[:, 0]
+
+
+def _taken(logits: Tensor, chosen: Tensor) -> Tensor:
     """One mask of each query, by index (Q,)."""
     place = chosen[:, None, None, None].expand(-1, 1, *logits.shape[2:])
     return logits.gather(1, place)[:, 0]

@@ -7,10 +7,13 @@ from embedcache.train.task import Task
 
 OBJECTS = ("whole", "components", "ids")
 
+_WITHOUT_PLACE = ("none", "mask")
+"""Prompts that are the same for all objects of a tile."""
+
 
 def default_objects(task: Task, prompts: str) -> str:
-    """The objects of a task: ids for prompted instances, else the whole mask."""
-    return "ids" if task == "instances" and prompts != "none" else "whole"
+    """The objects of a task: ids for instances whose prompts tell them apart, else the whole mask."""
+    return "ids" if task == "instances" and prompts not in _WITHOUT_PLACE else "whole"
 
 
 def check_objects(objects: str, task: Task, prompts: str) -> str:
@@ -28,9 +31,10 @@ def check_objects(objects: str, task: Task, prompts: str) -> str:
             "--objects ids needs instance labels, but these are semantic.",
             hint="Use --objects components, or --task instances when the values are ids.",
         )
-    if objects != "whole" and prompts == "none":
+    if objects != "whole" and prompts in _WITHOUT_PLACE:
         raise ConfigError(
-            f"--prompts none with --objects {objects}: without a prompt nothing says which object is meant.",
+            f"--prompts {prompts} with --objects {objects}: without a prompt of its own nothing says which object "
+            "is meant.",
             hint="Use --objects whole, or --prompts box, points or iterative.",
         )
     return objects

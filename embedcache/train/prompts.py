@@ -11,6 +11,7 @@ grid       the same grid, signed by the truth                    oracle
 points     one point inside each object                          oracle
 box        a jittered box around each object                     oracle
 iterative  a point or box, then points where the answer is wrong oracle
+mask       what an earlier training predicted, from a file       free
 ========== ===================================================== =======
 
 *Oracle* prompts are derived from the truth: figures got with them describe interactive use, in which a person
@@ -29,11 +30,11 @@ import torch
 from torch import Tensor
 
 from embedcache.errors import ConfigError
-from embedcache.geometry import IMAGE_SIZE, Tile, see_boxes, see_points
+from embedcache.geometry import Tile, see_boxes, see_points
 from embedcache.sam.prompts import PAD_LABEL, Prompts
 from embedcache.train.object_table import TileObject
 
-PROMPTS = ("none", "points", "box", "grid", "iterative")
+PROMPTS = ("none", "points", "box", "grid", "iterative", "mask")
 
 GRID_SIDE = 8
 BOX_NOISE = 0.1
@@ -75,7 +76,7 @@ class TilePrompts:
 
 def prompt_source(prompts: str) -> Literal["free", "oracle"]:
     """``free`` when a prompt kind knows nothing of the truth, ``oracle`` when it is derived from it."""
-    return "free" if check_prompts(prompts) in ("none", "grid:free") else "oracle"
+    return "free" if check_prompts(prompts) in ("none", "grid:free", "mask") else "oracle"
 
 
 def check_prompts(prompts: str) -> str:
@@ -110,6 +111,10 @@ def make_prompts(
     objects = [TileObject.of_mask(mask) for mask in masks] if isinstance(masks, np.ndarray) else masks
     if prompts == "none":
         return TilePrompts()
+    if prompts == "mask":
+        raise ConfigError(
+            "Prompts of kind mask need earlier predictions to start from.", hint="Give --start."
+        )
     if prompts in ("grid", "grid:free"):
         return _grid(objects, tile, signed=prompts == "grid")
     coords, labels = sample_points(objects, tile, rng, supervised)
@@ -226,54 +231,3 @@ def _rows(array: npt.NDArray[Any] | None, shape: tuple[int, ...], value: int) ->
 
 def _joined(arrays: Sequence[npt.NDArray[np.float32]]) -> Tensor:
     return torch.from_numpy(np.concatenate(arrays))
-
-
-def first_round(prompts: Prompts, rng: np.random.Generator) -> Prompts:
-    """The point or the box of an ``iterative`` batch, whichever the coin shows (SAM: with equal chance)."""
-    if prompts.boxes is None or prompts.point_coords is None:
-        return prompts
-    if rng.random() < 0.5:
-        return Prompts(prompts.counts, prompts.point_coords, prompts.point_labels, None, None)
-    return Prompts(prompts.counts, None, None, prompts.boxes, None)
-
-
-def correct(
-    prompts: Prompts, low_res_logits: Tensor, targets: Tensor, weight: Tensor, rng: np.random.Generator
-) -> Prompts:
-    """The next round: one more point per object from where the answer is wrong, and the answer as mask prompt.
-
-    Parameters
-    ----------
-    prompts : Prompts
-        The round before, Q queries.
-    low_res_logits : (Q, 1, 256, 256)
-        Its answer; no gradient flows through it.
-    targets : (Q, 256, 256)
-    weight : (Q, 256, 256)
-        Points are drawn only where it is positive.
-    rng : Generator
-        Draws the points.
-    """
-    answer = low_res_logits.detach()
-    wrong = ((answer[:, 0] > 0) != (targets > 0.5)) & (weight > 0)
-    cells = [
-        _draw_cell(w, torch.as_tensor(k), rng) for w, k in zip(wrong.cpu(), weight.cpu() > 0, strict=True)
-    ]
-    index = torch.tensor(cells, device=answer.device)
-    y, x = index // wrong.shape[2], index % wrong.shape[2]
-    cell = IMAGE_SIZE // wrong.shape[1]
-    coords = torch.stack([x, y], dim=-1)[:, None].float() * cell + (cell - 1) / 2
-    labels = targets[torch.arange(len(cells), device=answer.device), y, x].round().to(torch.int32)[:, None]
-    if prompts.point_coords is not None and prompts.point_labels is not None:
-        coords = torch.cat([prompts.point_coords, coords], dim=1)
-        labels = torch.cat([prompts.point_labels, labels], dim=1)
-    return Prompts(prompts.counts, coords, labels, prompts.boxes, answer)
-
-
-def _draw_cell(wrong: Tensor, counted: Tensor, rng: np.random.Generator) -> int:
-    """A wrong cell; where nothing is wrong any counted one, as a person confirming; the first as last resort."""
-    for candidates in (wrong, counted):
-        cells = torch.nonzero(candidates.flatten())[:, 0]
-        if len(cells):
-            return int(cells[int(rng.integers(len(cells)))])
-    return 0

@@ -7,7 +7,6 @@ at random among them, one at the end. Eleven rounds in all.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -84,11 +83,11 @@ def next_prompts(batch: Batch, before: Prompts, answer: Answer, turn: int) -> Pr
     mask = answer.best[:, None]
     told = [row[turn] for row in batch.told]
     if not any(told):
-        return _changed(before, mask_input=mask)
+        return before.replaced(mask_input=mask)
     weights = batch.per_query(batch.weights)
     coords, labels = draw_error_points(answer.best, batch.targets, weights, batch.draws[:, turn])
     speaking = None if all(told) else batch.per_query(batch.speaks[:, turn])
-    return _changed(before, mask_input=mask, **_more_points(before, coords, labels, speaking))
+    return before.replaced(mask_input=mask, **_more_points(before, coords, labels, speaking))
 
 
 def run_rounds(
@@ -180,14 +179,6 @@ def _more_points(
     }
 
 
-def _changed(prompts: Prompts, **changes: Tensor) -> Prompts:
-    """Prompts with other tensors, not checked again, as that would wait for the device."""
-    changed = copy.copy(prompts)
-    for name, value in changes.items():
-        object.__setattr__(changed, name, value)
-    return changed
-
-
 def _prompted_only(batch: Batch, prompts: Prompts, answer: Answer) -> tuple[Batch, Prompts, Answer]:
     """What is left of a batch when the queries without prompts have been answered."""
     stays = [not free for free in batch.free]
@@ -234,6 +225,6 @@ class _Rows:
         """The rows of prompts."""
         tensors = {field.name: getattr(prompts, field.name) for field in fields(prompts)}
         chosen = {name: self(value) for name, value in tensors.items() if isinstance(value, Tensor)}
-        changed = _changed(prompts, **chosen)
+        changed = prompts.replaced(**chosen)
         object.__setattr__(changed, "counts", counts)
         return changed

@@ -24,7 +24,7 @@ from embedcache.train.places import Ints, Tiles, gather
 HELD_OUT = 0.2
 GAP = 0.05
 
-Kind = Literal["stores", "images", "planes", "spatial"]
+Kind = Literal["stores", "images", "planes", "spatial", "overfit"]
 Part = tuple[tuple[int, tuple[int, ...]], ...]
 
 
@@ -34,7 +34,7 @@ class Split:
 
     Parameters
     ----------
-    kind : "stores", "images", "planes" or "spatial"
+    kind : "stores", "images", "planes", "spatial" or "overfit"
     rule : str
         The rule in words, with its gap.
     train, val : tuple of (store index, tile numbers)

@@ -98,12 +98,23 @@ def _block_sums(
     return (rows, columns), cells * units
 
 
-def area_average(mask: npt.NDArray[np.bool_], tile: Tile) -> FloatArray:
-    """Share of every cell that a mask covers: bool (height, width) in tile px to float32 (256, 256)."""
+def area_average(values: npt.NDArray[Any], tile: Tile) -> FloatArray:
+    """Average of every cell, the padding counted as 0: bool or float (height, width) to float32 (256, 256)."""
     average = np.zeros((LOW_RES_SIZE, LOW_RES_SIZE), np.float32)
-    place, units = _covered(TileObject.of_mask(mask), tile)
-    average[place] = units / _full(tile)
-    return average
+    if values.dtype == np.bool_:
+        place, units = _covered(TileObject.of_mask(values), tile)
+        average[place] = units / _full(tile)
+        return average
+    steps = _pixels_per_cell(tile)
+    if steps is not None:
+        cells = values.reshape(LOW_RES_SIZE, steps[0], LOW_RES_SIZE, steps[1])
+        return np.asarray(cells.mean(axis=(1, 3)), dtype=np.float32)
+    height, width = tile.input_size
+    down, across = (
+        _units(tile.height, height, np.float64) / (_CELL * tile.height),
+        _units(tile.width, width, np.float64) / (_CELL * tile.width),
+    )
+    return np.asarray(down @ values @ across.T, dtype=np.float32)
 
 
 @lru_cache(maxsize=64)
@@ -123,6 +134,11 @@ def counted_units(supervised: npt.NDArray[np.bool_] | None, tile: Tile) -> npt.N
     place, units = _covered(TileObject.of_mask(supervised), tile)
     counted[place] = units
     return counted
+
+
+def content_share(tile: Tile) -> FloatArray:
+    """Share of every cell that is content rather than padding: float32 (256, 256)."""
+    return np.asarray(counted_units(None, tile) / _full(tile), dtype=np.float32)
 
 
 def weight_of(counted: npt.NDArray[np.float64], tile: Tile) -> Cells:
