@@ -14,12 +14,12 @@ class InterruptedDisk(WatchedDisk):
     """Does ``act`` in place of the ``at``-th step that changes the disk; half of it if it is a write."""
 
     def __init__(self, at: int, act: Callable[[], None]) -> None:
-        self._left, self._act = at, act
+        self.left, self._act = at, act
         super().__init__(self._before)
 
     def _before(self, step: str, arguments: tuple[Any, ...]) -> None:
-        self._left -= 1
-        if self._left:
+        self.left -= 1
+        if self.left:
             return
         if step == "write":
             descriptor, pieces, offset = arguments

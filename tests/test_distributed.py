@@ -102,6 +102,15 @@ def test_workers_complete_shards_that_were_begun_and_then_find_nothing_to_do(sch
     assert shard_digests(tmp_path / "s.zarr") == shard_digests(tmp_path / "one.zarr")
 
 
+def test_workers_give_views_the_bytes_of_one_process(scheduler, tmp_path):
+    small = scan(tmp_path / "small.npy", planes=3)
+    quick(small, store=tmp_path / "one.zarr", views="flips")
+    quick(small, store=tmp_path / "s.zarr")
+    result = quick(small, store=tmp_path / "s.zarr", views="flips", scheduler=scheduler)
+    assert result.encoded == 9
+    assert shard_digests(tmp_path / "s.zarr") == shard_digests(tmp_path / "one.zarr")
+
+
 def test_workers_of_this_machine_come_and_go_with_the_run(volume, tmp_path, capfd):
     quick(volume, store=tmp_path / "one.zarr")
     with dask.config.set({"distributed.worker.preload": ["worker_encoders"]}):
