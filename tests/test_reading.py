@@ -25,6 +25,7 @@ from embedcache.encode.reading import Reading, chunk_reads, plan_reading, task_g
 from embedcache.encode.reading.columns import Reach, columns_of
 from embedcache.errors import VolumeError
 from embedcache.geometry import Tile
+from embedcache.store.views import grown, table_of
 from embedcache.volume import Preprocess, TileGrid, Volume, open_volume
 
 Table = np.ndarray
@@ -421,3 +422,109 @@ def test_a_whole_encode_decodes_each_chunk_once_and_the_memory_changes_no_byte(t
         assert little.to_dict()["source_chunks_read"] > 2 * 4 * 2
     assert plenty.store.path != little.store.path
     assert shard_digests(plenty.store.path) == shard_digests(little.store.path)
+
+
+# --- views --------------------------------------------------------------------------------------------------
+
+
+def with_all_views(table: Table) -> Table:
+    return table_of(table, grown((), int(table[:, 0].max()) + 1, range(8)), uniform=True)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 150), st.integers(20, 70), st.integers(20, 70)),
+    chunks=st.tuples(st.integers(1, 140), st.integers(9, 80), st.integers(9, 80)),
+    overlap=st.integers(0, 15),
+    channels=st.sampled_from(["repeat", "adjacent:9", "depth:0-0,0-0,0-0"]),
+    shard_tiles=st.sampled_from([64, 20, 130]),
+    some=st.integers(1, 7),
+)
+def test_a_chunk_that_was_decoded_for_one_view_serves_them_all(
+    size: Any, chunks: Any, overlap: int, channels: str, shard_tiles: int, some: int
+) -> None:
+    with tempfile.TemporaryDirectory() as folder, counted() as count:
+        source(Path(folder) / "a", size, chunks)
+        volume, preprocess = open_volume(Path(folder) / "a"), Preprocess(channels)
+        table = tiles_of(volume, preprocess, 32, overlap)
+        missing = (table[:, 0] >= 0) & (np.arange(len(table)) * 7919 % 11 < some)
+        plain = chunk_reads(plan_reading(volume, preprocess, table, missing, shard_tiles))
+        views = with_all_views(table)
+        reading = plan_reading(volume, preprocess, views, np.tile(missing, 8), shard_tiles)
+        count[0] = 0
+        seen = sum(1 for _ in read_all(volume, preprocess, views, reading))
+        expected = chunk_reads(reading)
+        assert seen == 8 * missing.sum()
+        assert count[0] == expected.planned == expected.distinct == plain.distinct
+        assert volume.cache.bytes_held == 0
+
+
+def test_all_views_of_a_column_are_read_before_the_next_column(tmp_path: Path) -> None:
+    source(tmp_path / "a", (64, 64, 64), (16, 32, 32))
+    volume, preprocess = open_volume(tmp_path / "a"), Preprocess("repeat")
+    table = with_all_views(tiles_of(volume, preprocess, 32))
+    reading = plan_reading(volume, preprocess, table, table[:, 0] >= 0, 64)
+    first = [tuple(table[members[0], [1, 2, 5]].tolist()) for _, members in reading]
+    assert [place[:2] for place in first[::8]] == sorted({place[:2] for place in first})
+    assert all(len({place[:2] for place in first[at : at + 8]}) == 1 for at in range(0, 32, 8))
+    assert sorted(place[2] for place in first[:8]) == list(range(8))
+
+
+def test_with_too_little_memory_for_the_views_the_plan_says_so_and_every_tile_is_read(tmp_path: Path) -> None:
+    source(tmp_path / "a", (128, 64, 64), (16, 32, 32))
+    with open_volume(tmp_path / "a", read_memory=40_000) as volume, counted() as count:
+        preprocess = Preprocess("repeat")
+        table = with_all_views(tiles_of(volume, preprocess, 32))
+        reading = plan_reading(volume, preprocess, table, table[:, 0] >= 0, 64)
+        expected = chunk_reads(reading)
+        seen = sum(1 for _ in read_all(volume, preprocess, table, reading))
+    assert seen == 8 * 128 * 4
+    assert expected.distinct == 32 < count[0]
+    assert expected.planned > expected.distinct
+    with open_volume(tmp_path / "a", read_memory=expected.once_with) as volume, counted() as count:
+        reading = plan_reading(volume, preprocess, table, table[:, 0] >= 0, 64)
+        for _ in read_all(volume, preprocess, table, reading):
+            pass
+        assert count[0] == 32
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_groups_keep_the_views_of_a_place_together(tmp_path: Path, workers: int) -> None:
+    source(tmp_path / "a", (128, 64, 64), (64, 32, 32))
+    volume, preprocess = open_volume(tmp_path / "a"), Preprocess("repeat")
+    table = with_all_views(tiles_of(volume, preprocess, 32))
+    missing = table[:, 0] >= 0
+    groups = task_groups(
+        volume, preprocess, table, missing, 64, memory_bytes=1 << 30, workers=workers
+    )  # fmt: skip
+    numbers = [number for group in groups for members in group.tiles for number in members]
+    assert sorted(numbers) == np.flatnonzero(missing).tolist()
+    for group in groups:
+        places = {tuple(table[members[0], :3].tolist()) for members in group.tiles}
+        assert len(places) <= max(1, -(-len(group.tiles) // 4))
+
+
+def test_images_are_decoded_once_for_all_their_views(tmp_path: Path) -> None:
+    for number, side in enumerate((40, 64, 90)):
+        pixels = np.random.default_rng(number).integers(0, 255, (side, 64), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    found = quick(tmp_path, store=tmp_path / "s.zarr", views="flips", shard_tiles=2)
+    assert found.encoded == 4 * 4
+    assert found.source_chunks_read == 3
+    parts = [
+        quick(tmp_path, store=tmp_path / "p.zarr", views="flips", shard_tiles=2, num_parts=2, part_id=part)
+        for part in range(2)
+    ]
+    assert sum(part.encoded for part in parts) == 16
+    assert shard_digests(tmp_path / "p.zarr") == shard_digests(tmp_path / "s.zarr")
+    volume = open_volume(tmp_path)
+    groups = task_groups(
+        volume,
+        Preprocess("repeat"),
+        found.store.table,
+        found.store.wanted,
+        2,
+        memory_bytes=1 << 30,
+        workers=1,
+    )
+    assert sorted(n for group in groups for members in group.tiles for n in members) == list(range(16))
