@@ -209,24 +209,30 @@ def test_quantised_and_mixed_stores_become_the_floats_that_the_reader_gives(tmp_
                 assert torch.equal(found, torch.stack([made[number] for made in chosen]))
 
 
-def test_a_batch_is_there_before_the_step_asks_for_it(part: Held) -> None:
-    with feed(part) as fed:
-        steps = fed.steps(0, 12, first_step=0)
-        next(steps)
-        fed.waited = 0.0
-        for _ in steps:
-            time.sleep(0.1)
-    assert fed.waited < 0.02 * 11 * 0.1
-
-
-def test_a_slow_disk_is_counted_as_waiting(part: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+def slow_down(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Every embedding takes so long to read."""
     read = EmbeddingReader.read_stored
 
     def slowly(self: EmbeddingReader, *arguments: Any) -> Any:
-        time.sleep(0.05)
+        time.sleep(seconds)
         return read(self, *arguments)
 
     monkeypatch.setattr(EmbeddingReader, "read_stored", slowly)
+
+
+def test_a_batch_is_there_before_the_step_asks_for_it(part: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_down(monkeypatch, 0.02)  # 0.08 s a step
+    with feed(part, threads=1, resident="disk") as fed:
+        steps = fed.steps(0, 8, first_step=0)
+        next(steps)
+        fed.waited = 0.0
+        for _ in steps:
+            time.sleep(0.2)
+    assert fed.waited < 0.1
+
+
+def test_a_slow_disk_is_counted_as_waiting(part: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_down(monkeypatch, 0.05)
     with feed(part, threads=1, resident="disk") as fed:
         list(fed.steps(0, 3, first_step=0))
     assert 0.5 < fed.waited < 3

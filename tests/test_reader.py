@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import pickle
 import shutil
@@ -19,9 +20,11 @@ from hypothesis import strategies as st
 from other_disks import refusing_lines_with, refusing_rename_to, watched
 from store_samples import DIGEST, commit, embedding, make_store, quantised, spec, stored
 
-from embedcache.errors import CorruptionError, InputError, MissingTilesError, StorageError
+from embedcache.errors import ConfigError, CorruptionError, InputError, MissingTilesError, StorageError
 from embedcache.store import EmbeddingReader, EmbeddingStore
 from embedcache.store.layout import EMBEDDINGS, SCALES, scales_path, shard_path
+from embedcache.store.reading.checks import CHECKS, Check
+from embedcache.store.reading.order import Order
 from embedcache.store.shards.quantise import dequantise
 from embedcache.store.shards.shard import INT8
 
@@ -365,6 +368,159 @@ def test_threads_may_share_a_reader(store: EmbeddingStore) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(check, range(24)))
+
+
+@given(
+    indices=st.lists(st.sampled_from([0, 1, 2, 4]), max_size=6),
+    check=st.sampled_from(CHECKS),
+    threads=st.integers(1, 3),
+)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_threads_and_checks_change_no_bit(
+    store: EmbeddingStore, indices: list[int], check: Check, threads: int
+) -> None:
+    reader = EmbeddingReader(store, check=check, threads=threads)
+    reader.prefetch(indices)
+    wanted = torch.zeros(0, 256, 64, 64)
+    if indices:
+        wanted = torch.stack([store[index] for index in indices])
+    assert torch.equal(reader.read(indices), wanted)
+    assert torch.equal(reader.read_half(indices), wanted.half())
+    reader.close()
+    assert torch.equal(reader.read_half(indices), wanted.half())
+
+
+def flip(path: Path, at: int = 12345) -> None:
+    """Flip a bit in place: the file stays the one that it is."""
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 16]))
+
+
+@pytest.mark.parametrize(("threads", "before"), [(1, 1), (2, 1), (2, 3)])
+def test_always_checked_means_that_a_bit_that_flips_later_is_found(
+    tmp_path: Path, threads: int, before: int
+) -> None:
+    store = make_store(tmp_path)
+    commit(store, 0, 1)
+    reader = EmbeddingReader(store, threads=threads)
+    for _ in range(before):
+        reader.read_half([0, 1])
+    flip(shard_path(tmp_path, 0))
+    with pytest.raises(CorruptionError, match="tile 0"):
+        reader.read_half([1, 0])
+
+
+def test_checked_once_means_on_the_first_read_in_this_process_and_again_when_the_shard_is_replaced(
+    tmp_path: Path,
+) -> None:
+    store = make_store(tmp_path)
+    commit(store, 0, 1)
+    reader, other = (EmbeddingReader(store, check="once") for _ in range(2))
+    flip(shard_path(tmp_path, 0))
+    with pytest.raises(CorruptionError, match="tile 0"):
+        reader.read_half([0])
+    reader.read_half([1])
+    flip(shard_path(tmp_path, 0), at=3 << 20)  # of tile 1, which was found right
+    assert not np.array_equal(reader.read_half([1])[0].numpy(), embedding(1))
+    with pytest.raises(CorruptionError, match="tile 1"):
+        other.read_half([1])  # it opens a file that was written to since
+    commit(store, 0, 1, seed=20)
+    assert np.array_equal(reader.read_half([0])[0].numpy(), embedding(20))
+    flip(shard_path(tmp_path, 0), at=3 << 20)
+    with pytest.raises(CorruptionError, match="tile 1"):
+        reader.read_half([1])
+
+
+def test_never_checked_still_reads_only_what_is_recorded(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    commit(store, 0)
+    reader = EmbeddingReader(store, check="never")
+    flip(shard_path(tmp_path, 0))
+    assert reader.read_half([0]).shape == (1, 256, 64, 64)
+    with pytest.raises(MissingTilesError, match="tile 1"):
+        reader.read_half([1])
+    os.truncate(shard_path(tmp_path, 0), 1 << 20)
+    with pytest.raises(CorruptionError, match="tile 0"):
+        reader.read_half([0])
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_a_file_that_is_cut_while_it_is_read_again_and_again_is_corruption(
+    tmp_path: Path, check: Check
+) -> None:
+    store = make_store(tmp_path)
+    commit(store, 0, 1)
+    reader = EmbeddingReader(store, check=check)
+    for _ in range(3):
+        assert np.array_equal(reader.read_half([1])[0].numpy(), embedding(1))
+    os.truncate(shard_path(tmp_path, 0), 1 << 20)
+    with pytest.raises(CorruptionError, match="tile 1"):
+        reader.read_half([1])
+
+
+def test_where_the_system_maps_nothing_the_file_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store(tmp_path)
+    commit(store, 0)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    reader = store.reader()
+    for _ in range(3):
+        assert np.array_equal(reader.read_half([0])[0].numpy(), embedding(0))
+
+
+def test_what_one_thread_finds_broken_is_told_when_all_have_finished(tmp_path: Path) -> None:
+    store = make_store(tmp_path, n=12, shard_tiles=12)
+    commit(store, *range(12))
+    flip(shard_path(tmp_path, 0))
+    reader = EmbeddingReader(store, threads=3)
+    out = torch.zeros(12, 256, 64, 64, dtype=torch.float16)
+    with pytest.raises(CorruptionError, match="tile 0"):
+        reader.read_half(list(range(12)), out)
+    before = out.clone()
+    time.sleep(0.05)
+    assert torch.equal(out, before)
+
+
+def test_in_windows_each_shard_is_opened_once_an_epoch_with_so_many_files_open(tmp_path: Path) -> None:
+    store = make_store(tmp_path, n=24, shard_tiles=2)
+    for shard in range(12):
+        commit(store, 2 * shard, 2 * shard + 1)
+    before = open_files()
+    reader = EmbeddingReader(store, open_shards=3)
+    opened: list[int] = []
+    order = Order(0, 3).of_epoch(0, np.arange(24) // 2)
+
+    for tile in order.tolist():
+        if tile // 2 not in reader._open._open:
+            opened.append(tile // 2)
+        assert np.array_equal(reader.read_half([tile])[0].numpy(), embedding(tile))
+        assert open_files() <= before + 3
+    assert sorted(opened) == list(range(12))
+
+
+def test_a_wish_that_cannot_be_is_refused(store: EmbeddingStore) -> None:
+    with pytest.raises(ConfigError, match="always, once, never"):
+        EmbeddingReader(store, check="sometimes")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="0 threads"):
+        EmbeddingReader(store, threads=0)
+    with pytest.raises(InputError, match="scales"):
+        store.reader().read_stored([0], (torch.empty(1, 256, 64, 64).half(), torch.empty(1, 256)))
+
+
+def test_a_reader_takes_its_wishes_to_another_process(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    commit(store, 0)
+    again = pickle.loads(pickle.dumps(EmbeddingReader(store, check="never", threads=2)))
+    flip(shard_path(tmp_path, 0))
+    assert again.read([0]).shape == (1, 256, 64, 64)
 
 
 def floats(store: EmbeddingStore, seed: int) -> torch.Tensor:

@@ -233,10 +233,9 @@ class EmbeddingReader:
     def _read_once(self, tile: int, out: memoryview, state: StoreState) -> npt.NDArray[np.float32] | None:
         shard, slot = divmod(tile, self._store.shard_tiles)
         opened = self._open.get(shard, state)
-        if self._check == "never" or (opened.checked is not None and opened.checked[slot]):
-            opened.chunks.read_unchecked(slot, out)
-        else:
-            crc = opened.chunks.read_into(slot, out)
+        check = self._check != "never" and not (opened.checked is not None and opened.checked[slot])
+        crc = opened.read_into(slot, out, check=check)
+        if check:
             scale_crc = None if opened.scales is None else opened.scales.crc(slot)
             if (crc, scale_crc) not in state.accepted(tile):
                 raise CorruptionError("its bytes differ from the recorded checksum")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import resource
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from embedcache.store.journal.state import StoreState
 from embedcache.store.reading.checks import checked_slots
+from embedcache.store.reading.mapped import MappedShard
 from embedcache.store.shards.scales import ShardScales, read_scales
 from embedcache.store.shards.shard import INT8, ShardFile
 
@@ -20,9 +20,8 @@ OPEN_SHARDS = 1024
 """Shard files that one reader keeps open at most, if the system allows a process four times as many."""
 
 
-@dataclass(frozen=True)
 class OpenShard:
-    """A shard's files as they were when the record of this number held.
+    """A shard's files as they were when the record of this number held; threads may share it.
 
     Parameters
     ----------
@@ -33,12 +32,47 @@ class OpenShard:
         Of an int8 store.
     checked : bytearray or None
         Which slots need not be checked again, 0 or 1 each; None: every read is alike.
+    slots : int
+        Room of the shard.
     """
 
-    sequence: int
-    chunks: ShardFile
-    scales: ShardScales | None
-    checked: bytearray | None
+    def __init__(
+        self,
+        sequence: int,
+        chunks: ShardFile,
+        scales: ShardScales | None,
+        checked: bytearray | None,
+        slots: int,
+    ) -> None:
+        self.sequence, self.chunks, self.scales, self.checked = sequence, chunks, scales, checked
+        self._read_before = bytearray(slots)
+        self._mapped: MappedShard | None = None
+        self._mappable = True
+
+    def read_into(self, slot: int, out: memoryview, *, check: bool) -> int | None:
+        """Read the chunk of a slot into ``out``; its CRC-32C if it is to be checked.
+
+        The first time from the file, which the disk answers fastest; then it is in the system's cache.
+
+        Raises
+        ------
+        CorruptionError, StorageError
+            As :class:`~embedcache.store.shards.shard.ShardFile`.
+        """
+        if self._read_before[slot] and self._mappable:
+            try:
+                if self._mapped is None:
+                    self._mapped = MappedShard(self.chunks)
+                return self._mapped.read_into(slot, out, check=check)
+            except (OSError, ValueError):  # no longer whole, an old system, no address space: read as a file
+                self._mappable, self._mapped = False, None
+        if check:
+            found = self.chunks.read_into(slot, out)
+            self._read_before[slot] = 1
+            return found
+        self.chunks.read_unchecked(slot, out)
+        self._read_before[slot] = 1
+        return None
 
 
 class OpenShards:
@@ -66,9 +100,9 @@ class OpenShards:
             kept = self._open.get(shard)
             if kept is None or kept.sequence != sequence:
                 kept = self._open[shard] = self._opened(shard, sequence)
+                while len(self._open) > self._limit:
+                    self._open.popitem(last=False)  # closed when the last thread has finished with it
             self._open.move_to_end(shard)
-            while len(self._open) > self._limit:
-                self._open.popitem(last=False)  # closed when the last thread has finished with it
             return kept
 
     def _opened(self, shard: int, sequence: int) -> OpenShard:
@@ -79,7 +113,7 @@ class OpenShards:
         if self._once:
             identity = (sequence, *chunks.identity)
             checked = checked_slots(store.fingerprint, shard, identity, store.shard_tiles)
-        return OpenShard(sequence, chunks, scales, checked)
+        return OpenShard(sequence, chunks, scales, checked, store.shard_tiles)
 
     def forget(self, shard: int) -> None:
         """Open a shard anew when it is asked for next."""

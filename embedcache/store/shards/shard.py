@@ -10,6 +10,7 @@ there are, never from when they came.
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -263,6 +264,10 @@ class ShardFile:
         if hasattr(os, "posix_fadvise"):
             length = self._form.chunk_bytes
             os.posix_fadvise(self._descriptor, self.offset_of(slot), length, os.POSIX_FADV_WILLNEED)
+
+    def map(self) -> mmap.mmap:
+        """The file in this process's memory; OSError or ValueError where the system refuses."""
+        return mmap.mmap(self._descriptor, self.size, prot=mmap.PROT_READ)
 
     def _chunk_at(self, offset: int) -> str:
         return f"the chunk at byte {offset} of the shard file {self.path}"
