@@ -8,7 +8,7 @@ and changes nothing but the order of sums: see :mod:`embedcache.sam.decoding`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -122,13 +122,12 @@ class Decoder(nn.Module):
         """
         images = _checked(image_embeddings, prompts)
         step = self._way(images.device, prompts).images_per_call or len(images)
-        found = []
+        found: list[DecoderOutput] = []
         for first in range(0, len(images), step):
             call = slice(first, first + step)
-            found.append(self._decode(image_embeddings[call], prompts.of_images(call), multimask_output))
-        if len(found) == 1:
-            return found[0]
-        return DecoderOutput(*(torch.cat(values) for values in zip(*found, strict=True)))
+            found += self._decode(image_embeddings[call], prompts.of_images(call), multimask_output)
+        together = (torch.cat(values) for values in zip(*found, strict=True))
+        return found[0] if len(found) == 1 else DecoderOutput(*together)
 
     @torch.no_grad()
     def precompute(self, image_embeddings: Tensor) -> ImageSide:
@@ -138,16 +137,26 @@ class Decoder(nn.Module):
         return ImageSide.project(layer, tokens, self._position(), self._no_mask())
 
     def _decode(
-        self, images: Tensor | ImageSide, prompts: Prompts, multimask_output: bool | None
+        self, given: Tensor | ImageSide, prompts: Prompts, multimask_output: bool | None
+    ) -> Iterator[DecoderOutput]:
+        """Decode some of the images, as many prompts together as the way says."""
+        way = self._way(given.device, prompts)
+        images = self._prepared(given, prompts, way)
+        step = (len(prompts.counts) == 1 and way.prompts_per_call) or prompts.queries
+        for first in range(0, prompts.queries, step):
+            part = prompts.of_rows(slice(first, first + step)) if step < prompts.queries else prompts
+            yield self._decode_together(images, part, way, multimask_output)
+
+    def _decode_together(
+        self, images: Tensor | ImageSide, prompts: Prompts, way: Way, multimask_output: bool | None
     ) -> DecoderOutput:
-        """Do what ``MaskDecoder.forward`` does, for the images of one call."""
+        """Do what ``MaskDecoder.forward`` does."""
         decoder = self.mask_decoder
         sparse, takes_part = prompt_tokens(self.prompt_encoder, prompts)
         own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
         tokens = torch.cat([own.expand(len(sparse), -1, -1), sparse.to(own.dtype)], dim=1)
         if takes_part is not None:
             takes_part = pad(takes_part, (len(own), 0), value=True)
-        way = self._way(sparse.device, prompts)
         first, later = self._images(images, prompts, way)
         hidden, keys = transform(decoder.transformer, tokens, takes_part, first, later, wanted=len(own))
         chosen = {None: slice(None), True: slice(1, None), False: slice(0, 1)}[multimask_output]
@@ -168,20 +177,26 @@ class Decoder(nn.Module):
             autocast=torch.is_autocast_enabled(device.type),
         )
 
+    def _prepared(self, images: Tensor | ImageSide, prompts: Prompts, way: Way) -> Tensor | ImageSide:
+        """Images as tokens ``(B, 4096, 256)``, already projected where all prompts can share that."""
+        if isinstance(images, ImageSide):
+            return images if prompts.mask_input is None else images.tokens
+        tokens = self._tokens_of(images)
+        if prompts.mask_input is not None or not way.shared:
+            return tokens
+        layer = self.mask_decoder.transformer.layers[0]
+        return ImageSide.project(layer, tokens, self._position(), self._no_mask())
+
     def _images(
         self, images: Tensor | ImageSide, prompts: Prompts, way: Way
     ) -> tuple[ImageTokens, Callable[[Tensor], ImageTokens]]:
         """What the first layer sees of the images, and how the later ones see what the prompts made of them."""
         position, dense = self._position(), self._no_mask()
         later = partial(AbsorbedImages if way.absorbed else PlainImages, position=position)
-        side = images if isinstance(images, ImageSide) else None
-        tokens = images.tokens if isinstance(images, ImageSide) else self._tokens_of(images)
+        if isinstance(images, ImageSide):
+            return SharedImages(images, prompts.counts, dense, absorbed=way.absorbed), later
+        tokens = Rows(prompts.counts, images.device).spread(images)
         masks = prompts.mask_input
-        if masks is None and (way.shared or side is not None):
-            if side is None:
-                side = ImageSide.project(self.mask_decoder.transformer.layers[0], tokens, position, dense)
-            return SharedImages(side, prompts.counts, dense, absorbed=way.absorbed), later
-        tokens = Rows(prompts.counts, tokens.device).spread(tokens)
         if masks is not None:
             added = self.prompt_encoder.mask_downscaling(masks.to(dense.dtype)).flatten(2).mT
             return later(tokens + added), later
@@ -225,10 +240,9 @@ def _checked(image_embeddings: Tensor | ImageSide, prompts: Prompts | None) -> T
         images = image_embeddings.tokens
     else:
         images = image_embeddings
-        if images.ndim != 4 or images.shape[1:] != EMBEDDING_SHAPE:
-            raise InputError(
-                f"image_embeddings has shape {tuple(images.shape)}; (B, 256, 64, 64) is expected."
-            )
+        shape = tuple(images.shape)
+        if len(shape) != 4 or shape[1:] != EMBEDDING_SHAPE:
+            raise InputError(f"image_embeddings has shape {shape}; (B, 256, 64, 64) is expected.")
         if not images.is_floating_point():
             raise InputError(f"image_embeddings is {images.dtype}; a float dtype is expected.")
     if prompts is not None and len(prompts.counts) != len(images):

@@ -89,9 +89,12 @@ class Prompts:
         """The prompts of some of the images; not checked again."""
         first, last, _ = images.indices(len(self.counts))
         rows = slice(sum(self.counts[:first]), sum(self.counts[:last]))
-        part = self._each(lambda tensor: tensor[rows])
-        object.__setattr__(part, "counts", self.counts[first:last])
-        return part
+        return self._rows(rows, self.counts[first:last])
+
+    def of_rows(self, rows: slice) -> Prompts:
+        """Some of the prompts, which must be of one image; not checked again."""
+        (count,) = self.counts
+        return self._rows(rows, (len(range(*rows.indices(count))),))
 
     def replaced(self, **changes: Tensor | None) -> Prompts:
         """The same prompts with other tensors, which are not checked: for those computed on a device.
@@ -103,6 +106,11 @@ class Prompts:
             getattr(self, name)  # a name that is none is an AttributeError
             object.__setattr__(changed, name, value)
         return changed
+
+    def _rows(self, rows: slice, counts: tuple[int, ...]) -> Prompts:
+        part = self._each(lambda tensor: tensor[rows])
+        object.__setattr__(part, "counts", counts)
+        return part
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Prompts:
         moved = copy.copy(self)

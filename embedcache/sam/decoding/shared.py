@@ -54,6 +54,11 @@ class ImageSide:
             split_heads(linear(placed, q.weight, linear(dense, q.weight, q.bias)), writing.num_heads),
         )
 
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.tokens.device
+
     def __getitem__(self, images: slice) -> ImageSide:
         """Of some of the images."""
         return ImageSide(self.tokens[images], self.keys[images], self.values[images], self.queries[images])

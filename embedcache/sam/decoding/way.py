@@ -23,12 +23,15 @@ class Way:
         Projections of the image's tokens folded into those of the few prompt tokens.
     upscaling : {"stock", "tokens"}
         segment-anything's transposed convolutions, or the same as linear layers over tokens.
+    prompts_per_call : int or None
+        Prompts of an image that are computed together, where images are computed one by one; None: all.
     """
 
     images_per_call: int | None
     shared: bool
     absorbed: bool
     upscaling: Literal["stock", "tokens"]
+    prompts_per_call: int | None = None
 
 
 STOCK = Way(None, False, False, "stock")
@@ -39,6 +42,10 @@ MOST_ABSORBED_TOKENS = 16
 
 LEAST_SHARED_PROMPTS = 3
 """Prompts of an image from which its three projections cost less than folding them into every prompt's tokens."""
+
+
+CPU_PROMPTS_PER_CALL = 4
+"""A prompt's largest tensor has 8 MiB: beyond this, they leave the caches and are new pages for each call."""
 
 
 def choose_way(
@@ -65,4 +72,5 @@ def choose_way(
         shared=not mask_prompts and queries >= LEAST_SHARED_PROMPTS * images,
         absorbed=tokens <= MOST_ABSORBED_TOKENS and not autocast,
         upscaling="tokens",
+        prompts_per_call=CPU_PROMPTS_PER_CALL if device.type == "cpu" else None,
     )
