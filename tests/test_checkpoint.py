@@ -15,6 +15,7 @@ from training_stores import blob_labels, make_store
 from embedcache.errors import MismatchError, WeightsError
 from embedcache.files import canonical_json
 from embedcache.sam.decoder import Decoder, Prompts
+from embedcache.train.adapter import AdaptedDecoder
 from embedcache.train.checkpoint import Checkpoint, check_space, content_digest
 
 
@@ -59,10 +60,24 @@ def test_what_is_loaded_is_what_was_saved(checkpoint: Checkpoint, tmp_path: Path
 
 def test_the_loaded_decoder_answers_as_the_saved_one(checkpoint: Checkpoint, tmp_path: Path) -> None:
     embedding = torch.randn(1, 256, 64, 64, generator=torch.Generator().manual_seed(0))
-    again = Checkpoint.load(checkpoint.save(tmp_path / "c.safetensors")).decoder()
+    again = Checkpoint.load(checkpoint.save(tmp_path / "c.safetensors"))
+    models = [checkpoint.decoder(), again.decoder(), again.model()]
     with torch.inference_mode():
-        a, b = (model(embedding, Prompts.none(1)).low_res_logits for model in (checkpoint.decoder(), again))
-    assert torch.equal(a, b)
+        answers = [model(embedding, Prompts.none(1)).low_res_logits for model in models]
+    assert all(torch.equal(answers[0], answer) for answer in answers)
+
+
+def test_an_adapter_comes_back_and_its_decoder_is_not_given_without_it(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    model = AdaptedDecoder.around(Decoder.random(1), seed=3)
+    adapted = replace(checkpoint, state=model.state_dict(), adapter=True)
+    again = Checkpoint.load(adapted.save(tmp_path / "c.safetensors"))
+    found = again.model()
+    assert isinstance(found, AdaptedDecoder)
+    assert all(torch.equal(found.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+    with pytest.raises(WeightsError, match="has an adapter"):
+        again.decoder()
 
 
 def test_a_single_changed_bit_is_found(checkpoint: Checkpoint, tmp_path: Path) -> None:

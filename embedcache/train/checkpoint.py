@@ -22,6 +22,7 @@ from embedcache.errors import MismatchError, WeightsError, command
 from embedcache.files import canonical_json, write_file
 from embedcache.sam.decoder import Decoder
 from embedcache.store import EmbeddingStore
+from embedcache.train.adapter import build_model
 from embedcache.train.prompts import prompt_source
 
 FORMAT = 2
@@ -135,11 +136,19 @@ class Checkpoint:
         return self.prompts if same else "none"
 
     def model(self) -> Decoder:
-        """What was trained, on the CPU."""
-        return self.decoder()
+        """What was trained, on the CPU: a decoder, with an adapter before it where it has one."""
+        return build_model(self.state)
 
     def decoder(self) -> Decoder:
-        """A decoder with this state, on the CPU."""
+        """A decoder with this state, on the CPU.
+
+        Raises
+        ------
+        WeightsError
+            When it has an adapter, without which the decoder means nothing; see :meth:`model`.
+        """
+        if self.adapter:
+            raise WeightsError(f"{self.path} has an adapter before its decoder; take its model() instead.")
         return Decoder.from_state(self.state)
 
 

@@ -57,7 +57,9 @@ def validate(course: Course, model: Decoder, ranks: Ranks, step: int, rows: Rows
     """Measure the held-out tiles, write the rows, and return the figures that choose the model."""
 
     def figures(held: tuple[Held, ...], source: str) -> Figures:
-        found = measure(model, held, ranks.device)
+        found = measure(
+            model, held, ranks.device, batch=VALIDATION_BATCH, ranks=ranks, threads=course.threads
+        )
         best = found.best(METRIC)
         asked = {"prompt_source": source, "prompts": held[0].dataset.prompts, "weights": weights}
         rows.add({"step": step, "split": "val", **asked, **best.to_dict()})

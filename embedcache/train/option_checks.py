@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from embedcache.errors import ConfigError
@@ -22,9 +21,6 @@ AMP = ("off", "tf32", "bf16")
 VIEWS = ("auto", "off")
 RESIDENT = ("auto", "gpu", "ram", "disk")
 CHECK_READS = ("always", "once", "never")
-
-NOT_YET = ("adapter", "jitter", "ignore", "start")
-"""Options that are named, but not carried out yet: another value than the default is refused."""
 
 _AT_LEAST_1 = (
     "steps", "epochs", "batch_size", "max_objects", "validate_every",
@@ -45,9 +41,6 @@ def check_options(options: TrainOptions) -> None:
     _check_numbers(options)
     if options.steps is not None and options.epochs is not None:
         raise ConfigError("Both --steps and --epochs were given; give one of them.")
-    for field in fields(options):
-        if field.name in NOT_YET and getattr(options, field.name) != field.default:
-            raise ConfigError(f"{_option(field.name)} is not carried out yet; leave it at {field.default!r}.")
 
 
 def _check_words(options: TrainOptions) -> None:

@@ -11,6 +11,9 @@ from embedcache.train.option_checks import check_options
 
 DEFAULT_STEPS = 2000
 
+Paths = str | Path | tuple[str | Path | None, ...] | None
+"""One for all stores, or one for each."""
+
 
 @dataclass(frozen=True)
 class TrainOptions:
@@ -20,7 +23,7 @@ class TrainOptions:
     ----------
     task : "auto", "semantic" or "instances"
     prompts : str, optional
-        none | points | box | grid | iterative; default: none for semantic labels, iterative for instances.
+        none | points | box | grid | iterative | mask; default: none for semantic labels, iterative for instances.
     objects : str, optional
         whole | components | ids; default: ids for prompted instances, else whole.
     train : "prompt+decoder" or "decoder"
@@ -72,7 +75,7 @@ class TrainOptions:
     views : "auto" or "off"
         Whether a store's views of a tile are drawn from.
     jitter : bool
-        Vary what is asked of a tile beyond its prompts.
+        Vary where labels are cut and which window of a tile counts, in training.
     resident : "auto", "gpu", "ram" or "disk"
         Where the embeddings are kept.
     check_reads : "always", "once" or "never"
@@ -103,7 +106,7 @@ class TrainOptions:
     lr: float = 1e-4
     seed: int = 0
     val: str = "auto"
-    supervision: str | Path | tuple[str | Path | None, ...] | None = None
+    supervision: Paths = None
     init: str | Path | None = None
     resume: bool = False
     device: str = "auto"
@@ -123,26 +126,24 @@ class TrainOptions:
     save_every: int | None = None
     adapter: bool = False
     views: str = "auto"
-    jitter: bool = False
+    jitter: bool = True
     resident: str = "auto"
     check_reads: str = "always"
     read_threads: int | None = None
     overfit: int | None = None
     ignore: int | None = None
-    start: str | Path | tuple[str | Path | None, ...] | None = None
+    start: Paths = None
 
     def __post_init__(self) -> None:
         check_options(self)
 
     def supervision_of(self, index: int, stores: int) -> str | Path | None:
         """The supervision mask of a store: one for all, or one per store."""
-        if isinstance(self.supervision, tuple):
-            if len(self.supervision) != stores:
-                raise ConfigError(
-                    f"{len(self.supervision)} supervision masks were given for {stores} stores."
-                )
-            return self.supervision[index]
-        return self.supervision
+        return _of_store(self.supervision, "supervision masks", index, stores)
+
+    def start_of(self, index: int, stores: int) -> str | Path | None:
+        """The predictions that a store's mask prompts start from: one for all, or one per store."""
+        return _of_store(self.start, "files to start from", index, stores)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, paths as text."""
@@ -152,7 +153,15 @@ class TrainOptions:
         return values
 
 
-def _as_text(path: str | Path | tuple[str | Path | None, ...] | None) -> str | list[str | None] | None:
+def _of_store(value: Paths, what: str, index: int, stores: int) -> str | Path | None:
+    if isinstance(value, tuple):
+        if len(value) != stores:
+            raise ConfigError(f"{len(value)} {what} were given for {stores} stores.")
+        return value[index]
+    return value
+
+
+def _as_text(path: Paths) -> str | list[str | None] | None:
     if isinstance(path, tuple):
         return [None if item is None else str(item) for item in path]
     return None if path is None else str(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from embedcache.store import EmbeddingStore
 from embedcache.train.labels import Labels
 from embedcache.train.options import TrainOptions
 from embedcache.train.places import gather
-from embedcache.train.split import Kind, Split, store_identity
+from embedcache.train.split import Split, store_identity
 
 
 def for_overfitting(options: TrainOptions) -> TrainOptions:
@@ -49,4 +48,4 @@ def overfit_split(stores: Sequence[EmbeddingStore], labels: Sequence[Labels], co
         f"the {len(chosen)} tiles with the most positives train and validate; "
         "figures say nothing about unseen tiles"
     )
-    return Split(cast(Kind, "overfit"), rule, part, part, tuple(store_identity(store) for store in stores))
+    return Split("overfit", rule, part, part, tuple(store_identity(store) for store in stores))

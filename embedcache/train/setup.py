@@ -12,11 +12,12 @@ from embedcache.progress import Progress
 from embedcache.store import EmbeddingStore
 from embedcache.train.dataset import EmbeddingDataset
 from embedcache.train.labels import Labels, open_labels
+from embedcache.train.mask_prompts import MaskPrompts, open_mask_prompts
 from embedcache.train.needed import require_tiles
 from embedcache.train.objects import check_objects, default_objects
 from embedcache.train.options import TrainOptions
 from embedcache.train.overfit import overfit_split
-from embedcache.train.prompts import prompt_source
+from embedcache.train.prompts import FREE_SHARE, prompt_source
 from embedcache.train.split import Part, Split, make_split
 from embedcache.train.start import require_unseen
 from embedcache.train.task import Task
@@ -24,9 +25,6 @@ from embedcache.train.validation import Held
 
 StoreLike = EmbeddingStore | str | Path
 LabelsLike = Labels | str | Path
-
-FREE_SHARE = 0.5
-"""Share of tiles that a semantic training with oracle prompts asks without any, as validation asks."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +78,11 @@ def prepare(
         raise ConfigError(f"{len(opened)} stores and {len(paths)} labels were given; they come in pairs.")
     _require_one_space(opened)
     found = tuple(
-        _labels(path, store, options, index, len(opened))
+        open_labels_of(path, store, options, index, len(opened))
         for index, (store, path) in enumerate(zip(opened, paths, strict=True))
     )
     for store, label in zip(opened, found, strict=True):
-        progress.say(f"{label.source}: {label.alignment}")
-        left_out = require_tiles(store, label, allow_partial=options.allow_partial)
-        if left_out:
-            progress.say(f"{store.path.name}: {left_out}")
+        _tell(store, label, options, progress)
     task = _one_task(found)
     prompts = options.prompts or ("none" if task == "semantic" else "iterative")
     objects = check_objects(options.objects or default_objects(task, prompts), task, prompts)
@@ -98,15 +93,28 @@ def prepare(
         require_unseen(split, opened, options)
     progress.say(f"split: {split.rule}; {_count(split.train)} tiles train, {_count(split.val)} validate.")
 
-    def hold(part: Part, prompts: str, objects: str, training: bool = False) -> tuple[Held, ...]:
-        more = _training_only(options, FREE_SHARE if free else 0.0) if training else {}
+    if options.start is not None and prompts != "mask":
+        raise ConfigError(f"--start is what --prompts mask starts from; the prompts are {prompts}.")
+    starts = tuple(_start(store, options, index, len(opened)) for index, store in enumerate(opened))
+    for start in starts:
+        if start is not None:
+            progress.say(f"{start.source}: {start.alignment}")
+    free = task == "semantic" and prompt_source(prompts) == "oracle"
+    val_prompts = "none" if free else prompts
+    drawn_anew = {
+        "rounds": options.rounds,
+        "views": options.views == "auto",
+        "jitter": options.jitter,
+        "free_share": FREE_SHARE if free else 0.0,
+    }
+
+    def hold(part: Part, prompts: str, objects: str, **more: Any) -> tuple[Held, ...]:
         held = (
-            _hold(opened[i], found[i], numbers, prompts, objects, options, i, more) for i, numbers in part
+            _hold(opened[i], found[i], numbers, prompts, objects, options, i, start=starts[i], **more)
+            for i, numbers in part
         )
         return tuple(item for item in held if item is not None)
 
-    free = task == "semantic" and prompt_source(prompts) == "oracle"
-    val_prompts = "none" if free else prompts
     return Setup(
         stores=opened,
         labels=found,
@@ -114,29 +122,37 @@ def prepare(
         prompts=prompts,
         objects=objects,
         split=split,
-        train=hold(split.train, prompts, objects, training=True),
+        train=hold(split.train, prompts, objects, **drawn_anew),
         val=hold(split.val, val_prompts, "whole" if free else objects),
         val_source=prompt_source(val_prompts),
         interactive=hold(split.val, prompts, objects) if free else (),
     )
 
 
-def _training_only(options: TrainOptions, free_share: float) -> dict[str, Any]:
-    """What is drawn anew in each epoch of training, and in no validation."""
-    return {
-        "rounds": options.rounds,
-        "views": options.views == "auto",
-        "free_share": free_share,
-    }
-
-
-def _labels(
+def open_labels_of(
     labels: LabelsLike, store: EmbeddingStore, options: TrainOptions, index: int, stores: int
 ) -> Labels:
+    """The labels of the ``index``-th of so many stores, as the options say; open ones are taken as they are."""
     if isinstance(labels, Labels):
         return labels
     supervision = options.supervision_of(index, stores)
-    return open_labels(labels, store, supervision=supervision, task=options.task)
+    return open_labels(labels, store, supervision=supervision, task=options.task, ignore=options.ignore)
+
+
+def _tell(store: EmbeddingStore, labels: Labels, options: TrainOptions, progress: Progress) -> None:
+    """Refuse labels that touch missing tiles; say how the others lie, and what is left out."""
+    progress.say(f"{labels.source}: {labels.alignment}")
+    left_out = require_tiles(store, labels, allow_partial=options.allow_partial)
+    if left_out:
+        progress.say(f"{store.path.name}: {left_out}")
+    uncounted = labels.uncounted(store)
+    if uncounted:
+        progress.say(f"{store.path.name}: {uncounted} tiles hold nothing that counts and are left out.")
+
+
+def _start(store: EmbeddingStore, options: TrainOptions, index: int, stores: int) -> MaskPrompts | None:
+    path = options.start_of(index, stores)
+    return None if path is None else open_mask_prompts(path, store)
 
 
 def _hold(
@@ -147,7 +163,7 @@ def _hold(
     objects: str,
     options: TrainOptions,
     index: int,
-    more: dict[str, Any],
+    **more: Any,
 ) -> Held | None:
     if objects != "whole":  # several objects: tiles without any have no one to ask for
         positive = labels.positive(store, numbers)

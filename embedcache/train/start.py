@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from embedcache.errors import ConfigError
 from embedcache.sam.decoder import Decoder
 from embedcache.store import EmbeddingStore
+from embedcache.train.adapter import AdaptedDecoder
 from embedcache.train.checkpoint import Checkpoint, check_space
 from embedcache.train.options import TrainOptions
 from embedcache.train.sam_file import decoder_of_sam_file, is_sam_file
@@ -33,8 +34,20 @@ def starting_model(
     WeightsError, MismatchError
         When ``init`` is no checkpoint, or one of another embedding space.
     ConfigError
-        When ``random:`` is not followed by a number.
+        When ``random:`` is not followed by a number, or a checkpoint's adapter is not wanted.
     """
+    model = _initial(options, stores, say)
+    if not options.adapter and isinstance(model, AdaptedDecoder):
+        raise ConfigError(
+            f"--init {options.init} has an adapter, without which its decoder means nothing.",
+            hint="Train on with --adapter.",
+        )
+    if options.adapter and not isinstance(model, AdaptedDecoder):
+        return AdaptedDecoder.around(model, seed=options.seed)
+    return model
+
+
+def _initial(options: TrainOptions, stores: Sequence[EmbeddingStore], say: Callable[[str], None]) -> Decoder:
     if options.init is None:
         return stores[0].decoder()
     text = str(options.init)
@@ -46,7 +59,7 @@ def starting_model(
         return decoder_of_sam_file(text, stores[0], say)
     checkpoint = Checkpoint.load(text)
     check_space(checkpoint, stores[0])
-    return checkpoint.decoder()
+    return checkpoint.model()
 
 
 def require_unseen(split: Split, stores: Sequence[EmbeddingStore], options: TrainOptions) -> None:
