@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from store_samples import DIGEST, IMAGES, embedding, file_bytes, make_store, spec
 
+from embedcache.encode.care.against import compare_with
 from embedcache.encode.care.fidelity import drawn
+from embedcache.encode.care.repair import repair
 from embedcache.encode.estimate import estimate
 from embedcache.encode.options import EncodeOptions, options_from
 from embedcache.encode.plan import EncodePlan
@@ -37,11 +39,12 @@ from embedcache.geometry import VIEW_SETS, see
 from embedcache.progress import Silent
 from embedcache.store import EmbeddingStore
 from embedcache.store.care.diff import diff
+from embedcache.store.care.gc import find_garbage
 from embedcache.store.care.mend import mend_files
 from embedcache.store.care.verify import verify
 from embedcache.store.journal import compaction
 from embedcache.store.journal.lines import decode_line, encode_line
-from embedcache.store.layout import tiles_path, write_tiles
+from embedcache.store.layout import shard_path, tiles_path, write_tiles
 from embedcache.store.views import Numbering, Segment, base_rows, grown, read_segments, table_of
 from embedcache.volume import Selection, TileGrid, open_volume, select
 
@@ -270,6 +273,30 @@ def test_interrupted_at_any_step_the_store_is_the_old_or_the_new_one_and_the_nex
     assert interrupted > 10 // every
 
 
+def test_writers_of_other_shards_go_on_while_one_of_them_adds_views(tmp_path):
+    first = make_store(tmp_path / "s")
+    second = EmbeddingStore.open(first.path)
+    with first.writer(range(0, 1)) as one, second.writer(range(1, 2)) as two:
+        one.commit_shard(0, embeddings={0: embedding(0)}, input_digests={0: DIGEST})
+        two.add_views([4])
+        two.commit_shard(1, embeddings={2: embedding(2)}, input_digests={2: DIGEST})
+        one.commit_shard(0, embeddings={1: embedding(1)}, input_digests={1: DIGEST})
+        one.add_selection({}, np.ones(10, np.bool_))
+        assert first.views == (0, 4)
+    again = EmbeddingStore.open(first.path)
+    assert np.flatnonzero(again.committed).tolist() == [0, 1, 2]
+    assert verify(first.path).problems == ()
+
+
+def test_a_reader_that_was_there_before_sees_the_views_when_it_looks_again(tmp_path):
+    store = make_store(tmp_path / "s")
+    reader = EmbeddingStore.open(store.path)
+    add(store, 4)
+    assert (len(reader), reader.views) == (5, (0,))
+    reader.refresh()
+    assert (len(reader), reader.views) == (10, (0, 4))
+
+
 def test_more_tiles_than_a_store_may_have_and_views_that_are_none_are_refused(tmp_path, monkeypatch):
     store = make_store(tmp_path / "s")
     before = file_bytes(store.path)
@@ -462,6 +489,15 @@ def test_a_store_with_views_is_verified_mended_and_compacted_like_any(tmp_path, 
     mend_files(store.path)
     assert verify(store.path).problems == ()
     known = by_place(store)
+    assert find_garbage(store.path) == []
+    broken = shard_path(store.path, int(store.views_of(1)[6]) // store.shard_tiles)
+    data = bytearray(broken.read_bytes())
+    data[1000] ^= 1
+    broken.write_bytes(data)
+    assert compare_with(store, None, np.flatnonzero(store.committed), Silent()).same
+    assert verify(store.path).corrupt == 1
+    assert repair(store.path, device="cpu").repaired == 1
+    assert by_place(EmbeddingStore.open(store.path)) == known
     monkeypatch.setattr(compaction, "COMPACT_BYTES", 0)
     with store.writer():
         pass

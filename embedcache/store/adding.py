@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache.errors import InputError, MismatchError
-from embedcache.files import read_inside, require_no_links, write_file
+from embedcache.files import read_error, read_inside, require_no_links, write_file
 from embedcache.geometry import VIEW_SETS
 from embedcache.store import layout
 from embedcache.store.journal.lines import CREATED, MAIN, decode_line, encode_line
@@ -92,7 +92,10 @@ def _announce(store: EmbeddingStore) -> None:
         return
     path = store.path / layout.JOURNAL / CREATED
     require_no_links(store.path, path)
-    lines = read_inside(store.path, path, CREATED_LIMIT).split(b"\n")
+    try:
+        lines = read_inside(store.path, path, CREATED_LIMIT).split(b"\n")
+    except OSError as error:
+        raise read_error(error, path) from error
     first = decode_line(lines[0])
     after = 1 if first is not None and first.get("kind") == "store" else 0
     lines.insert(after, encode_line({**views_record(0, ()), "seq": 0}).encode("ascii"))

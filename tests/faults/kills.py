@@ -89,6 +89,19 @@ def kill_widen(stage: Stage, _: int, rng: Random) -> Outcome:
     return finish(stage, words, store, watch, {0, 2, 4}, TILES - 3)
 
 
+def prepare_views(stage: Stage) -> None:
+    child = stage.run(*stage.encode(stage.folder / "whole.zarr", views="flips"))
+    assert child.code == 0, child.said
+    stage.data["expected"] = content(stage.folder / "whole.zarr")
+
+
+def kill_views(stage: Stage, _: int, rng: Random) -> Outcome:
+    store = stage.copy(stage.half)
+    words = stage.encode(store, views="flips")
+    watch = kill(stage, words, rng, 0.5)
+    return finish(stage, words, store, watch, {0, 2, 4}, 4 * TILES - 3)
+
+
 ROWS = (
     Row(
         "kill-encode",
@@ -106,6 +119,15 @@ ROWS = (
         kill_widen,
         trials=50,
         prepare=prepare,
+        weight=50,
+    ),
+    Row(
+        "kill-views",
+        "SIGKILL while a half-filled store is given views and these are encoded",
+        "the same; the table is the old or the new one",
+        kill_views,
+        trials=50,
+        prepare=prepare_views,
         weight=50,
     ),
 )

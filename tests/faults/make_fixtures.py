@@ -1,7 +1,7 @@
 """Writes ``tests/fixtures/store-format-*.tar.xz``: a store of each form that this version writes; small packed.
 
 ``python -m tests.faults.make_fixtures NAME``, once, when a form is finished: what was written stays. NAME begins
-with the stored type and may hold the word ``compacted``.
+with the stored type (float16 where it does not) and may hold the words ``views`` and ``compacted``.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def given(seed: int, dtype: str) -> Any:
     return Quantised(values[0].numpy(), scales[0].numpy())
 
 
-def write_store(path: Path, dtype: str, *, compacted: bool) -> None:
-    """Seven tiles in four shards: twins, failed, skipped and missing ones, two parts, a changed plane."""
+def write_store(path: Path, dtype: str, *, compacted: bool, views: bool = False) -> None:
+    """Seven tiles in four shards: twins, failed, skipped and missing ones, two parts, a changed plane; views."""
     table = np.array([[plane, 0, 0, 32, 32] for plane in range(7)], np.int64)
     spec = EncodeSpec(
         "vit_tiny",
@@ -78,6 +78,17 @@ def write_store(path: Path, dtype: str, *, compacted: bool) -> None:
         writer.change_source({**VOLUME, "pixels": "sha256:" + "1" * 64}, [], stale)
         writer.commit_shard(2, embeddings={4: given(40, dtype)}, input_digests={4: "40" * 32})
     store.add_certificate({"tiles": 1, "seed": 0})
+    if views:
+        with store.writer() as writer:
+            writer.decide_numerics(NUMERICS)
+            writer.add_views([4, 1])
+            writer.add_selection({"views": "some"}, store.base | (store.view_of == 4))
+            for tile in (7, 9, 14):  # two views of tile 0, one of tile 2
+                shard = tile // store.shard_tiles
+                digest = f"{tile:064x}"
+                writer.commit_shard(
+                    shard, embeddings={tile: given(tile, dtype)}, input_digests={tile: digest}
+                )
     if compacted:
         compaction.COMPACT_BYTES = 0
         with store.writer() as writer:
@@ -91,7 +102,11 @@ def main() -> None:
     if target.exists():
         raise SystemExit(f"{target} is there; what was written once stays.")
     with tempfile.TemporaryDirectory() as folder:
-        write_store(Path(folder) / "store.zarr", name.split("-")[0], compacted="compacted" in name)
+        words = name.split("-")
+        dtype = words[0] if words[0] in ("float16", "int8") else "float16"
+        write_store(
+            Path(folder) / "store.zarr", dtype, compacted="compacted" in words, views="views" in words
+        )
         with tarfile.open(target, "w:xz", preset=9) as archive:
             archive.add(Path(folder) / "store.zarr", "store.zarr")
     print(target, target.stat().st_size)

@@ -138,6 +138,19 @@ INT8 = Scenario(
 )
 
 
+VIEWS = Scenario(
+    "give a store views and encode them",
+    lambda stage: stage.copy(stage.base / SMALL_HALF),
+    lambda stage, store: stage.encode(store, volume=stage.small_volume, views="flips"),
+    kept=frozenset({0}),
+)
+VIEWS_OF_IMAGES = Scenario(
+    "add images to a collection that has views",
+    lambda stage: stage.copy(stage.folder / "before.zarr"),
+    lambda stage, store: stage.encode(store, volume=stage.folder / "photos", views="flips"),
+    prepare=lambda stage: _prepare_images(stage, views="flips"),
+    kept=frozenset({0}),
+)
 IMAGES = Scenario(
     "add images to a collection",
     lambda stage: stage.copy(stage.folder / "before.zarr"),
@@ -147,7 +160,7 @@ IMAGES = Scenario(
 )
 
 
-def _prepare_images(stage: Stage) -> None:
+def _prepare_images(stage: Stage, **changes: str) -> None:
     """A store of a folder with one image, to which two of other sizes come."""
     folder = stage.folder / "photos"
     folder.mkdir(exist_ok=True)
@@ -155,7 +168,7 @@ def _prepare_images(stage: Stage) -> None:
         pixels = np.random.default_rng(number).integers(0, 256, (side, SIDE), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{name}.png")
         if number == 0:
-            child = stage.run(*stage.encode(stage.folder / "before.zarr", volume=folder))
+            child = stage.run(*stage.encode(stage.folder / "before.zarr", volume=folder, **changes))
             assert child.code == 0, child.said
 
 

@@ -18,6 +18,8 @@ from .scenarios import (
     INT8,
     REENCODE,
     REPAIR,
+    VIEWS,
+    VIEWS_OF_IMAGES,
     WIDEN,
     Scenario,
     check_afterwards,
@@ -133,4 +135,7 @@ ROWS: tuple[Any, ...] = (
     error_row(REPAIR, "error-repair", 60, every=3),
     exit_row(INT8, "exit-int8", 20),
     exit_row(IMAGES, "exit-images", 25),
+    exit_row(VIEWS, "exit-views", 30),
+    error_row(VIEWS, "error-views", 60, every=3),
+    exit_row(VIEWS_OF_IMAGES, "exit-views-of-images", 30),
 )

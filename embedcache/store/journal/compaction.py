@@ -86,7 +86,8 @@ def compact(state: StoreState, attributes: Mapping[str, Any]) -> bool:
         made = {"file": name, "bytes": size, "file_crc32c": f"{checksum:08x}"}
         lines = [encode_line(about), encode_line({"kind": "snapshot", "seq": sequence, **made})]
         if state.announces_views:  # a line of its own, which readers that know no views refuse by its kind
-            lines.insert(1, encode_line({**views_record(state.n_tiles, state.segments), "seq": 0}))
+            count = state.n_tiles if state.segments else 0
+            lines.insert(1, encode_line({**views_record(count, state.segments), "seq": 0}))
         write_file(folder / CREATED, "".join(f"{line}\n" for line in lines).encode("ascii"))
     for path in journal_files(folder):
         remove_file(path)
