@@ -16,7 +16,7 @@ from embedcache.errors import ConfigError, LabelError, MissingTilesError
 from embedcache.geometry import IMAGE_SIZE, Tile
 from embedcache.store import EmbeddingStore
 from embedcache.train.alignment import Factor, find_factor
-from embedcache.train.labels import open_labels
+from embedcache.train.labels import labelled_numbers, open_labels
 from embedcache.train.needed import needed_tiles, require_tiles
 from embedcache.train.targets import area_average, low_res_targets
 from embedcache.train.task import decide_task
@@ -143,6 +143,50 @@ def test_supervision_says_where_labels_count(store: EmbeddingStore, tmp_path: Pa
     positive, supervised = labels.counts(Tile(0, 0, 32, 64, 64))
     assert supervised == 64 * 32
     assert positive == (LABELS[0, :64, 32:64] > 0).sum()
+
+
+def test_an_ignored_value_counts_neither_as_foreground_nor_as_background(
+    store: EmbeddingStore, tmp_path: Path
+) -> None:
+    ids = np.zeros((4, 96, 128), np.uint8)
+    ids[:, :40, :40], ids[:, 50:70, 20:30], ids[:, 60:, 60:] = 1, 7, 255
+    labels = open_labels(save_labels(tmp_path / "l.npy", ids), store, ignore=255)
+    assert labels.kind == "instances"
+    assert "pixels of value 255 do not count" in labels.alignment
+    for number in labelled_numbers(store, labels.planes).tolist():
+        tile = store.tile(number)
+        truth = ids[tile.plane][tile.slices]
+        assert np.array_equal(labels.crop(tile), np.where(truth == 255, 0, truth))
+        assert np.array_equal(labels.supervised(tile), truth != 255)
+        assert labels.counts(tile) == (((truth > 0) & (truth != 255)).sum(), (truth != 255).sum())
+
+
+def test_of_finer_labels_the_pixels_that_count_decide(store: EmbeddingStore, tmp_path: Path) -> None:
+    fine = np.zeros((4, 192, 256), np.uint8)
+    fine[0, 0, 0], fine[0, 0, 1] = 1, 255  # one of three that count
+    fine[0, 0, 2], fine[0, 1, 2], fine[0, 0, 3] = 1, 1, 255  # two of three
+    fine[0, 0, 4:6] = 255
+    fine[0, 1, 4:6] = 1  # both of two
+    fine[0, :2, 6:8] = 255
+    labels = open_labels(save_labels(tmp_path / "l.npy", fine), store, ignore=255, task="semantic")
+    tile = store.tile(0)
+    assert labels.crop(tile)[0, :4].tolist() == [False, True, True, False]
+    assert labels.supervised(tile)[0, :4].tolist() == [True, True, True, False]
+
+
+def test_tiles_where_all_is_ignored_are_left_out_and_counted_and_labels_that_are_all_ignored_refused(
+    store: EmbeddingStore, tmp_path: Path
+) -> None:
+    ids = np.zeros((4, 96, 128), np.uint8)
+    ids[0, 10:20, 10:20] = 1
+    ids[1] = 255
+    labels = open_labels(save_labels(tmp_path / "l.npy", ids), store, ignore=255)
+    on_plane_1 = int(((store.table[:, 0] == 1) & store.base).sum())
+    assert labels.uncounted(store) == on_plane_1
+    assert not (np.asarray(store.table)[labels.tiles(store), 0] == 1).any()
+    for array, value in ((np.full((4, 96, 128), 255, np.uint8), 255), (ids // 255 + (ids == 1), 1)):
+        with pytest.raises(LabelError, match=f"nothing positive beside the ignored value {value}"):
+            open_labels(save_labels(tmp_path / "all.npy", array), store, ignore=value)
 
 
 def test_auto_tells_masks_from_instances() -> None:

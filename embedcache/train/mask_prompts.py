@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class MaskPrompts:
         """
         aligned = self._aligned
         pixels = aligned.to_tile(aligned.read(tile), tile)
-        chances = see(self._probabilities(pixels), tile.view)
+        chances = see(self.probabilities(pixels), tile.view)
         seen = tile.seen
         share = content_share(seen)
         average = area_average(chances, seen) / np.maximum(share, 1e-6)
@@ -57,8 +58,14 @@ class MaskPrompts:
         inside = np.clip(np.where(share > 0, average, 0.0), low, 1 - low)
         return np.asarray(np.log(inside) - np.log1p(-inside), dtype=np.float32)
 
-    def _probabilities(self, pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Values from 0 to 1."""
+    def probabilities(self, pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Pixels as values from 0 to 1.
+
+        Raises
+        ------
+        LabelError
+            When they reach beyond.
+        """
         values = np.nan_to_num(pixels.astype(np.float32), nan=0.5) / np.float32(self._certain)
         if values.size and (values.min() < 0 or values.max() > 1):
             raise LabelError(
@@ -82,7 +89,7 @@ def open_mask_prompts(path: str | Path, store: EmbeddingStore) -> MaskPrompts:
     Raises
     ------
     LabelError
-        When it cannot be read or its size fits no level; both sizes are given.
+        When it cannot be read, its size fits no level (both sizes are given), or its values are none of these.
     """
     try:
         volume = open_volume(path)
@@ -90,10 +97,18 @@ def open_mask_prompts(path: str | Path, store: EmbeddingStore) -> MaskPrompts:
         raise LabelError(f"The start file cannot be opened: {error.message}", hint=error.hint) from error
     aligned = align(volume, store, "start file")
     samples = list(sample_pixels(aligned, store))
+    start = MaskPrompts(aligned, _certain(samples))
+    for sample in samples:
+        start.probabilities(sample)
+    return start
+
+
+def _certain(samples: Sequence[npt.NDArray[Any]]) -> float:
+    """The value that stands for certainty."""
     if samples[0].dtype.kind == "f":
-        return MaskPrompts(aligned, 1.0)
+        return 1.0
     largest = max(int(sample.max(initial=0)) for sample in samples)
-    return MaskPrompts(aligned, next((top for top in (1.0, 255.0) if largest <= top), 65535.0))
+    return next((top for top in (1.0, 255.0) if largest <= top), 65535.0)
 
 
 def require_start(
