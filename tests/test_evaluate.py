@@ -144,6 +144,34 @@ def test_a_checkpoint_with_an_adapter_is_evaluated_through_it(
         assert found.figures.dice == pytest.approx(want.figures.dice, abs=1e-3)
 
 
+def test_masks_to_start_from_are_free_prompts_and_must_be_given(
+    tmp_path: Path, store: EmbeddingStore, labels: Path
+) -> None:
+    checkpoint = make_checkpoint(tmp_path / "c.safetensors", store)
+    with pytest.raises(ConfigError, match="earlier predictions"):
+        evaluate(store, labels, checkpoint=checkpoint, prompts="mask")
+    predict(store, checkpoint, tmp_path / "p.zarr", probabilities=True)
+    found = evaluate(store, labels, checkpoint=checkpoint, prompts="mask", start=tmp_path / "p.zarr")
+    assert (found.prompts, found.prompt_source, found.counted) == ("mask", "free", "stitched pixels")
+    without = evaluate(store, labels, checkpoint=checkpoint)
+    assert found.figures != without.figures
+
+
+def test_a_value_that_the_run_ignored_is_ignored_again(tmp_path: Path, store: EmbeddingStore) -> None:
+    values = np.zeros((2, *SIZES[0]), np.uint8)
+    values[:, 10:40, 10:60] = 1
+    np.save(tmp_path / "plain.npy", values)
+    values[:, 45:, :] = 255
+    np.save(tmp_path / "ignored.npy", values)
+    checkpoint = make_checkpoint(tmp_path / "c.safetensors", store, settings={"ignore": 255})
+    mask = np.ones((2, *SIZES[0]), np.uint8)
+    mask[:, 45:, :] = 0
+    np.save(tmp_path / "mask.npy", mask)
+    found = evaluate(store, tmp_path / "ignored.npy", checkpoint=checkpoint)
+    want = evaluate(store, tmp_path / "plain.npy", checkpoint=checkpoint, supervision=tmp_path / "mask.npy")
+    assert found.figures == want.figures
+
+
 def test_prompts_from_the_truth_are_named_oracle(tmp_path: Path, store: EmbeddingStore, labels: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "c.safetensors", store)
     found = evaluate(store, labels, checkpoint=checkpoint, prompts="box").to_dict()

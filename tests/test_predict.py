@@ -20,8 +20,9 @@ from embedcache.errors import (
 )
 from embedcache.progress import Silent
 from embedcache.results import predict
-from embedcache.sam.decoder import Decoder
+from embedcache.sam.decoder import Decoder, Prompts, upscale_logits
 from embedcache.train.adapter import AdaptedDecoder
+from embedcache.train.mask_prompts import open_mask_prompts
 from embedcache.volume import Preprocess
 
 
@@ -59,6 +60,24 @@ def test_a_checkpoint_with_an_adapter_predicts_through_it(tmp_path: Path) -> Non
         model.adapter.up.weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
     moved = make_checkpoint(tmp_path / "c.safetensors", store, state=model.state_dict(), adapter=True)
     assert np.abs(predict(store, moved).probabilities(0) - want).max() > 1e-3
+
+
+def test_a_checkpoint_that_is_asked_with_masks_starts_from_earlier_predictions(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s.zarr", [(64, 64)] * 2)
+    first = make_checkpoint(tmp_path / "a.safetensors", store)
+    second = make_checkpoint(tmp_path / "b.safetensors", store, prompts="mask")
+    with pytest.raises(ConfigError, match="earlier predictions") as caught:
+        predict(store, second)
+    assert "--start" in str(caught.value.hint)
+    predict(store, first, tmp_path / "p.zarr", probabilities=True)
+    refined = predict(store, second, start=tmp_path / "p.zarr")
+    assert (refined.prompts, refined.to_dict()["prompt_source"]) == ("mask", "free")
+    logits = torch.from_numpy(open_mask_prompts(tmp_path / "p.zarr", store).logits(store.tile(0)))
+    prompts = Prompts((1,), mask_input=logits[None, None])
+    with torch.inference_mode():
+        low = second.decoder()(store[0][None], prompts).low_res_logits[0, 0]
+    want = torch.sigmoid(upscale_logits(low, store.tile(0))).numpy()
+    np.testing.assert_allclose(refined.probabilities(0), want, atol=1e-5)
 
 
 def test_without_an_output_nothing_is_written(tmp_path: Path) -> None:

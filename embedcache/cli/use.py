@@ -35,6 +35,9 @@ from embedcache.store import EmbeddingStore
     "--threshold", type=float, help="Probability above which a pixel is positive.  [default: the run's]"
 )
 @click.option(
+    "--start", metavar="FILE", help="Earlier predictions, for a run that was trained with --prompts mask."
+)
+@click.option(
     "--probabilities",
     is_flag=True,
     help="Write probabilities instead of masks: float32 in zarr and TIFF, 0…255 in PNG.",
@@ -77,10 +80,13 @@ def predict(
 )
 @click.option(
     "--prompts",
-    type=click.Choice(["none", "points", "box", "grid", "iterative"]),
+    type=click.Choice(["none", "points", "box", "grid", "iterative", "mask"]),
     help="Prompts; what is derived from the truth is named oracle.  [default: the run's]",
 )
 @click.option("--supervision", metavar="MASK", help="Labels count only where this mask is positive.")
+@click.option(
+    "--start", metavar="FILE", help="Earlier predictions, for --prompts mask.  [default: the run's]"
+)
 @click.option(
     "--threshold", type=float, help="Probability above which a pixel is positive.  [default: the run's]"
 )

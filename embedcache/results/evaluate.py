@@ -22,7 +22,7 @@ from embedcache.progress import Progress, Silent
 from embedcache.results.evaluated_tiles import choose_tiles
 from embedcache.results.evaluation import Evaluation, keep
 from embedcache.results.predict import DECODER_BATCH, as_checkpoint, open_store, probability_threshold
-from embedcache.results.stitch import Floats, Stitcher, free_prompts, unsigned_grid
+from embedcache.results.stitch import Floats, Stitcher, prompts_for
 from embedcache.sam.encoder import resolve_device
 from embedcache.store import EmbeddingStore
 from embedcache.train.checkpoint import Checkpoint, check_space
@@ -43,6 +43,7 @@ def evaluate(
     split: str | None = None,
     prompts: str | None = None,
     supervision: str | Path | None = None,
+    start: str | Path | None = None,
     threshold: float | None = None,
     device: str = "auto",
     batch_size: int | None = None,
@@ -67,6 +68,8 @@ def evaluate(
         By default those that chose the checkpoint: none for semantic tasks, whatever it was trained with.
     supervision : path, optional
         Labels count only where this mask is positive; by default the mask that the run was trained with.
+    start : path, optional
+        Earlier predictions for prompts of kind ``mask``; by default those that the run was trained with.
     threshold : float, optional
         A probability; the checkpoint's own by default, which was chosen on validation.
     device, batch_size : optional
@@ -110,6 +113,7 @@ def evaluate(
         resolve_device(device),
         batch_size or DECODER_BATCH,
         progress or Silent(),
+        start or _own("start", opened, trained),
     )
     objects = trained.objects if trained is not None and trained.prompts == asked else None
     if source == "free":
@@ -128,7 +132,9 @@ def evaluate(
         counted="stitched pixels" if source == "free" else "objects",
         untrained=bool(opened.provenance.get("untrained")),
     )
-    as_the_run = threshold is None and supervision is None and not isinstance(labels, Labels)
+    as_the_run = (
+        threshold is None and supervision is None and start is None and not isinstance(labels, Labels)
+    )
     if trained is not None and as_the_run and asked == trained.measured_prompts:
         index = Split.from_dict(trained.split).index_of(opened)
         if index is not None:
@@ -147,10 +153,11 @@ class _Measure:
     device: torch.device
     batch_size: int
     progress: Progress
+    start: str | Path | None
 
     def stitched(self, decoders: list[tuple[nn.Module, float]]) -> list[Figures]:
         """Figures of stitched planes, each pixel once, for decoders at their thresholds."""
-        prompts_of = free_prompts if self.prompts == "none" else unsigned_grid(self.store)
+        prompts_of = prompts_for(self.prompts, self.store, self.numbers, self.start)
         stitchers = [
             Stitcher(
                 self.store,
@@ -224,14 +231,15 @@ def _default_prompts(checkpoint: Checkpoint | None, labels: Labels) -> str:
 def _open(
     path: str | Path, store: EmbeddingStore, checkpoint: Checkpoint | None, supervision: str | Path | None
 ) -> Labels:
-    """Open labels as the run did: the same task, and the same supervision mask unless another is given."""
+    """Open labels as the run did: the same task, ignored value, and supervision unless another is given."""
     task = "auto" if checkpoint is None else checkpoint.task
-    mask = supervision or _own_supervision(store, checkpoint)
-    return open_labels(path, store, supervision=mask, task=task)
+    mask = supervision or _own("supervision", store, checkpoint)
+    ignore = None if checkpoint is None else checkpoint.settings.get("ignore")
+    return open_labels(path, store, supervision=mask, task=task, ignore=ignore)
 
 
-def _own_supervision(store: EmbeddingStore, checkpoint: Checkpoint | None) -> str | None:
-    """The supervision mask that a checkpoint's run used on this store; None when there was none."""
+def _own(name: str, store: EmbeddingStore, checkpoint: Checkpoint | None) -> str | None:
+    """The file of this option that a checkpoint's run used on this store; None when there was none."""
     if checkpoint is None or checkpoint.path is None:
         return None
     config = checkpoint.path.parent / "config.json"
@@ -239,7 +247,7 @@ def _own_supervision(store: EmbeddingStore, checkpoint: Checkpoint | None) -> st
     if index is None or not config.is_file():
         return None
     options = read_json(config).get("options", {})
-    mask = options.get("supervision")
-    if isinstance(mask, list):
-        mask = mask[index]
-    return None if mask is None else str(mask)
+    path = options.get(name)
+    if isinstance(path, list):
+        path = path[index]
+    return None if path is None else str(path)

@@ -23,6 +23,7 @@ from embedcache.geometry import Tile
 from embedcache.sam.decoder import upscale_logits
 from embedcache.store import EmbeddingStore
 from embedcache.train.dataset import EmbeddingDataset
+from embedcache.train.multimask import answers
 from embedcache.train.overlay import embedding_colours
 from embedcache.train.prompts import collate_prompts
 from embedcache.train.validation import VALIDATION_EPOCH
@@ -123,8 +124,7 @@ def answer(
     """Logits of a tile at tile px, asked as validation asks; of several objects the largest."""
     asked = dataset.question(number, VALIDATION_EPOCH)
     prompts = collate_prompts([asked.first_prompts], [asked.queries])
-    output = decoder.eval()(embedding[None], prompts)
-    logits = upscale_logits(output.low_res_logits[:, 0], asked.tile)
+    logits = upscale_logits(answers(decoder.eval(), embedding[None], prompts), asked.tile)
     return np.asarray(logits.amax(dim=0).numpy(), dtype=np.float32)
 
 

@@ -24,7 +24,7 @@ from embedcache.progress import Progress, Silent
 from embedcache.results.masks_out import Values, write_masks
 from embedcache.results.output_place import check_one_plane, check_place
 from embedcache.results.selection import selected_planes, selected_tiles
-from embedcache.results.stitch import Floats, PromptsOf, Stitcher, free_prompts, unsigned_grid
+from embedcache.results.stitch import Floats, Stitcher, prompts_for
 from embedcache.sam.encoder import resolve_device
 from embedcache.store import EmbeddingStore
 from embedcache.train.checkpoint import Checkpoint, check_space
@@ -46,7 +46,7 @@ class Prediction:
     threshold : float
         Probability above which a pixel is in the mask.
     prompts : str
-        ``none`` or ``grid:free``: both know nothing of any truth.
+        ``none``, ``grid:free`` or ``mask``: they know nothing of any truth.
     stitcher : Stitcher
         What decodes and stitches.
     output : Path or None
@@ -177,6 +177,7 @@ def predict(
     threshold: float | None = None,
     probabilities: bool = False,
     prompts: str | None = None,
+    start: str | Path | None = None,
     z_range: str | None = None,
     bbox: str | None = None,
     mask: str | Path | None = None,
@@ -202,8 +203,10 @@ def predict(
     probabilities : bool
         Write probabilities instead of masks.
     prompts : str, optional
-        ``none`` or ``grid:free``; by default what the checkpoint's own free figures were measured with. There is
-        no truth to take other prompts from.
+        ``none``, ``grid:free`` or ``mask``; by default what the checkpoint's own free figures were measured
+        with. There is no truth to take other prompts from.
+    start : path, optional
+        Earlier predictions for ``mask``: what predict wrote, or any masks or probabilities of the same planes.
     z_range, bbox, mask : optional
         Only tiles that touch this selection.
     skip_empty, cache_dir, batch_size : optional
@@ -230,12 +233,17 @@ def predict(
     progress = progress or Silent()
     trained = as_checkpoint(checkpoint)
     level = probability_threshold(trained, threshold)
-    if prompts not in (None, "none", "grid:free"):
+    if prompts not in (None, "none", "grid:free", "mask"):
         raise ConfigError(
             f"predict has no prompts {prompts!r}: they would be taken from a truth that is not there.",
-            hint="Use none or grid:free; a store's predictor(i) takes points and boxes of your own.",
+            hint="Use none, grid:free or mask; a store's predictor(i) takes points and boxes of your own.",
         )
     asked = prompts or (trained.measured_prompts if trained.prompt_source == "free" else "none")
+    if asked == "mask" and start is None:
+        raise ConfigError(
+            f"{trained.path} is asked with earlier predictions as masks, and none are given.",
+            hint="Give them with --start; predict of another checkpoint writes them.",
+        )
     selection = {"z_range": z_range, "bbox": bbox, "mask": None if mask is None else str(mask)}
     store = open_store(source)
     path = None if output is None else Path(output).absolute()
@@ -272,7 +280,7 @@ def predict(
         )
     chosen_device = resolve_device(device)
     decoder = trained.model().eval().to(chosen_device)
-    prompts_of: PromptsOf = unsigned_grid(store) if asked == "grid:free" else free_prompts
+    prompts_of = prompts_for(asked, store, numbers, start)
     stitcher = Stitcher(store, decoder, numbers, prompts_of, chosen_device, batch_size or DECODER_BATCH)
     prediction = Prediction(
         store, trained, level, asked, stitcher, tiles_missing=missing, tiles_failed=failed

@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from embedcache.errors import InputError, LabelError, MismatchError
+from embedcache.errors import ConfigError, InputError, LabelError, MismatchError
 from embedcache.files import write_file
 from embedcache.results.curves import loss_curve, metric_curve
 from embedcache.results.evaluation import kept
@@ -25,6 +25,7 @@ from embedcache.store import EmbeddingStore
 from embedcache.train.checkpoint import Checkpoint
 from embedcache.train.dataset import EmbeddingDataset
 from embedcache.train.labels import open_labels
+from embedcache.train.mask_prompts import open_mask_prompts
 from embedcache.train.run import Run
 from embedcache.train.split import Split
 
@@ -194,11 +195,17 @@ def _pictures(
     store = stores[index]
     if store is None or not numbers:
         return [], f"The store {run.config['stores'][index]} is not there, so there are no pictures."
-    mask = options.get("supervision")
-    mask = mask[index] if isinstance(mask, list) else mask
+    mask, earlier = (_of_store_number(options.get(name), index) for name in ("supervision", "start"))
     free = checkpoint.prompt_source == "free"
     try:
-        labels = open_labels(run.config["labels"][index], store, supervision=mask, task=checkpoint.task)
+        labels = open_labels(
+            run.config["labels"][index],
+            store,
+            supervision=mask,
+            task=checkpoint.task,
+            ignore=options.get("ignore"),
+        )
+        start = None if earlier is None else open_mask_prompts(earlier, store)
         dataset = EmbeddingDataset(
             store,
             labels,
@@ -206,8 +213,9 @@ def _pictures(
             objects="whole" if free else checkpoint.objects,
             tiles=numbers,
             seed=int(options.get("seed", 0)),
+            start=start,
         )
-    except (LabelError, MismatchError) as error:
+    except (ConfigError, LabelError, MismatchError) as error:
         return [], f"There are no pictures: {error.message}"
     before = float((summary.get("baseline") or {}).get("threshold", 0.0))
     rows, from_volume = draw_tiles(
@@ -222,6 +230,11 @@ def _pictures(
         rows,
         f"Tiles that were held out of training, asked with {checkpoint.prompt_source} prompts.{shown}",
     )
+
+
+def _of_store_number(option: Any, index: int) -> Any:
+    """An option's value for one of a run's stores: one for all, or one for each."""
+    return option[index] if isinstance(option, list) else option
 
 
 def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:

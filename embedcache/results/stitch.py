@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from embedcache.geometry import Tile
 from embedcache.sam.decoder import Prompts, upscale_logits
 from embedcache.store import EmbeddingStore
+from embedcache.train.mask_prompts import MaskPrompts, open_mask_prompts, require_start
 from embedcache.train.prompts import collate_prompts, make_prompts
 
 Floats = npt.NDArray[np.float32]
@@ -47,6 +49,34 @@ def unsigned_grid(store: EmbeddingStore) -> PromptsOf:
         return collate_prompts(grids, [1] * len(numbers))
 
     return prompts_of
+
+
+def earlier_masks(start: MaskPrompts, store: EmbeddingStore) -> PromptsOf:
+    """What an earlier prediction says of each tile, as mask prompt."""
+
+    def prompts_of(numbers: list[int]) -> Prompts:
+        masks = np.stack([start.logits(store.tile(number))[None] for number in numbers])
+        return Prompts((1,) * len(numbers), mask_input=torch.from_numpy(masks))
+
+    return prompts_of
+
+
+def prompts_for(
+    prompts: str, store: EmbeddingStore, numbers: npt.NDArray[np.int64], start: str | Path | None
+) -> PromptsOf:
+    """Prompts of a free kind: none, grid:free, or mask, which needs predictions to start from.
+
+    Raises
+    ------
+    ConfigError, LabelError
+        When these are missing, or do not fit the store.
+    """
+    if prompts == "none":
+        return free_prompts
+    if prompts == "mask":
+        opened = None if start is None else open_mask_prompts(start, store)
+        return earlier_masks(require_start(opened, store, numbers), store)
+    return unsigned_grid(store)
 
 
 def tent(height: int, width: int) -> Floats:

@@ -23,6 +23,7 @@ from embedcache.geometry import IMAGE_SIZE, Tile
 from embedcache.sam.decoder import Prompts, upscale_logits
 from embedcache.train.dataset import EmbeddingDataset
 from embedcache.train.loggers import Logger
+from embedcache.train.multimask import answers
 from embedcache.train.overlay import embedding_colours
 from embedcache.train.prompts import collate_prompts
 from embedcache.train.validation import VALIDATION_EPOCH, Held
@@ -204,8 +205,8 @@ def picture_of(
     prompts = collate_prompts([asked.first_prompts], [asked.queries])
     tile, embedding = asked.tile, dataset.store[asked.number]
     truth = (dataset.labels.crop(tile) > 0) & dataset.labels.supervised(tile)
-    output = model(embedding[None].to(device), prompts.to(device))
-    answer = upscale_logits(output.low_res_logits[:, 0], tile).amax(dim=0) > threshold
+    logits = answers(model, embedding[None].to(device), prompts.to(device))
+    answer = upscale_logits(logits, tile).amax(dim=0) > threshold
     return draw_tile(embedding, tile, truth, answer.cpu().numpy(), prompts)
 
 
