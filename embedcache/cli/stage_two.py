@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from embedcache.cli.app import app
 from embedcache.cli.common import cache_dir_option, json_option, say_certificates
 from embedcache.cli.defaults import store_and_labels
 from embedcache.cli.output import print_json, print_pairs
-from embedcache.cli.signals import stop_at_once
+from embedcache.cli.signals import interruptible
 from embedcache.encode.sizes import readable_bytes
 from embedcache.progress import Terminal
+from embedcache.train.option_checks import AMP, CHECK_READS, RESIDENT, SCHEDULES, VIEWS
 
 
 @app.command(
@@ -36,7 +38,7 @@ from embedcache.progress import Terminal
 )
 @click.option(
     "--prompts",
-    type=click.Choice(["none", "points", "box", "grid", "iterative"]),
+    type=click.Choice(["none", "points", "box", "grid", "iterative", "mask"]),
     help="Prompts during training.  [default: none for semantic, iterative for instances]",
 )
 @click.option("--objects", type=click.Choice(["whole", "components", "ids"]), help="What one object is.")
@@ -55,10 +57,54 @@ from embedcache.progress import Terminal
     show_default=True,
     help="See docs/training.md.",
 )
+@click.option("--max-objects", type=int, default=8, show_default=True, help="Objects of a tile in a step.")
+@click.option(
+    "--rounds",
+    type=int,
+    default=11,
+    show_default=True,
+    help="Rounds of iterative prompts, with the two that bring no new point.",
+)
+@click.option("--start", multiple=True, metavar="FILE", help="Predictions that --prompts mask starts from.")
 @click.option("--steps", type=int, help="Optimiser steps.  [default: 2000, or early stop]")
 @click.option("--epochs", type=int, help="Passes over the training tiles, instead of --steps.")
-@click.option("--batch-size", type=int, help="Tiles per step.  [default: what suits the device]")
+@click.option("--batch-size", type=int, help="Tiles per batch.  [default: what suits the device]")
+@click.option("--accumulate", type=int, default=1, show_default=True, help="Batches that make one step.")
 @click.option("--lr", type=float, default=1e-4, show_default=True, help="Peak learning rate.")
+@click.option(
+    "--schedule",
+    type=click.Choice(SCHEDULES),
+    default="cosine",
+    show_default=True,
+    help="Course of the learning rate after its warm-up.",
+)
+@click.option("--warmup", type=int, help="Steps of warm-up.  [default: a tenth of all, at most 100]")
+@click.option("--weight-decay", type=float, default=0.01, show_default=True, help="Of AdamW.")
+@click.option("--clip", type=float, default=1.0, show_default=True, help="Largest norm of a step's gradient.")
+@click.option(
+    "--ema", type=float, default=0.0, help="Decay of the average of weights that is kept.  [default: off]"
+)
+@click.option(
+    "--amp",
+    type=click.Choice(AMP),
+    default="off",
+    show_default=True,
+    help="Coarser arithmetic where a device has it.",
+)
+@click.option("--adapter", is_flag=True, help="Train a small block between embeddings and decoder too.")
+@click.option(
+    "--views",
+    type=click.Choice(VIEWS),
+    default="auto",
+    show_default=True,
+    help="Draw from the views of a tile that the store holds.",
+)
+@click.option(
+    "--jitter/--no-jitter",
+    default=True,
+    show_default=True,
+    help="Vary labels' edges and what counts of a tile.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides every random choice.")
 @click.option(
     "--val",
@@ -67,11 +113,27 @@ from embedcache.progress import Terminal
     metavar="SPEC",
     help="auto, planes A:B, image names, or a share (0.2).",
 )
-@click.option("--supervision", metavar="MASK", help="Labels count only where this mask is positive.")
+@click.option("--validate-every", type=int, help="Steps between validations.  [default: a twentieth of all]")
+@click.option(
+    "--patience",
+    type=int,
+    default=8,
+    show_default=True,
+    help="Validations without gain until it ends; 0: never.",
+)
+@click.option("--overfit", type=int, metavar="N", help="Train and validate on N tiles: can it learn at all?")
+@click.option(
+    "--supervision", multiple=True, metavar="MASK", help="Labels count only where this mask is positive."
+)
+@click.option("--ignore", type=int, metavar="VALUE", help="Label pixels of this value do not count.")
 @click.option(
     "--init", metavar="FILE|random:SEED", help="Where training starts.  [default: the store's own decoder]"
 )
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@click.option("--save-every", type=int, help="Steps between states to resume.  [default: each validation]")
+@click.option(
+    "--sweep", metavar="FILE", help="Train once for each choice of a TOML file; one table at the end."
+)
 @click.option(
     "--logger",
     metavar="WHERE",
@@ -81,12 +143,29 @@ from embedcache.progress import Terminal
 )
 @click.option("--allow-partial", is_flag=True, help="Train although some labelled tiles are not encoded.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--resident",
+    type=click.Choice(RESIDENT),
+    default="auto",
+    show_default=True,
+    help="Where embeddings are kept once they were read.",
+)
+@click.option(
+    "--check-reads",
+    type=click.Choice(CHECK_READS),
+    default="always",
+    show_default=True,
+    help="When an embedding's checksum is compared.",
+)
+@click.option("--read-threads", type=int, help="Threads that read.  [default: 2, or 4 from 8 cores]")
 @cache_dir_option
 @json_option
 def train(
     stores: tuple[str, ...],
     labels: tuple[str, ...],
+    out: str | None,
     train_parts: str,
+    sweep: str | None,
     cache_dir: str,
     as_json: bool,
     **wishes: Any,
@@ -94,14 +173,49 @@ def train(
     """Train SAM's prompt encoder and mask decoder from a store and labels; no encoder, no volume needed.
 
     Without --store it takes the only store of --cache-dir, and labels by their known names beside its volume.
+    Several processes train as one: torchrun --nproc-per-node N -m embedcache train …
     """
+    chosen = store_and_labels(stores, labels, Path(cache_dir))
+    wishes |= {
+        "train": train_parts,
+        **{name: _one_or_each(wishes[name]) for name in ("supervision", "start")},
+    }
+    if sweep is not None:
+        _sweep(chosen, sweep, out, as_json, wishes)
+        return
     from embedcache.train import train as run_train
+    from embedcache.train.ranks import speaks
 
-    chosen_stores, chosen_labels = store_and_labels(stores, labels, Path(cache_dir))
-    say_certificates(chosen_stores)
-    with stop_at_once():
-        run = run_train(chosen_stores, chosen_labels, train=train_parts, progress=Terminal(), **wishes)
-    summary = run.summary
+    if speaks():
+        say_certificates(chosen[0])
+    with interruptible() as stop:
+        run = run_train(*chosen, out=out, progress=Terminal(), stop=stop, **wishes)
+    if speaks():
+        _print(run.summary, as_json)
+
+
+def _sweep(
+    chosen: tuple[list[str], list[str]], file: str, out: str | None, as_json: bool, wishes: dict[str, Any]
+) -> None:
+    from embedcache.train.sweep import run_sweep
+
+    if wishes.pop("resume"):
+        click.echo("A sweep goes on by itself; --resume is not needed.", err=True)
+    say_certificates(chosen[0])
+    with interruptible() as stop:
+        result = run_sweep(*chosen, Path(file), out=out, progress=Terminal(), options=wishes, stop=stop)
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        click.echo(result.table())
+
+
+def _one_or_each(paths: tuple[str, ...]) -> str | tuple[str, ...] | None:
+    """A path for all stores, or one for each in their order; None when none was given."""
+    return paths if len(paths) > 1 else next(iter(paths), None)
+
+
+def _print(summary: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(summary)
         return

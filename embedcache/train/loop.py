@@ -15,6 +15,7 @@ from embedcache.errors import ConfigError, Interrupted
 from embedcache.progress import Progress
 from embedcache.train.batch import StepData, TileKey
 from embedcache.train.course import METRIC, Course, enough, judge, validate
+from embedcache.train.drawn import draw_validation
 from embedcache.train.feeding import Feed
 from embedcache.train.guard import Guard, diverged
 from embedcache.train.metrics import Figures
@@ -90,27 +91,32 @@ class Loop:
         for result in self._results():
             self._pending.append(result)
             done = result.step + 1
-            last = done == course.steps
-            signal_number = 0 if last else self._ranks.most(self._stop() or 0)
-            validates = last or done % course.validate_every == 0
-            saves = validates or signal_number > 0 or done % course.save_every == 0
-            if saves or done % ROWS_BETWEEN == 0 or self._ranks.device.type == "cpu":
-                self._settle()
-            self._progress.advance(1, self._note)
-            if last or done % ROWS_BETWEEN == 0:
-                self._rows.add(self._row(result))
-            if validates:
-                self._validate(done)
-            if saves:
-                self._save(done)
-                self._mark, self._waited = time.perf_counter(), self.feed.waited
-            if validates and enough(course, self.standing):
+            signal_number = 0 if done == course.steps else self._ranks.most(self._stop() or 0)
+            if self._step_ends(result, saves=signal_number > 0):
                 self._say(f"stopped early: no better for {self.standing.without_gain} validations.")
                 break
             if signal_number:
                 raise Interrupted(f"stopped after step {done}", signal_number=signal_number)
         self._progress.finish()
         return self.standing
+
+    def _step_ends(self, result: StepResult, *, saves: bool) -> bool:
+        """Read, write, measure and save what is due after a step; whether patience is used up then."""
+        course, done = self.course, result.step + 1
+        row_is_due = done % ROWS_BETWEEN == 0 or done == course.steps
+        validates = done % course.validate_every == 0 or done == course.steps
+        saves = saves or validates or done % course.save_every == 0
+        if saves or row_is_due or self._ranks.device.type == "cpu":
+            self._settle()
+        self._progress.advance(1, self._note)
+        if row_is_due:
+            self._rows.add(self._row(result))
+        if validates:
+            self._validate(done)
+        if saves:
+            self._save(done)
+            self._mark, self._waited = time.perf_counter(), self.feed.waited
+        return validates and enough(course, self.standing)
 
     def _results(self) -> Iterator[StepResult]:
         """One step after the other; in smaller calls when a GPU's memory does not hold one."""
@@ -184,8 +190,23 @@ class Loop:
                 if self.standing.best_step == done:
                     self._save_checkpoint("best.safetensors", state, figures, done)
                 self._save_checkpoint("last.safetensors", state, figures, done)
+            if self._ranks.main:
+                self._draw(done, figures.threshold)
         best = self.standing.best
         self._say(f"step {done}: {METRIC} {figures.dice:.3f} on validation (best {best:.3f})")
+
+    def _draw(self, done: int, threshold: float) -> None:
+        """Pictures of a few held-out tiles, those with prompts to be seen first."""
+        held = (*self.course.interactive, *self.course.val)
+        draw_validation(
+            self.stepper.model,
+            held,
+            self._ranks.device,
+            folder=self.course.folder,
+            step=done,
+            logger=self._rows.logger,
+            threshold=threshold,
+        )
 
     def _averaged(self) -> AbstractContextManager[None]:
         return nullcontext() if self.stepper.average is None else self.stepper.average.swapped()

@@ -29,7 +29,7 @@ class Rows:
     """
 
     def __init__(self, path: Path | None, logger: Logger) -> None:
-        self._path, self._logger = path, logger
+        self._path, self.logger = path, logger
         self._waiting: list[str] = []
         self._written = time.monotonic()
 
@@ -38,7 +38,7 @@ class Rows:
         if self._path is None:
             return
         self._waiting.append(json.dumps(row))
-        log_row(self._logger, row)
+        log_row(self.logger, row)
         if time.monotonic() - self._written >= SECONDS_BETWEEN:
             self.flush()
 
