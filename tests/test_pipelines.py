@@ -6,7 +6,7 @@ import pytest
 
 from embedcache.demo.infrared import write_fragments
 from embedcache.demo.phantom import write_scroll
-from pipelines import door, em_mitochondria, infrared_ink
+from pipelines import compare_heads, door, em_mitochondria, infrared_ink
 
 SMALL = ["--model", "vit_tiny", "--checkpoint", "random:0", "--tile", "64", "--steps", "1", "--lr", "1e-3"]
 
@@ -51,3 +51,20 @@ def test_em_mitochondria_holds_the_last_sections_out(tmp_path: Path) -> None:
     assert "plane 3 is held out" in str(figures["split_rule"])
     assert "gap" in str(figures["split_rule"])
     assert (out / "run_masks.tif").is_file()
+
+
+def test_compare_heads_prints_one_table_of_free_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_fragments(tmp_path, sizes=((64, 60), (60, 64)))
+    words = [str(tmp_path / "images"), str(tmp_path / "ink_masks"), "--out", str(tmp_path / "out")]
+    words += ["--val", "fragment_2", "--views", "flips", "--seeds", "1", "--batch-size", "1", *SMALL]
+    rows = compare_heads.main(words)
+    assert [row["head"] for row in rows] == ["decoder", "prompt+decoder", "+ adapter", "+ views", "whole SAM"]
+    assert {row["prompt_source"] for row in rows} == {"free"}
+    assert len({row["tiles"] for row in rows}) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("trained")
+    assert [line.split("  ")[0] for line in lines[1:6]] == [row["head"] for row in rows]
+    assert lines[6].startswith("untrained decoder: Dice")
+    assert compare_heads.main(words) == rows  # nothing is trained again
