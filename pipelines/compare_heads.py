@@ -5,7 +5,7 @@
 Compared are the decoder alone, prompt encoder and decoder, both with an adapter before them, the same with cached
 views, and as reference all of SAM with its encoder fine-tuned end to end, which needs the pixels in every step.
 All see the same tiles, labels, split and number of steps, and are measured without prompts (source ``free``) on
-stitched planes that were held out. The threshold of each is chosen on the held-out tiles, for all alike. Everything
+stitched planes that were held out. The threshold of each is chosen on the held-out tiles, for all alike. All of it
 goes to ``compare_heads/``. On a machine without a GPU and without SAM's weights:
 
     python -m pipelines.compare_heads images masks --model vit_tiny --checkpoint random:0 --steps 200 --lr 1e-3
