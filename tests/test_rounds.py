@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedcache.geometry import Tile
-from embedcache.sam.decoder import DecoderOutput
+from embedcache.sam.decoder import Decoder, DecoderOutput
 from embedcache.sam.prompts import Prompts
 from embedcache.train.batch import Batch, TileKey, TileQuestion, collate_questions
 from embedcache.train.prompts import TilePrompts
@@ -201,6 +201,35 @@ def test_the_mask_passed_on_is_the_likeliest_of_three_after_one_point_and_the_si
     run_rounds(boxed, batch_of(question(1, box=True)), loss="sam", asks=1)
     assert boxed.asked[1].mask_input is not None
     assert torch.equal(boxed.asked[1].mask_input[:, 0], masks[0].expand(2, -1, -1))
+
+
+def test_sams_decoder_answers_a_mixed_batch_as_it_answers_its_tiles_one_by_one() -> None:
+    decoder = Decoder.random(0)
+    embeddings = torch.randn(3, 256, 64, 64, generator=torch.Generator().manual_seed(0))
+    questions = [
+        question(1, objects=1, speaks=(True, False, True, False)),
+        question(2, objects=2, free=True),
+        question(3, objects=1, box=True),
+    ]
+    asks = sum(batch_of(one).asks for one in questions)
+    gradients = []
+    totals = []
+    for parts in ([slice(0, 3)], [slice(0, 1), slice(1, 2), slice(2, 3)]):
+        decoder.zero_grad()
+        batches = [collate_questions(questions[part], embeddings[part]) for part in parts]
+        sums = [
+            run_rounds(decoder, batch, loss="sam", asks=asks, backward=torch.Tensor.backward)
+            for batch in batches
+        ]
+        totals.append(torch.stack([one.total for one in sums]).sum())
+        gradients.append({name: p.grad for name, p in decoder.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(*totals, rtol=1e-5, atol=0)
+    together, single = gradients
+    assert together.keys() == single.keys()
+    largest = max(float(gradient.abs().max()) for gradient in together.values())
+    for name, gradient in together.items():
+        scale = max(float(gradient.abs().max()), 1e-5 * largest)  # some are zero but for rounding
+        torch.testing.assert_close(gradient, single[name], rtol=0, atol=2e-4 * scale)
 
 
 def test_a_query_without_any_weight_costs_nothing_in_any_round() -> None:

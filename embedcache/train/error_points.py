@@ -27,10 +27,10 @@ def draw_error_points(
     ----------
     answer : (Q, 256, 256)
         Logits; above zero is inside.
-    targets : (Q, 256, 256)
-        Above zero is inside.
-    weights : (Q, 256, 256)
-        Above zero counts.
+    targets : uint8 (Q, 256, 256)
+        1 is inside, else 0.
+    weights : uint8 (Q, 256, 256)
+        1 counts, else 0.
     draws : float64 (Q,)
         In [0, 1); of n such cells, row by row, number ``floor(draw × n)`` is taken.
 
@@ -41,24 +41,30 @@ def draw_error_points(
     labels : int32 (Q, 1)
         1 where the truth is inside (a miss), 0 where it is not (a false alarm), −1 where nothing counts.
     """
-    counted, inside = weights > 0, targets > 0
-    wrong = ((answer > 0) != inside) & counted
-    some = wrong.flatten(1).any(dim=1)
-    y, x, found = _nth_cell(torch.where(some[:, None, None], wrong, counted), draws)
-    coords = torch.stack([x, y], dim=-1)[:, None].float() * _CELL + (_CELL - 1) / 2
-    place = (y * inside.shape[2] + x)[:, None]
-    labels = inside.flatten(1).gather(1, place).to(torch.int32)
-    return coords, torch.where(found[:, None], labels, PAD_LABEL)
-
-
-def _nth_cell(cells: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Row, column of the drawn cell of each query, and whether there is any; the rows are counted first."""
-    in_rows = cells.sum(dim=2, dtype=torch.int32)
+    wrong = ((answer > 0).view(torch.uint8) ^ targets) & weights
+    misses, counted = _in_rows(wrong), _in_rows(weights)
+    some = misses.any(dim=1, keepdim=True)
+    in_rows = torch.where(some, misses, counted)
     ends = in_rows.cumsum(dim=1)
-    total = ends[:, -1]
-    place = torch.minimum((draws * total).floor().to(ends.dtype), total - 1)[:, None] + 1  # counted from 1
-    y = torch.searchsorted(ends, place).clamp(max=cells.shape[1] - 1)
+    total = ends[:, -1:]
+    place = torch.minimum((draws[:, None] * total).floor().long(), total - 1) + 1  # counted from 1
+    y = torch.searchsorted(ends, place).clamp(max=LOW_RES_SIZE - 1)
     before = (ends - in_rows).gather(1, y)
-    row = cells.gather(1, y[:, :, None].expand(-1, -1, cells.shape[2]))[:, 0]
-    x = torch.searchsorted(row.cumsum(dim=1), place - before).clamp(max=cells.shape[2] - 1)
-    return y[:, 0], x[:, 0], total > 0
+    row = torch.where(some, _row(wrong, y), _row(weights, y))
+    x = torch.searchsorted(row.cumsum(dim=1), place - before).clamp(max=LOW_RES_SIZE - 1)
+    coords = torch.stack([x, y], dim=-1).float() * _CELL + (_CELL - 1) / 2
+    labels = _row(targets, y).gather(1, x).to(torch.int32)
+    return coords, torch.where(total > 0, labels, PAD_LABEL)
+
+
+def _in_rows(cells: Tensor) -> Tensor:
+    """How many cells of each row are 1: uint8 (Q, 256, 256) to int64 (Q, 256); eight are added at a time."""
+    eights = (
+        cells.contiguous().view(torch.int64).sum(dim=2, keepdim=True)
+    )  # at most 32 in each of eight bytes
+    return eights.view(torch.uint8).sum(dim=2)
+
+
+def _row(cells: Tensor, y: Tensor) -> Tensor:
+    """One row of each query: (Q, 256, 256) and (Q, 1) to (Q, 256)."""
+    return cells.gather(1, y[:, :, None].expand(-1, 1, LOW_RES_SIZE))[:, 0]
