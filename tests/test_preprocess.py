@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from torch.nn import functional
 
 from embedcache.errors import VolumeError
-from embedcache.geometry import Tile
+from embedcache.geometry import Tile, see
 from embedcache.volume import Preprocess, Volume, open_volume, resolve_preprocess
 from embedcache.volume.normalise import all_at_once, normalise
 
@@ -306,3 +307,26 @@ def test_what_the_device_finishes_has_the_bits_of_the_whole_way(dtype, size, col
     assert torch.equal(at_once[1], wanted[:, :height, :width])
     assert not wanted[:, height:].any()
     assert not wanted[:, :, width:].any()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    view=st.integers(0, 7),
+    channels=st.sampled_from(["repeat", "adjacent:1", "depth:0-1,1-2,2-2"]),
+)
+def test_a_tile_is_read_in_its_view_and_then_prepared_as_any_other(size, view, channels) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        volume, preprocess = saved(Path(folder), noise(3, 45, 50)), Preprocess(channels)
+        height, width = size
+        as_it_lies = preprocess.read(volume, Tile(1, 3, 5, height, width))
+        tile = Tile(1, 3, 5, height, width, view)
+        found = preprocess.read(volume, tile)
+    planes = np.moveaxis(np.atleast_3d(as_it_lies), -1, 0)
+    assert np.array_equal(np.moveaxis(np.atleast_3d(found), -1, 0), see(planes, view))
+    assert found.flags.c_contiguous or view == 0
+    assert found.shape[:2] == (tile.seen.height, tile.seen.width)
+    if min(tile.input_size) > 0:
+        content = preprocess.to_input(found)[:, : tile.input_size[0], : tile.input_size[1]]
+        assert np.isfinite(content).all()
+        assert not preprocess.to_input(found)[:, tile.input_size[0] :].any()

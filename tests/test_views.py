@@ -451,6 +451,20 @@ def test_changed_pixels_make_all_views_of_their_tiles_stale(tmp_path):
     assert not diff(result.store, fresh.store).different
 
 
+def test_a_changed_image_is_encoded_anew_in_all_its_views(tmp_path):
+    folder = tmp_path / "f"
+    folder.mkdir()
+    for number, name in enumerate("ab"):
+        pixels = np.random.default_rng(number).integers(0, 255, (64, 64), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+    quick(folder, store=tmp_path / "s.zarr", views="flips")
+    Image.fromarray(255 - pixels).save(folder / "b.png")
+    result = quick(folder, store=tmp_path / "s.zarr", changed="reencode", views="d4")
+    assert (result.changed, result.encoded) == (4, 4 + 8)
+    fresh = quick(folder, store=tmp_path / "fresh.zarr", views="d4").store
+    assert by_place(result.store) == by_place(fresh)
+
+
 def test_equal_pixels_are_encoded_once_whatever_view_they_are_seen_in(tmp_path):
     pixels = np.zeros((3, 64, 64), np.uint8)
     pixels[0] = np.random.default_rng(0).integers(1, 255, (64, 64))
@@ -525,6 +539,15 @@ def test_a_plan_counts_what_encode_then_does(tmp_path):
     done = quick(volume, store=tmp_path / "s.zarr", views="flips")
     assert done.encoded == planned.tiles_missing
     assert planned.bytes * 1.0 == pytest.approx(done.bytes_written, rel=0.01)
+
+
+def test_a_plan_without_weights_at_hand_counts_views_too(tmp_path, monkeypatch):
+    for name in ("EMBEDCACHE_MODELS", "MICROSAM_CACHEDIR", "TORCH_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.chdir(tmp_path)
+    options = EncodeOptions(volume=str(scan(tmp_path / "a.npy")), tile=64, views="d4")
+    planned = estimate(options, Silent())
+    assert (planned.tiles_selected, planned.views, planned.unknown is None) == (48, 8, False)
 
 
 def test_a_disk_that_is_too_small_for_the_views_names_fewer_of_them():

@@ -116,6 +116,7 @@ class EncodeResult:
             "source_bytes_read": self.source_bytes_read,
             "bytes_written": self.bytes_written,
             "workers": self.workers,
+            "views": list(self.store.views),
             "numerics": self.store.numerics,
             "device": self.device,
             "precision": self.precision,
