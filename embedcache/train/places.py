@@ -50,7 +50,7 @@ def gather(stores: Sequence[EmbeddingStore], labels: Sequence[Labels]) -> Tiles:
         touched = label.tiles(store)
         touched = touched[store.committed[touched]]
         numbers.append(touched)
-        rows.append(np.asarray(store.table)[touched])
+        rows.append(np.asarray(store.table)[touched, :5])
         owners.append(np.full(len(touched), index, dtype=np.int64))
         positives.append(label.positive(store, touched))
     table = np.concatenate(rows)
