@@ -211,13 +211,17 @@ class EmbeddingReader:
         When its bytes are not the recorded ones, a writer may have replaced the shard since: the journal says so.
         While it announces a replacement that is not recorded yet, it is asked again and again.
         """
+        try:
+            return self._read_once(tile, out, self._store.state)
+        except CorruptionError as error:
+            return self._read_again(tile, out, error)
+
+    def _read_again(
+        self, tile: int, out: memoryview, reason: CorruptionError
+    ) -> npt.NDArray[np.float32] | None:
         shard = tile // self._store.shard_tiles
         state, until = self._store.state, time.monotonic() + PATIENCE_SECONDS
         while True:
-            try:
-                return self._read_once(tile, out, state)
-            except CorruptionError as error:
-                reason = error
             self._open.forget(shard)
             newer = self._news(shard, state, until)
             if newer is None:
@@ -229,6 +233,10 @@ class EmbeddingReader:
             if shard not in newer.intents:
                 self._require_committed(tile, newer)
             state = newer
+            try:
+                return self._read_once(tile, out, state)
+            except CorruptionError as error:
+                reason = error
 
     def _read_once(self, tile: int, out: memoryview, state: StoreState) -> npt.NDArray[np.float32] | None:
         shard, slot = divmod(tile, self._store.shard_tiles)

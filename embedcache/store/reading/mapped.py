@@ -9,6 +9,7 @@ ever, and whoever asked learns what is wrong with it.
 from __future__ import annotations
 
 import mmap
+import time
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from embedcache.store.shards.shard import CRC_BYTES, ShardFile
 
 MADV_POPULATE_READ = 22
 """Of Linux since 5.14; Python has no name for it yet."""
+
+RECENT_SECONDS = 10.0
+"""How long pages that were readable are taken to be: the system gives up first what was not used for long."""
 
 _PAGE = mmap.PAGESIZE
 
@@ -39,6 +43,7 @@ class MappedShard:
         self._file = file
         self._map = file.map()
         self._bytes = np.frombuffer(self._map, np.uint8)
+        self._readable: dict[int, float] = {}
 
     def read_into(self, slot: int, out: memoryview, *, check: bool) -> int | None:
         """Copy the chunk of a slot into ``out``; its CRC-32C if it is to be checked.
@@ -51,8 +56,7 @@ class MappedShard:
             When it differs from the checksum behind it.
         """
         offset, length = self._file.offset_of(slot), len(out)
-        first = offset // _PAGE * _PAGE
-        self._map.madvise(MADV_POPULATE_READ, first, offset + length + CRC_BYTES - first)
+        self._make_readable(offset, length + CRC_BYTES)
         np.copyto(np.frombuffer(out, np.uint8), self._bytes[offset : offset + length])
         if not check:
             return None
@@ -62,3 +66,12 @@ class MappedShard:
                 f"the chunk at byte {offset} of the shard file {self._file.path} differs from its checksum"
             )
         return found
+
+    def _make_readable(self, offset: int, length: int) -> None:
+        """Ask for the pages of a chunk, unless they were there just now; the file must not have been cut since."""
+        self._file.require_size()
+        now = time.monotonic()
+        if now - self._readable.get(offset, -RECENT_SECONDS) >= RECENT_SECONDS:
+            first = offset // _PAGE * _PAGE
+            self._map.madvise(MADV_POPULATE_READ, first, offset + length - first)
+            self._readable[offset] = now

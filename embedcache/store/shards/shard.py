@@ -38,7 +38,7 @@ Stored = npt.NDArray[np.float16] | Quantised
 _PIECE = 1 << 20
 
 _CHECKED_PIECE = 256 << 10
-"""Bytes that are read and then checked while they are still in the processor's own cache."""
+"""Bytes that are checked at once: while they are still in the processor's own cache."""
 
 
 @dataclass(frozen=True)
@@ -222,13 +222,7 @@ class ShardFile:
         return int(offset)
 
     def read_into(self, slot: int, out: memoryview) -> int:
-        """Read the chunk of a slot, where the file's index says, into ``out``; returns its CRC-32C.
-
-        Raises
-        ------
-        CorruptionError
-            When the chunk is not there, cut short, or differs from the checksum behind it.
-        """
+        """Read the chunk of a slot, where the file's index says, into ``out``, as :meth:`read_at`."""
         return self.read_at(self.offset_of(slot), out)
 
     def read_unchecked(self, slot: int, out: memoryview) -> None:
@@ -246,7 +240,7 @@ class ShardFile:
             When the file ends before the chunk does, or it differs from the checksum behind it.
         """
         stored, found, end = bytearray(CRC_BYTES), 0, self._form.payload_bytes
-        whole = offset + self._form.chunk_bytes <= self.size and len(out) == end
+        whole = offset + self._form.chunk_bytes <= self.size
         for at in range(0, end if whole else 0, _CHECKED_PIECE):
             piece = out[at : at + _CHECKED_PIECE]
             last = at + len(piece) == end
@@ -268,6 +262,11 @@ class ShardFile:
     def map(self) -> mmap.mmap:
         """The file in this process's memory; OSError or ValueError where the system refuses."""
         return mmap.mmap(self._descriptor, self.size, prot=mmap.PROT_READ)
+
+    def require_size(self) -> None:
+        """Refuse a file that has been cut since it was opened: OSError."""
+        if os.fstat(self._descriptor).st_size < self.size:
+            raise OSError(f"{self.path} was cut short")
 
     def _chunk_at(self, offset: int) -> str:
         return f"the chunk at byte {offset} of the shard file {self.path}"
