@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ from embedcache.store.views import Numbering, Segment, base_rows, grown, read_se
 from embedcache.volume import Selection, TileGrid, open_volume, select
 
 EVERY = tuple(range(8))
+FIXTURES = Path(__file__).parent / "fixtures"
 
 
 def add(store: EmbeddingStore, *views: int) -> None:
@@ -295,6 +297,21 @@ def test_a_reader_that_was_there_before_sees_the_views_when_it_looks_again(tmp_p
     assert (len(reader), reader.views) == (5, (0,))
     reader.refresh()
     assert (len(reader), reader.views) == (10, (0, 4))
+
+
+@pytest.mark.parametrize("archive", sorted(FIXTURES.glob("*.tar.xz")), ids=lambda path: path.name)
+def test_every_store_that_was_ever_written_can_be_given_views(tmp_path, archive):
+    with tarfile.open(archive) as packed:
+        packed.extractall(tmp_path, filter="data")
+    store = EmbeddingStore.open(next(path.parent.parent for path in tmp_path.rglob("created.jsonl")))
+    known, table = by_place(store), np.array(store.table)
+    add(store, 2)
+    again = EmbeddingStore.open(store.path)
+    assert 2 in again.views
+    assert np.array_equal(again.table[: len(table), : table.shape[1]], table)
+    assert by_place(again) == known
+    assert verify(store.path).problems == ()
+    assert "views" in kinds(store.path / "journal" / "created.jsonl")[:2]
 
 
 def test_more_tiles_than_a_store_may_have_and_views_that_are_none_are_refused(tmp_path, monkeypatch):
