@@ -207,9 +207,9 @@ def test_sams_decoder_answers_a_mixed_batch_as_it_answers_its_tiles_one_by_one()
     decoder = Decoder.random(0)
     embeddings = torch.randn(3, 256, 64, 64, generator=torch.Generator().manual_seed(0))
     questions = [
-        question(1, objects=1, speaks=(True, False, True, False)),
-        question(2, objects=2, free=True),
-        question(3, objects=1, box=True),
+        question(1, objects=1, rounds=3, speaks=(True, False, True)),
+        question(2, objects=2, rounds=3, free=True),
+        question(3, objects=1, rounds=3, box=True),
     ]
     asks = sum(batch_of(one).asks for one in questions)
     gradients = []
@@ -241,6 +241,17 @@ def test_a_query_without_any_weight_costs_nothing_in_any_round() -> None:
     assert sums.total == 0
     assert painter.masks.grad is not None
     assert not painter.masks.grad.any()
+
+
+def test_no_round_waits_for_its_device() -> None:
+    batch = batch_of(
+        question(1), question(2, free=True), question(3, box=True, speaks=(True, False, True, False))
+    )
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        run_rounds(Painter(), batch, loss="sam", asks=batch.asks, backward=torch.Tensor.backward)
+    called = {event.key for event in profile.key_averages()}
+    assert "aten::searchsorted" in called
+    assert not called & {"aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::is_nonzero"}
 
 
 def test_a_round_can_be_prepared_by_hand() -> None:
