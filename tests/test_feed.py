@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from embedcache.store import EmbeddingReader, EmbeddingStore
 from embedcache.store.layout import shard_path
 from embedcache.store.reading.gather import Gather
 from embedcache.store.reading.order import Order
+from embedcache.store.reading.resident import Residence, decide_residence
+from embedcache.store.reading.tier import Tier, shared_tiers
 from embedcache.train.batch import Batch, StepData
 from embedcache.train.dataset import EmbeddingDataset
 from embedcache.train.feeding import Feed, FeedOptions
@@ -174,11 +176,16 @@ def test_several_stores_are_one_sequence_and_tiles_are_named_by_store_and_place(
     assert "z=" in name
 
 
+def kept(where: str) -> Residence:
+    """A decision that only a machine with a GPU would make."""
+    return replace(decide_residence(0, 1, 1), where=where)
+
+
 def test_a_tier_on_the_device_gives_the_stores_bits_and_reads_each_embedding_once(
     tmp_path: Path, store: EmbeddingStore
 ) -> None:
     numbers = np.arange(6)
-    gather = Gather([store], [numbers], "gpu", CPU)
+    gather = Gather([store], Tier.make([store], [numbers], kept("gpu"), CPU), CPU)
     slot = gather.slot(3)
     for _ in range(3):
         for first in (0, 3):
@@ -199,7 +206,8 @@ def test_quantised_and_mixed_stores_become_the_floats_that_the_reader_gives(tmp_
         commit(made, 0, 1)
     for chosen in (stores[:1], stores):
         for where in ("disk", "ram", "gpu"):
-            gather = Gather(chosen, [np.arange(2)] * len(chosen), where, CPU)  # type: ignore[arg-type]
+            tier = Tier.make(chosen, [np.arange(2)] * len(chosen), kept(where), CPU)
+            gather = Gather(chosen, tier, CPU)
             slot = gather.slot(len(chosen))
             for number in (0, 1, 0):
                 for at in range(len(chosen)):
@@ -207,6 +215,29 @@ def test_quantised_and_mixed_stores_become_the_floats_that_the_reader_gives(tmp_
                 found = gather.embeddings(slot, 0, len(chosen))
                 assert found.dtype == torch.float32
                 assert torch.equal(found, torch.stack([made[number] for made in chosen]))
+
+
+def test_trainings_on_the_same_tiles_may_share_what_is_kept(
+    part: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, reads = EmbeddingReader.read_stored, []
+
+    def counted(self: EmbeddingReader, indices: Any, out: Any) -> Any:
+        reads.extend(indices)
+        return read(self, indices, out)
+
+    monkeypatch.setattr(EmbeddingReader, "read_stored", counted)
+    found = []
+    with shared_tiers():
+        for resident in ("ram", "auto", "ram"):
+            with feed(part, resident=resident) as fed:
+                found.append(taken(fed.steps(0, 6, first_step=0)))
+        assert len(reads) == len(set(reads)) == 12
+        with feed(part, resident="disk") as fed:
+            assert taken(fed.steps(0, 6, first_step=0)) == found[0] == found[1] == found[2]
+    with feed(part, resident="ram") as fed:
+        next(fed.steps(0, 1, first_step=0))
+    assert len(reads) >= 12 + 24 + 4
 
 
 def slow_down(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:

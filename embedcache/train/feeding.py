@@ -19,7 +19,7 @@ import torch
 
 from embedcache.store.reading.gather import Gather, Slot
 from embedcache.store.reading.order import choose_order
-from embedcache.store.reading.resident import choose_residence
+from embedcache.store.reading.tier import tier_for
 from embedcache.train.batch import Batch, StepData, TileKey, TileQuestion, collate_questions
 from embedcache.train.feed_options import FeedOptions
 from embedcache.train.ready import Ready
@@ -80,20 +80,19 @@ class Feed:
         self._options, self._device = options, device
         self._share = share(options.batch_size, options.rank, options.world)
         tiles = [_readable(part) for part in parts]
-        sizes = [store.form.payload_bytes for store in self._stores]
-        needed = sum(len(numbers) * size for numbers, size in zip(tiles, sizes, strict=True))
-        self.residence = choose_residence(
-            needed, device, wish=options.resident, processes_here=options.processes_here
+        tier = tier_for(
+            self._stores, tiles, device, wish=options.resident, processes_here=options.processes_here
         )
+        self.residence = tier.residence
         self.order = options.order or choose_order(
             options.seed,
-            bytes_needed=needed,
+            bytes_needed=self.residence.bytes_needed,
             ram_free=self.residence.ram_free,
-            shard_bytes=max(s * store.shard_tiles for s, store in zip(sizes, self._stores, strict=True)),
+            shard_bytes=max(store.form.payload_bytes * store.shard_tiles for store in self._stores),
             resident=self.residence.where != "disk",
         )
         self._sequence = self._make_sequence(parts)
-        self._gather = Gather(self._stores, tiles, self.residence.where, device, check=options.check)
+        self._gather = Gather(self._stores, tier, device, check=options.check)
         self.epoch_length = self._sequence.epoch_length
         self.images_per_call = options.images_per_call
         self.waited, self._images = 0.0, 0

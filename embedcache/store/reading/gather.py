@@ -18,15 +18,13 @@ from torch import Tensor
 from embedcache.geometry import EMBEDDING_SHAPE
 from embedcache.store.reader import EmbeddingReader
 from embedcache.store.reading.checks import Check
-from embedcache.store.reading.resident import Where
 from embedcache.store.reading.rows import put
+from embedcache.store.reading.tier import Tier
 from embedcache.store.shards.quantise import dequantise
 from embedcache.store.shards.scales import CHANNELS
 
 if TYPE_CHECKING:
     from embedcache.store.store import EmbeddingStore
-
-_DTYPES = {"float16": torch.float16, "int8": torch.int8}
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,10 +53,8 @@ class Gather:
     ----------
     stores : sequence of EmbeddingStore
         Of one embedding space; their forms may differ.
-    tiles : sequence of ndarray of int64
-        Of each store, the numbers that will be asked for: for these there is room in the tier.
-    where : "disk", "ram" or "gpu"
-        Where they are kept after their first read.
+    tier : Tier
+        Where embeddings are kept after their first read.
     device : torch.device
         Where they are wanted.
     check : "always", "once" or "never"
@@ -68,26 +64,14 @@ class Gather:
     def __init__(
         self,
         stores: Sequence[EmbeddingStore],
-        tiles: Sequence[npt.NDArray[np.int64]],
-        where: Where,
+        tier: Tier,
         device: torch.device,
         *,
         check: Check = "always",
     ) -> None:
         self._readers = [EmbeddingReader(store, check=check) for store in stores]
-        self._device, self._where = device, where
-        forms = {store.form.dtype for store in stores}
-        self._dtype = _DTYPES[forms.pop()] if len(forms) == 1 else torch.float32
-        self._rows = [np.full(len(store), -1, np.int64) for store in stores]
-        first = 0
-        for rows, numbers in zip(self._rows, tiles, strict=True):
-            if where != "disk":
-                rows[numbers] = first + np.arange(len(numbers))
-                first += len(numbers)
-        self._present = np.zeros(first, np.bool_)
-        home = device if where == "gpu" else torch.device("cpu")
-        self._values = torch.empty((first, *EMBEDDING_SHAPE), dtype=self._dtype, device=home)
-        self._scales = torch.empty((first, CHANNELS), device=home) if self._dtype == torch.int8 else None
+        self._device, self._tier = device, tier
+        self._where, self._dtype = tier.residence.where, tier.values.dtype
 
     def slot(self, count: int) -> Slot:
         """Room for the embeddings of a step, to be used again and again."""
@@ -104,21 +88,21 @@ class Gather:
         NoTileError, MissingTilesError, CorruptionError, StorageError
             As :meth:`EmbeddingReader.read <embedcache.store.reader.EmbeddingReader.read>`.
         """
-        row = slot.tiers[at] = self._rows[store][number]
-        kept = row >= 0 and self._present[row]
+        row = slot.tiers[at] = self._tier.rows[store][number]
+        kept = row >= 0 and self._tier.present[row]
         if kept and self._where == "gpu":
             return
         if kept:
-            _copy(slot.values[at], self._values[row])
-            if slot.scales is not None and self._scales is not None:
-                _copy(slot.scales[at], self._scales[row])
+            _copy(slot.values[at], self._tier.values[row])
+            if slot.scales is not None and self._tier.scales is not None:
+                _copy(slot.scales[at], self._tier.scales[row])
             return
         self._read(slot, at, store, number)
         if row >= 0 and self._where == "ram":
-            _copy(self._values[row], slot.values[at])
-            if slot.scales is not None and self._scales is not None:
-                _copy(self._scales[row], slot.scales[at])
-            self._present[row] = True
+            _copy(self._tier.values[row], slot.values[at])
+            if slot.scales is not None and self._tier.scales is not None:
+                _copy(self._tier.scales[row], slot.scales[at])
+            self._tier.present[row] = True
 
     def _read(self, slot: Slot, at: int, store: int, number: int) -> None:
         values = slot.values[at : at + 1]
@@ -143,20 +127,20 @@ class Gather:
     def _from_tier(self, slot: Slot, first: int, last: int) -> tuple[Tensor, Tensor | None]:
         """The rows out of the tier; those that are new there cross to the device now, and stay."""
         tiers = slot.tiers[first:last]
-        for at in np.flatnonzero(~self._present[tiers]):
+        for at in np.flatnonzero(~self._tier.present[tiers]):
             row = int(tiers[at])
-            self._values[row].copy_(slot.values[first + at], non_blocking=True)
-            if slot.scales is not None and self._scales is not None:
-                self._scales[row].copy_(slot.scales[first + at], non_blocking=True)
-            self._present[row] = True
+            self._tier.values[row].copy_(slot.values[first + at], non_blocking=True)
+            if slot.scales is not None and self._tier.scales is not None:
+                self._tier.scales[row].copy_(slot.scales[first + at], non_blocking=True)
+            self._tier.present[row] = True
         rows = torch.from_numpy(tiers).to(self._device, non_blocking=True)
-        return self._values[rows], None if self._scales is None else self._scales[rows]
+        return self._tier.values[rows], None if self._tier.scales is None else self._tier.scales[rows]
 
     def prefetch(self, places: Sequence[tuple[int, int]]) -> None:
         """Let the system begin to read embeddings, (store, number) each, that are not kept."""
         for store, number in places:
-            row = self._rows[store][number]
-            if row < 0 or not self._present[row]:
+            row = self._tier.rows[store][number]
+            if row < 0 or not self._tier.present[row]:
                 self._readers[store].prefetch([number])
 
     def close(self) -> None:
