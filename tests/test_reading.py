@@ -528,3 +528,18 @@ def test_images_are_decoded_once_for_all_their_views(tmp_path: Path) -> None:
         workers=1,
     )
     assert sorted(n for group in groups for members in group.tiles for n in members) == list(range(16))
+
+
+def test_all_views_cost_no_more_decodes_than_none_and_as_many_more_encoder_calls(tmp_path: Path) -> None:
+    source(tmp_path / "a", (2, 60, 32), (1, 32, 32))
+    wishes: dict[str, Any] = {"tile": 32, "overlap": 4, "shard_tiles": 64}
+    found = {}
+    for name, more in (("none", {}), ("flips", {}), ("little", {"read_memory": 1500})):
+        with counted() as count:
+            views = "none" if name == "none" else "flips"
+            run = quick(tmp_path / "a", store=tmp_path / name, views=views, **wishes, **more)
+            found[name] = (run.encoder_calls, count[0])
+    assert found["none"] == (4, 4)
+    assert found["flips"] == (16, 4)
+    assert found["little"][1] > 4
+    assert shard_digests(tmp_path / "little") == shard_digests(tmp_path / "flips")
