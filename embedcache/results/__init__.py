@@ -2,8 +2,9 @@
 
 from embedcache.results.evaluate import evaluate
 from embedcache.results.evaluation import Evaluation
+from embedcache.results.export import export
 from embedcache.results.predict import Prediction, predict
 from embedcache.results.report import report
 from embedcache.results.run import Run, train
 
-__all__ = ["Evaluation", "Prediction", "Run", "evaluate", "predict", "report", "train"]
+__all__ = ["Evaluation", "Prediction", "Run", "evaluate", "export", "predict", "report", "train"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,68 +27,19 @@ from embedcache.errors import (
 from embedcache.files import exclusive_lock
 from embedcache.progress import Progress, Silent
 from embedcache.store import EmbeddingStore
-from embedcache.train.labels import open_labels
 from embedcache.train.options import TrainOptions
 from embedcache.train.remembered_labels import RememberedLabels
 from embedcache.train.run import Run, read_json, write_json
-from embedcache.train.setup import StoreLike
+from embedcache.train.setup import StoreLike, open_labels_of
 from embedcache.train.sweep_file import SweepFile, Value, read_sweep
+from embedcache.train.sweep_table import Row, SweepResult
 from embedcache.train.trainer import LOCK, train
 
 KEPT = "sweep.json"
 """File of a sweep's folder: its plan, and a row per run."""
 
-Row = dict[str, Any]
-
 _ENDS_ALL = (Interrupted, LockedError, StorageError, CorruptionError)
 """What no other run would be spared: the disk, the store, the user's wish."""
-
-
-@dataclass(frozen=True)
-class SweepResult:
-    """What a sweep found.
-
-    Parameters
-    ----------
-    folder : Path
-    metric : str
-        What rows are sorted by.
-    rows : tuple of dict
-        One per run, the best first; those that failed at the end, with their reason.
-    """
-
-    folder: Path
-    metric: str
-    rows: tuple[Row, ...] = field(repr=False)
-
-    @property
-    def best(self) -> Path | None:
-        """The best run's folder; None when none finished."""
-        return Path(self.rows[0]["run"]) if self.rows and "failed" not in self.rows[0] else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON object of ``embedcache train --sweep --json``."""
-        return {"runs": list(self.rows), "best": None if self.best is None else str(self.best)}
-
-    def table(self) -> str:
-        """The rows as text; a run that failed ends in its reason."""
-        varied = list(self.rows[0]["options"]) if self.rows else []
-        lines = [["run", *varied, self.metric, "untrained", "prompt source", "steps", "seconds"]]
-        lines += [_words(row, varied) for row in self.rows]
-        aligned = [line if len(line) == len(lines[0]) else line[:-1] for line in lines]
-        widths = [max(len(line[i]) for line in aligned if i < len(line)) for i in range(len(lines[0]))]
-        padded = (
-            "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=False)) for line in lines
-        )
-        return "\n".join(line.rstrip() for line in padded)
-
-
-def _words(row: Row, varied: Sequence[str]) -> list[str]:
-    words = [Path(row["run"]).name[:3], *(str(row["options"][name]) for name in varied)]
-    if "failed" in row:
-        return [*words, "failed: " + row["failed"].partition("\n")[0]]
-    figures = [f"{row['value']:.4f}", f"{row['untrained']:.4f}", str(row["prompt_source"])]
-    return [*words, *figures, str(row["steps"]), f"{row['seconds']:.1f}"]
 
 
 def run_sweep(
@@ -254,11 +204,7 @@ def _open_all(stores: Sequence[EmbeddingStore], paths: Sequence[Any], options: T
     if len(stores) != len(paths):
         raise ConfigError(f"{len(stores)} stores and {len(paths)} labels were given; they come in pairs.")
     return [
-        RememberedLabels(
-            open_labels(
-                path, store, supervision=options.supervision_of(index, len(stores)), task=options.task
-            )
-        )
+        RememberedLabels(open_labels_of(path, store, options, index, len(stores)))
         for index, (store, path) in enumerate(zip(stores, paths, strict=True))
     ]
 

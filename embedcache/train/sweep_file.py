@@ -29,13 +29,10 @@ from embedcache.train.options import TrainOptions
 
 KINDS = ("grid", "random")
 METRICS = ("dice", "iou", "f05", "precision", "recall")
-RANDOM_RUNS = 20
-MOST_RUNS = 10_000
+RANDOM_RUNS, MOST_RUNS = 20, 10_000
 FILE_LIMIT = 1 << 20
 
-ONE_FOR_ALL = (
-    "val", "task", "supervision", "ignore", "start", "allow_partial", "overfit", "device", "logger",
-)  # fmt: skip
+ONE_FOR_ALL = tuple(["val", "task", "supervision", "ignore", "start", "allow_partial", "overfit", "device", "logger"])
 """Options that all runs share: figures on other tiles or labels could not stand in one table."""
 
 NOT_HERE = ("store", "labels", "out", "resume", "sweep")
@@ -43,7 +40,6 @@ NOT_HERE = ("store", "labels", "out", "resume", "sweep")
 
 _FILE_KEYS = ("kind", "metric", "runs", "seed", "fixed", "vary")
 _RANGE_KEYS = ("low", "high", "log")
-
 Value = str | int | float | bool
 
 
@@ -78,7 +74,6 @@ class SweepFile:
     metric : str
         What the table is sorted by.
     fixed : dict
-        Options of all runs.
     vary : dict of str to tuple of values, or Range
     runs, seed : int
         Of a random sweep.
