@@ -32,7 +32,7 @@ METRICS = ("dice", "iou", "f05", "precision", "recall")
 RANDOM_RUNS, MOST_RUNS = 20, 10_000
 FILE_LIMIT = 1 << 20
 
-ONE_FOR_ALL = tuple(["val", "task", "supervision", "ignore", "start", "allow_partial", "overfit", "device", "logger"])
+ONE_FOR_ALL = ("val", "task", "supervision", "ignore", "start", "allow_partial", "overfit", "device", "logger")
 """Options that all runs share: figures on other tiles or labels could not stand in one table."""
 
 NOT_HERE = ("store", "labels", "out", "resume", "sweep")
