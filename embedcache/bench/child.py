@@ -33,10 +33,13 @@ class Child:
         Why it cannot, or no longer can, take turns.
     ready : dict
         Its first answer, for example ``start_seconds`` and ``threads``; empty when it could not start.
+    ended : dict
+        Its last answer, once it has ended.
     """
 
     def __init__(self, settings: Told, *, module: str = "embedcache.bench.process") -> None:
         self.not_run: str | None = None
+        self.ended: dict[str, Any] = {}
         self._said = tempfile.TemporaryFile(mode="w+", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, settings.to_json()],
@@ -62,9 +65,9 @@ class Child:
         """End the process; bytes of memory that it took at most."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        found: int | None = self._answer().get("peak_memory_bytes")
+        self.ended = self._answer()
         self._process.wait()
-        return found
+        return self.ended.get("peak_memory_bytes")
 
     def _answer(self) -> dict[str, Any]:
         """The next answer; without one, the reason is kept and nothing is answered."""

@@ -71,7 +71,7 @@ def images(batch: int) -> Tensor:
 def main() -> None:
     """Measure one variant as the settings on the command line say."""
     settings = Settings(**json.loads(sys.argv[1]))
-    answers = _own_output()
+    answers = own_output()
     device = torch.device(settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
@@ -84,9 +84,9 @@ def main() -> None:
         embeddings = built.run(inputs).float().cpu()
     except Exception as error:  # of other people's libraries and compilers: whatever it is, the others go on
         text = str(error).strip() or type(error).__name__
-        return _tell(answers, not_run=text.splitlines()[0][:300])
+        return tell(answers, not_run=text.splitlines()[0][:300])
     started = time.perf_counter() - begin
-    _tell(
+    tell(
         answers,
         start_seconds=started,
         start_memory_bytes=at_start,
@@ -96,20 +96,21 @@ def main() -> None:
     )
     for _line in sys.stdin:
         wall, cpu = _turn(built, inputs, device)
-        _tell(answers, seconds=wall / settings.batch, cpu_seconds=cpu / settings.batch)
+        tell(answers, seconds=wall / settings.batch, cpu_seconds=cpu / settings.batch)
     if settings.profile is not None:
         _trace(built, inputs, device, settings.profile)
-    _tell(answers, peak_memory_bytes=peak_memory(device))
+    tell(answers, peak_memory_bytes=peak_memory(device))
 
 
-def _own_output() -> TextIO:
+def own_output() -> TextIO:
     """The process's standard output for the answers alone; what libraries print there goes to standard error."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return answers
 
 
-def _tell(answers: TextIO, **figures: Any) -> None:
+def tell(answers: TextIO, **figures: Any) -> None:
+    """One answer, as a line of JSON."""
     print(json.dumps(figures), file=answers, flush=True)
 
 
@@ -124,12 +125,13 @@ def _turn(built: Built, inputs: Tensor, device: torch.device) -> tuple[float, fl
     begin, worked, calls = time.perf_counter(), time.process_time(), 0
     while not calls or time.perf_counter() - begin < TURN_SECONDS:
         built.run(inputs)
-        _wait(device)
+        wait(device)
         calls += 1
     return (time.perf_counter() - begin) / calls, (time.process_time() - worked) / calls
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Until the device has done all it was asked."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -152,7 +154,7 @@ def _compare(embeddings: Tensor, settings: Settings) -> dict[str, float] | None:
 def _trace(built: Built, inputs: Tensor, device: torch.device, path: str) -> None:
     with torch.profiler.profile() as profile:
         built.run(inputs)
-        _wait(device)
+        wait(device)
     profile.export_chrome_trace(path)
 
 

@@ -1,0 +1,86 @@
+"""Turns a real training on a store of noise into the share of its steps that it waited for data."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from embedcache.geometry import EMBEDDING_SHAPE, IMAGE_SIZE
+from embedcache.progress import Progress
+from embedcache.sam.decoder import Decoder
+from embedcache.store import EmbeddingStore, EncodeSpec
+from embedcache.train.trainer import train
+from embedcache.volume import Preprocess, TileGrid
+
+TILES = 12
+STEPS = {"cpu": 40, "cuda": 400}
+
+
+def share_of_waiting(device: torch.device, progress: Progress, *, steps: int | None = None) -> float:
+    """Train a decoder on noise that lies in a store on disk, as ``train`` does.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where.
+    progress : Progress
+        Where to report to.
+    steps : int, optional
+        How many; by default enough for a steady state.
+
+    Returns
+    -------
+    float
+        ``data_wait_fraction`` of its summary.
+    """
+    count = steps or STEPS[device.type]
+    with tempfile.TemporaryDirectory(prefix="embedcache-bench-") as folder:
+        place = Path(folder)
+        store = _store_of_noise(place)
+        y, x = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE]
+        disc = ((y - 512) ** 2 + (x - 512) ** 2 < 300**2).astype(np.uint8)
+        np.save(place / "labels.npy", np.broadcast_to(disc, (TILES, *disc.shape)))
+        progress.say(f"a training of {count} steps, to see how long it waits for its data …")
+        run = train(
+            store,
+            place / "labels.npy",
+            out=place / "run",
+            steps=count,
+            validate_every=count,
+            device=str(device),
+            logger="none",
+        )
+        return float(run.summary["data_wait_fraction"])
+
+
+def _store_of_noise(folder: Path) -> EmbeddingStore:
+    grid = TileGrid(IMAGE_SIZE)
+    spec = EncodeSpec(
+        model_type="vit_b",
+        encoder_digest="sha256:" + "0" * 64,
+        precision="fp32",
+        preprocess=Preprocess("repeat", (0.0, 255.0)),
+        volume={"kind": "npy", "shape": [TILES, IMAGE_SIZE, IMAGE_SIZE], "dtype": "uint8"},
+        grid=grid,
+    )
+    store = EmbeddingStore.create(
+        folder / "store.zarr",
+        spec=spec,
+        table=grid.table_uniform(TILES, IMAGE_SIZE, IMAGE_SIZE),
+        decoder_state=Decoder.random(0).state_dict(),
+        provenance={},
+    )
+    rng = np.random.default_rng(0)
+    with store.writer() as writer:
+        for shard in range(-(-TILES // store.shard_tiles)):
+            tiles = range(shard * store.shard_tiles, min((shard + 1) * store.shard_tiles, TILES))
+            noise = {
+                tile: rng.standard_normal(EMBEDDING_SHAPE, np.float32).astype(np.float16) for tile in tiles
+            }
+            writer.commit_shard(
+                shard, embeddings=noise, input_digests={tile: f"{tile:064x}" for tile in tiles}
+            )
+    return store
