@@ -32,12 +32,13 @@ METRICS = ("dice", "iou", "f05", "precision", "recall")
 RANDOM_RUNS, MOST_RUNS = 20, 10_000
 FILE_LIMIT = 1 << 20
 
-ONE_FOR_ALL = ("val", "task", "supervision", "ignore", "start", "allow_partial", "overfit", "device", "logger")
+ONE_FOR_ALL = (
+    "val", "task", "supervision", "ignore", "start", "allow_partial", "overfit", "device", "logger",
+)  # fmt: skip
 """Options that all runs share: figures on other tiles or labels could not stand in one table."""
 
 NOT_HERE = ("store", "labels", "out", "resume", "sweep")
 """What only the command line says."""
-
 _FILE_KEYS = ("kind", "metric", "runs", "seed", "fixed", "vary")
 _RANGE_KEYS = ("low", "high", "log")
 Value = str | int | float | bool
@@ -122,7 +123,7 @@ def read_sweep(path: str | Path) -> SweepFile:
     Raises
     ------
     ConfigError
-        When it is missing, no TOML, has an unknown key or a value that none of the options takes.
+        When it is missing, no TOML, or says something that cannot be.
     """
     path = Path(path)
     try:
