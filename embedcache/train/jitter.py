@@ -42,7 +42,7 @@ def jitter_window(weight: npt.NDArray[np.uint8], rng: np.random.Generator) -> np
     if coin >= WINDOW_CHANCE or len(rows) == 0:
         return weight
     share = SMALLEST_WINDOW + (1 - SMALLEST_WINDOW) * area
-    width_share = share ** (shape if shape > 0 else 1.0)  # from the whole width to the whole height
+    width_share = share**shape  # from the whole width to the whole height
     inside = np.zeros_like(weight)
     inside[
         _span(rows[0], rows[-1] + 1, share / width_share, down),
