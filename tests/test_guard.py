@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from embedcache.errors import ConfigError
-from embedcache.train.guard import NAMED, SPAN, Guard, diverged, is_good
+from embedcache.train.guard import FEW, NAMED, SPAN, Guard, diverged, is_good
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,14 @@ def test_a_mean_ten_times_the_best_and_beyond_the_first_is_divergence() -> None:
 def test_a_noisy_or_a_hard_batch_is_not() -> None:
     assert spans(1.0, 0.5, 4.9, 0.1, 0.9) == [None] * 5
     guard = Guard()
-    assert [guard.fault(1e6 if step == 7 else 1.0, 1.0) for step in range(SPAN)] == [None] * SPAN
+    assert [guard.fault(9e4 if step == 7 else 1.0, 1.0) for step in range(SPAN)] == [None] * SPAN
+
+
+def test_a_loss_beyond_all_bounds_is_seen_within_a_few_steps() -> None:
+    guard = Guard()
+    verdicts = [guard.fault(loss, 1.0) for loss in [1.0, *[5e8] * (FEW - 1)]]
+    assert verdicts[:-1] == [None] * (FEW - 1)
+    assert verdicts[-1] == "The mean loss of 10 steps is 4.5e+08"
 
 
 def test_it_goes_on_where_it_was() -> None:

@@ -1,7 +1,7 @@
 """Turns the losses and gradient norms of steps into a verdict: a training that diverges is stopped and says where.
 
-A step whose loss or gradient is not finite never touches the weights; see :func:`is_good`. One that stays finite
-but grows without end is seen in the means of :data:`SPAN` steps.
+A step whose loss or gradient is not finite never touches the weights; see :func:`is_good`. A loss that stays
+finite but grows without end is seen in its means: of a few steps when it leaves all bounds, else of :data:`SPAN`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ SPAN = 50
 
 GROWTH = 10.0
 """A mean beyond so many times the best one, and beyond the first, is no training any more."""
+
+FEW, BOUND = 10, 1e4
+"""Steps whose mean loss means nothing any more beyond this: each cell would be wrong by hundreds of logits."""
 
 NAMED = 16
 """At most so many tiles are named."""
@@ -42,12 +45,15 @@ class Guard:
         Its steps.
     first, best : float
         Mean loss of the first full span, and the least of any; infinite before the first.
+    few : float
+        Sum of the losses since the last :data:`FEW` steps.
     """
 
     total: float = 0.0
     count: int = 0
     first: float = math.inf
     best: float = math.inf
+    few: float = 0.0
 
     def fault(self, loss: float, norm: float) -> str | None:
         """Take in a step's loss and gradient norm; what is wrong with it, in words, or None."""
@@ -56,7 +62,12 @@ class Guard:
         if not math.isfinite(norm):
             return "The gradient is not finite"
         self.total += loss
+        self.few += loss
         self.count += 1
+        if self.count % FEW == 0:
+            mean, self.few = self.few / FEW, 0.0
+            if mean > BOUND:
+                return f"The mean loss of {FEW} steps is {mean:.3g}"
         if self.count < SPAN:
             return None
         mean = self.total / self.count
@@ -70,7 +81,7 @@ class Guard:
 
     def to_list(self) -> list[float | None]:
         """As JSON, which knows no infinity."""
-        values = (self.total, self.count, self.first, self.best)
+        values = (self.total, self.count, self.first, self.best, self.few)
         return [value if math.isfinite(value) else None for value in values]
 
     @classmethod
@@ -78,8 +89,8 @@ class Guard:
         """Back from :meth:`to_list`."""
         if not values:
             return cls()
-        total, count, first, best = (math.inf if value is None else float(value) for value in values)
-        return cls(total, int(count), first, best)
+        total, count, first, best, few = (math.inf if value is None else float(value) for value in values)
+        return cls(total, int(count), first, best, few)
 
 
 def diverged(fault: str, *, step: int, lr: float, peak: float, tiles: Sequence[str]) -> ConfigError:
