@@ -192,6 +192,14 @@ def test_images_prepared_once_answer_as_images_given_each_time(fields):
     assert torch.allclose(have.iou_predictions, want.iou_predictions, atol=1e-6)
 
 
+def test_images_prepared_before_the_weights_changed_are_refused():
+    decoder = Decoder.random(0)
+    side = decoder.precompute(embeddings_of(1, dtype=torch.float32))
+    decoder.load_state_dict(Decoder.random(1).state_dict())
+    with torch.no_grad(), pytest.raises(InputError, match="changed since"):
+        decoder(side, Prompts.none(1))
+
+
 def test_images_prepared_once_are_not_trained_through():
     decoder = Decoder.random(0)
     side = decoder.precompute(embeddings_of(1, dtype=torch.float32))

@@ -9,6 +9,7 @@ and changes nothing but the order of sums: see :mod:`embedcache.sam.decoding`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -20,7 +21,7 @@ from embedcache.errors import InputError, WeightsError
 from embedcache.geometry import EMBEDDING_SHAPE
 from embedcache.sam.decoding.absorbed import AbsorbedImages
 from embedcache.sam.decoding.plain import ImageTokens, PlainImages
-from embedcache.sam.decoding.shared import ImageSide, Rows, SharedImages
+from embedcache.sam.decoding.shared import ImageSide, Rows, SharedImages, stamp_of
 from embedcache.sam.decoding.tokens import prompt_tokens, token_count
 from embedcache.sam.decoding.transformer import transform
 from embedcache.sam.decoding.upscaling import upscale, upscale_logits
@@ -131,10 +132,9 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def precompute(self, image_embeddings: Tensor) -> ImageSide:
-        """What many calls on the same images can share, without gradients and until the weights change."""
+        """What many calls on the same images can share, without gradients; refused once the weights changed."""
         tokens = self._tokens_of(_checked(image_embeddings, None))
-        layer = self.mask_decoder.transformer.layers[0]
-        return ImageSide.project(layer, tokens, self._position(), self._no_mask())
+        return replace(self._projected(tokens), stamp=stamp_of(self))
 
     def _decode(
         self, given: Tensor | ImageSide, prompts: Prompts, multimask_output: bool | None
@@ -180,10 +180,12 @@ class Decoder(nn.Module):
     def _prepared(self, images: Tensor | ImageSide, prompts: Prompts, way: Way) -> Tensor | ImageSide:
         """Images as tokens ``(B, 4096, 256)``, already projected where all prompts can share that."""
         if isinstance(images, ImageSide):
+            images.check(self)
             return images if prompts.mask_input is None else images.tokens
         tokens = self._tokens_of(images)
-        if prompts.mask_input is not None or not way.shared:
-            return tokens
+        return tokens if prompts.mask_input is not None or not way.shared else self._projected(tokens)
+
+    def _projected(self, tokens: Tensor) -> ImageSide:
         layer = self.mask_decoder.transformer.layers[0]
         return ImageSide.project(layer, tokens, self._position(), self._no_mask())
 
@@ -234,9 +236,7 @@ def _checked(image_embeddings: Tensor | ImageSide, prompts: Prompts | None) -> T
     """The embeddings, or tokens for which they stand, once their shape and number are known to hold."""
     if isinstance(image_embeddings, ImageSide):
         if torch.is_grad_enabled():
-            raise InputError(
-                "Images prepared by precompute bring no gradients.", hint="Decode under torch.no_grad()."
-            )
+            raise InputError("Images prepared by precompute bring no gradients: use torch.no_grad().")
         images = image_embeddings.tokens
     else:
         images = image_embeddings

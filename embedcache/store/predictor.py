@@ -12,7 +12,8 @@ from torch import Tensor
 
 from embedcache.errors import InputError
 from embedcache.geometry import LOW_RES_SIZE, Tile
-from embedcache.sam.decoder import Decoder, Prompts, upscale_logits
+from embedcache.sam.decoder import Decoder, ImageSide, Prompts, upscale_logits
+from embedcache.sam.decoding.shared import stamp_of
 from embedcache.volume.preprocess import Preprocess
 from embedcache.volume.volume import Volume
 
@@ -53,6 +54,7 @@ class StorePredictor:
         self.decoder = decoder.eval()
         self.tile = tile
         self.features = embedding[None].to(self.device)
+        self._prepared: ImageSide | None = None
         self._volume = volume
         self._preprocess = preprocess
 
@@ -159,11 +161,17 @@ class StorePredictor:
         """
         given = [value for value in (point_coords, boxes, mask_input) if value is not None]
         prompts = Prompts((len(given[0]) if given else 1,), point_coords, point_labels, boxes, mask_input)
-        output = self.decoder(self.features, prompts.to(self.device), multimask_output=multimask_output)
+        output = self.decoder(self._image(), prompts.to(self.device), multimask_output=multimask_output)
         masks = upscale_logits(output.low_res_logits, self.tile)
         if not return_logits:
             masks = masks > self.mask_threshold
         return masks, output.iou_predictions, output.low_res_logits
+
+    def _image(self) -> ImageSide:
+        """What all prompts share of the tile, computed with the first and again when weights were changed."""
+        if self._prepared is None or self._prepared.stamp != stamp_of(self.decoder):
+            self._prepared = self.decoder.precompute(self.features)
+        return self._prepared
 
     def _points(self, xy: npt.ArrayLike) -> Tensor:
         return self._frame(_numbers(xy, "point_coords", (None, 2)), "point_coords")

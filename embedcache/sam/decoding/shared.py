@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, unflatten
+from torch import Tensor, nn, unflatten
 from torch.nn.functional import linear
 
+from embedcache.errors import InputError
 from embedcache.sam.decoding.absorbed import written_values
 from embedcache.sam.decoding.plain import join_heads, split_heads
 
@@ -30,12 +31,15 @@ class ImageSide:
         ``(B, 8, 4096, 16)``: what prompt tokens read.
     queries : Tensor
         ``(B, 8, 4096, 16)``: what the image asks prompt tokens.
+    stamp : tuple
+        Of the weights that made it, where it is kept; see :func:`stamp_of`.
     """
 
     tokens: Tensor
     keys: Tensor
     values: Tensor
     queries: Tensor
+    stamp: tuple[tuple[int, int], ...] | None = None
 
     @classmethod
     def project(cls, layer: Any, tokens: Tensor, position: Tensor, dense: Tensor) -> ImageSide:
@@ -61,7 +65,28 @@ class ImageSide:
 
     def __getitem__(self, images: slice) -> ImageSide:
         """Of some of the images."""
-        return ImageSide(self.tokens[images], self.keys[images], self.values[images], self.queries[images])
+        parts = (self.tokens[images], self.keys[images], self.values[images], self.queries[images])
+        return ImageSide(*parts, self.stamp)
+
+    def check(self, module: nn.Module) -> None:
+        """Refuse weights that were changed since.
+
+        Raises
+        ------
+        InputError
+        """
+        if self.stamp != stamp_of(module):
+            raise InputError(
+                "The decoder's weights were changed since it prepared these images.",
+                hint="Call precompute again.",
+            )
+
+
+def stamp_of(module: nn.Module) -> tuple[tuple[int, int], ...]:
+    """Where a module's weights lie and how often they were written; inference tensors do not count."""
+    return tuple(
+        (weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in module.parameters()
+    )
 
 
 class SharedImages:
