@@ -32,7 +32,8 @@ fault: $(STAMP) ## faults injected into the real commands, and docs/faults.md of
 
 bench: $(STAMP) ## this machine's figures beside the stock way (stage one: 40 minutes on two cores)
 	PYTHON=$(BIN)/python benchmarks/stage_one.sh
-	$(BIN)/python benchmarks/encoder_in_the_loop.py
+	$(BIN)/embedcache bench read
+	$(BIN)/embedcache bench train --model vit_tiny
 
 docs: $(STAMP) ## write the generated pages (docs/cli.md)
 	$(BIN)/python docs/generate.py

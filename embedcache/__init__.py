@@ -16,7 +16,7 @@ from embedcache.encode import EncodeOptions, encode
 from embedcache.errors import EmbedcacheError
 from embedcache.geometry import Tile
 from embedcache.progress import Silent, Terminal
-from embedcache.results import Run, evaluate, predict, report, train
+from embedcache.results import Run, evaluate, export, predict, report, train
 from embedcache.sam import register_encoder
 from embedcache.store import EmbeddingStore, EncodeSpec
 from embedcache.train import Checkpoint, EmbeddingDataset, collate
@@ -40,6 +40,7 @@ __all__ = [
     "collate",
     "encode",
     "evaluate",
+    "export",
     "open_store",
     "open_volume",
     "predict",
