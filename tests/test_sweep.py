@@ -19,7 +19,8 @@ from embedcache.errors import ConfigError, InputError, Interrupted, LockedError,
 from embedcache.files import exclusive_lock
 from embedcache.progress import Silent
 from embedcache.store import EmbeddingStore
-from embedcache.train import train
+from embedcache.store.reader import EmbeddingReader
+from embedcache.train import Run, train
 from embedcache.train.sweep import run_name, run_sweep
 from embedcache.train.sweep_file import Range, SweepFile, read_sweep
 
@@ -43,6 +44,20 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[EmbeddingStore, Path
     folder = tmp_path_factory.mktemp("sweep")
     labels = blob_labels(1, 64, 320)
     return make_store(folder / "s.zarr", labels), save_labels(folder / "l.npy", labels)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Numbers of the training embeddings that are read from files."""
+    found: list[int] = []
+    read = EmbeddingReader.read_stored
+
+    def counted(self: EmbeddingReader, indices: Any, *rest: Any, **named: Any) -> Any:
+        found.extend(int(number) for number in indices)
+        return read(self, indices, *rest, **named)
+
+    monkeypatch.setattr(EmbeddingReader, "read_stored", counted)
+    return found
 
 
 class Opened:
@@ -181,8 +196,8 @@ def _facts(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in ("run", "seconds", "checkpoint")}
 
 
-def test_three_runs_open_the_store_and_every_label_as_often_as_one(
-    data: tuple[EmbeddingStore, Path], tmp_path: Path
+def test_runs_open_the_store_and_labels_and_read_embeddings_once(
+    data: tuple[EmbeddingStore, Path], tmp_path: Path, reads: list[int]
 ) -> None:
     store, labels = data
     opened = Opened()
@@ -191,6 +206,15 @@ def test_three_runs_open_the_store_and_every_label_as_often_as_one(
     assert one[labels.name] >= 1
     assert three[labels.name] == one[labels.name]
     assert three["zarr.json"] == one["zarr.json"]
+    reads.clear()
+    result = run_sweep(
+        store.path, labels, grid(2, max_objects=[1, 2], resident=["ram"]), out=tmp_path / "kept"
+    )
+    held_out = {
+        n for _, part in Run(result.rows[0]["run"]).split["val"] for n in part
+    }  # read at each validation
+    trained = [number for number in reads if number not in held_out]
+    assert sorted(trained) == sorted(set(trained)) != []
 
 
 def test_a_run_that_fails_is_a_row_with_its_reason_and_is_not_tried_again(

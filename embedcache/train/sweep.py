@@ -1,7 +1,7 @@
 """Turns a sweep file into runs over one store and one table of them.
 
-Stores and labels are opened once, and every label is read from its file once, whatever the number of runs: an
-embedding is encoded for the first experiment and costs nothing in the twentieth.
+Stores and labels are opened once, every label is read from its file once, and so is every training embedding where
+memory keeps them, whatever the number of runs.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from embedcache.errors import (
 from embedcache.files import exclusive_lock
 from embedcache.progress import Progress, Silent
 from embedcache.store import EmbeddingStore
+from embedcache.store.reading.tier import shared_tiers
 from embedcache.train.options import TrainOptions
 from embedcache.train.remembered_labels import RememberedLabels
 from embedcache.train.run import Run, read_json, write_json
@@ -89,7 +90,7 @@ def run_sweep(
     folder = _folder(out, plan)
     stores = [s if isinstance(s, EmbeddingStore) else EmbeddingStore.open(Path(s)) for s in _as_list(store)]
     shared = _open_all(stores, _as_list(labels), TrainOptions(**base))
-    with exclusive_lock(folder / LOCK, guarded=folder):
+    with exclusive_lock(folder / LOCK, guarded=folder), shared_tiers():
         _folder(out, plan)  # again: another sweep may have come first
         write_json(folder / KEPT, {**_kept(folder), "sweep": plan.to_dict()})
         rows, error = _run_all(
