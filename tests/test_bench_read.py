@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from embedcache.bench import readers, reads
 from embedcache.bench.readers import WAYS
 from embedcache.bench.reads import bench_reads
 from embedcache.cli.app import run
-from embedcache.errors import ConfigError
+from embedcache.errors import ConfigError, CorruptionError
 from embedcache.progress import Silent
 
 TINY = ["bench", "read", "--tiles", "6", "--batch-size", "4", "--rounds", "1"]
@@ -64,14 +65,21 @@ def test_what_cannot_run_is_named_and_holds_nobody_up(monkeypatch: pytest.Monkey
     def absent(place: Any) -> Any:
         raise ImportError("No module named 'tensorstore'\nand more")
 
-    ways = tuple(
-        readers.Way(way.name, way.label, way.reference, absent) if way.name == "tensorstore" else way
-        for way in WAYS
-    )
+    ways = tuple(replace(way, build=absent) if way.name == "tensorstore" else way for way in WAYS)
     monkeypatch.setattr(reads, "WAYS", ways)
     found = bench_reads(Silent(), tiles=2, batch=2, rounds=1, only=["tensorstore", "ours"])
     assert found.not_run == {"tensorstore": "No module named 'tensorstore'"}
     assert set(found.ratios()) == {"memmap", "ours"}
+
+
+def test_a_fault_of_ours_is_no_figure_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(place: Any) -> Any:
+        raise CorruptionError("broken")
+
+    ways = tuple(replace(way, build=broken) if way.name == "ours" else way for way in WAYS)
+    monkeypatch.setattr(reads, "WAYS", ways)
+    with pytest.raises(CorruptionError, match="broken"):
+        bench_reads(Silent(), tiles=2, batch=2, rounds=1, only=["ours"])
 
 
 @pytest.mark.parametrize("wrong", [{"tiles": 0}, {"batch": 0}, {"rounds": 0}, {"only": ["mine"]}])

@@ -24,7 +24,7 @@ from embedcache.store.layout import shard_path
 from embedcache.store.reading.gather import Gather
 from embedcache.store.reading.order import Order
 from embedcache.store.reading.resident import Residence, decide_residence
-from embedcache.store.reading.tier import Tier, shared_tiers
+from embedcache.store.reading.tier import Tier, shared_tiers, tier_for
 from embedcache.train.batch import Batch, StepData
 from embedcache.train.dataset import EmbeddingDataset
 from embedcache.train.feeding import Feed, FeedOptions
@@ -249,6 +249,40 @@ def slow_down(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
         return read(self, *arguments)
 
     monkeypatch.setattr(EmbeddingReader, "read_stored", slowly)
+
+
+def test_stores_of_two_forms_are_counted_as_the_floats_that_are_kept(tmp_path: Path) -> None:
+    stores = [
+        store_samples.make_store(tmp_path / form, spec=spec(store_dtype=form)) for form in ("int8", "float16")
+    ]
+    tiles = [np.arange(3), np.arange(2)]
+    for chosen, wanted in (
+        (stores, 5 * 4 << 20),
+        (stores[1:], 2 * 2 << 20),
+        (stores[:1], 3 * ((1 << 20) + 1024)),
+    ):
+        tier = tier_for(chosen, tiles[-len(chosen) :] if chosen != stores[:1] else tiles[:1], CPU, wish="ram")
+        assert tier.residence.bytes_needed == wanted
+        kept_bytes = tier.values.nbytes + (0 if tier.scales is None else tier.scales.nbytes)
+        assert kept_bytes == wanted
+
+
+def test_making_an_order_is_counted_as_waiting(part: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Order.of_epoch
+
+    def slowly(self: Order, epoch: int, shards: Any) -> Any:
+        time.sleep(0.3)
+        return made(self, epoch, shards)
+
+    monkeypatch.setattr(Order, "of_epoch", slowly)
+    with feed(part) as fed:
+        steps = fed.steps(0, 9, first_step=0)
+        next(steps)
+        assert fed.waited > 0.3
+        fed.waited = 0.0
+        for _ in steps:  # the second and third epoch were prepared meanwhile
+            time.sleep(0.2)
+    assert fed.waited < 0.25
 
 
 def test_a_batch_is_there_before_the_step_asks_for_it(part: Held, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,8 @@ import mmap
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -23,10 +25,13 @@ from store_samples import DIGEST, commit, embedding, make_store, quantised, spec
 from embedcache.errors import ConfigError, CorruptionError, InputError, MissingTilesError, StorageError
 from embedcache.store import EmbeddingReader, EmbeddingStore
 from embedcache.store.layout import EMBEDDINGS, SCALES, scales_path, shard_path
+from embedcache.store.reading import mapped
 from embedcache.store.reading.checks import CHECKS, Check
+from embedcache.store.reading.mapped import MappedShard
 from embedcache.store.reading.order import Order
 from embedcache.store.shards.quantise import dequantise
-from embedcache.store.shards.shard import INT8
+from embedcache.store.shards.scales import read_scales, scales_bytes
+from embedcache.store.shards.shard import INT8, ShardFile
 
 INT8_SPEC = spec(store_dtype="int8")
 
@@ -467,13 +472,102 @@ def test_where_the_system_maps_nothing_the_file_is_read(
     store = make_store(tmp_path)
     commit(store, 0)
 
-    def refuse(*_: object, **__: object) -> None:
+    def refuse(self: ShardFile) -> int:
         raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr(mmap, "mmap", refuse)
+    monkeypatch.setattr(ShardFile, "fileno", refuse)
     reader = store.reader()
     for _ in range(3):
         assert np.array_equal(reader.read_half([0])[0].numpy(), embedding(0))
+
+
+def test_what_is_not_in_the_systems_cache_is_read_as_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store(tmp_path)
+    commit(store, 0)
+    copied: list[int] = []
+    copy = MappedShard.copy_into
+
+    def count(self: MappedShard, slot: int, *arguments: Any, **more: Any) -> Any:
+        copied.append(slot)
+        return copy(self, slot, *arguments, **more)
+
+    monkeypatch.setattr(MappedShard, "copy_into", count)
+    reader = store.reader()
+    for reads in (0, 1, 2):
+        assert np.array_equal(reader.read_half([0])[0].numpy(), embedding(0))
+        assert len(copied) == reads
+    fresh = store.reader()
+    fresh.read_half([0])
+    reader.close()
+    with shard_path(tmp_path, 0).open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    assert np.array_equal(fresh.read_half([0])[0].numpy(), embedding(0))
+    assert len(copied) == 2
+
+
+def test_other_threads_go_on_while_pages_are_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "sparse"
+    with path.open("wb") as file:
+        file.truncate(256 << 20)
+    gaps, stop = [0.0], threading.Event()
+
+    def count() -> None:
+        last = time.perf_counter()
+        while not stop.is_set():
+            now = time.perf_counter()
+            gaps[0], last = max(gaps[0], now - last), now
+
+    with path.open("rb") as file:
+        address = mapped._library.mmap(None, 256 << 20, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
+        counting = threading.Thread(target=count)
+        counting.start()
+        began = time.perf_counter()
+        assert mapped._library.madvise(address, 256 << 20, mapped.MADV_POPULATE_READ) == 0
+        took = time.perf_counter() - began
+        stop.set()
+        counting.join()
+        mapped._library.munmap(address, 256 << 20)
+    assert gaps[0] < max(0.1, took / 2)
+
+
+LITTLE_ROOM = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+import numpy as np
+from embedcache.store import EmbeddingStore
+store = EmbeddingStore.open(sys.argv[1])
+readers = [store.reader() for _ in range(3)]
+for _ in range(2):
+    for reader in readers:
+        for tile in np.flatnonzero(store.committed):
+            for _ in range(2):
+                reader.read_half([int(tile)])
+"""
+
+
+def test_readers_of_one_process_share_the_files_that_it_may_open(tmp_path: Path) -> None:
+    store = make_store(tmp_path, n=40, shard_tiles=1)
+    for tile in range(40):
+        commit(store, tile)
+    found = subprocess.run(
+        [sys.executable, "-c", LITTLE_ROOM, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+
+
+def test_checked_once_means_with_these_scales(tmp_path: Path) -> None:
+    store = make_store(tmp_path, spec=INT8_SPEC)
+    commit(store, 0, 1)
+    reader = EmbeddingReader(store, check="once")
+    reader.read([0, 1])
+    scales = read_scales(tmp_path, 0, 2).rows * 2
+    scales_path(tmp_path, 0).write_bytes(scales_bytes(dict(enumerate(scales)), 2))
+    reader.close()
+    with pytest.raises(CorruptionError, match="tile 0"):
+        reader.read([0])
 
 
 def test_what_one_thread_finds_broken_is_told_when_all_have_finished(tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ class Way:
         Of a :class:`Place`.
     cold : bool
         Whether the system's cache is emptied before each pass.
+    others : bool
+        Whether it is another library's, which may be absent.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Way:
     reference: str
     build: Callable[[Place], Read]
     cold: bool = False
+    others: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,13 +88,15 @@ def memmap(threads: int) -> Callable[[Place], Read]:
 def preadv(place: Place) -> Read:
     """Plain reads of the shards' own bytes, which nobody checks."""
     store, rows = place.store, _bytes(place.out)
-    files = [os.open(shard_path(store.path, shard), os.O_RDONLY) for shard in range(store.n_shards)]
 
     def read(batches: Sequence[Sequence[int]]) -> None:
+        files = [os.open(shard_path(store.path, shard), os.O_RDONLY) for shard in range(store.n_shards)]
         for tiles in batches:
             for at, tile in enumerate(tiles):
                 shard, slot = divmod(tile, store.shard_tiles)
                 os.preadv(files[shard], [rows[at]], slot * FLOAT16.chunk_bytes)
+        for descriptor in files:
+            os.close(descriptor)
 
     return read
 
@@ -159,8 +164,8 @@ WAYS = (
     Way("ours", "ours, checked on every read", "memmap", ours("always")),
     Way("ours_once", "ours, checked once", "memmap", ours("once")),
     Way("ours_never", "ours, unchecked", "memmap", ours("never")),
-    Way("tensorstore", "tensorstore, checked", "memmap", tensorstore),
-    Way("zarr", "zarr-python, checked", "memmap", zarr_python),
+    Way("tensorstore", "tensorstore, checked", "memmap", tensorstore, others=True),
+    Way("zarr", "zarr-python, checked", "memmap", zarr_python, others=True),
     Way("memmap_2", "memmap, 2 threads", "memmap_2", memmap(2)),
     Way("ours_2", "ours, checked on every read, 2 threads", "memmap_2", ours("always", 2)),
     Way("cold_preadv", "plain preadv, cold", "cold_preadv", preadv, cold=True),

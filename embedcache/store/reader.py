@@ -47,7 +47,8 @@ class EmbeddingReader:
     store : EmbeddingStore
         Its snapshot says what is recorded; after ``store.refresh()`` the reader follows.
     open_shards : int, optional
-        Shard files kept open at most; default: 1,024, or a quarter of what the system allows.
+        Shard files kept open at most; default: a share of 1,024, or of a quarter of what the system allows,
+        with the other readers of this process.
     check : "always", "once" or "never"
         When an embedding is compared with its checksums: on every read, on its first in this process, or never.
         That it is recorded is asked always.

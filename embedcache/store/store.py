@@ -37,6 +37,7 @@ from embedcache.store.journal.state import StoreState
 from embedcache.store.predictor import StorePredictor
 from embedcache.store.reader import EmbeddingReader
 from embedcache.store.session import make_durable, writing
+from embedcache.store.shards.shard import ShardFile
 from embedcache.store.spec import EncodeSpec
 from embedcache.store.view import StoreView
 from embedcache.store.views import Numbering, Segment
@@ -136,7 +137,7 @@ class EmbeddingStore(StoreView):
 
     @classmethod
     def open(cls, path: Path | str) -> EmbeddingStore:
-        """Open a store.
+        """Open a store; one that is somewhere else by its address, ``s3://…`` or ``https://…``, for reading.
 
         Raises
         ------
@@ -149,6 +150,10 @@ class EmbeddingStore(StoreView):
         StorageError
             When it is there but cannot be read.
         """
+        if "://" in str(path):
+            from embedcache.store.reading.remote import open_remote  # which is a store itself
+
+            return open_remote(str(path))
         root = Path(path).absolute()
         tries = OPEN_TRIES
         while True:
@@ -224,6 +229,10 @@ class EmbeddingStore(StoreView):
     def reader(self) -> EmbeddingReader:
         """A reader of batches with files of its own."""
         return EmbeddingReader(self)
+
+    def open_shard(self, shard: int) -> ShardFile:
+        """A shard's file, open for reading; CorruptionError when it is missing."""
+        return ShardFile(self.path, shard, self.form, self.shard_tiles)
 
     def decoder_state(self) -> dict[str, Tensor]:
         """The checkpoint's own ``prompt_encoder.*`` and ``mask_decoder.*``.

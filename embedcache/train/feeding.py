@@ -86,7 +86,7 @@ class Feed:
         self.residence = tier.residence
         self.order = options.order or choose_order(
             options.seed,
-            bytes_needed=self.residence.bytes_needed,
+            bytes_needed=sum(len(n) * s.form.payload_bytes for n, s in zip(tiles, self._stores, strict=True)),
             ram_free=self.residence.ram_free,
             shard_bytes=max(store.form.payload_bytes * store.shard_tiles for store in self._stores),
             resident=self.residence.where != "disk",
@@ -95,7 +95,7 @@ class Feed:
         self._gather = Gather(self._stores, tier, device, check=options.check)
         self.epoch_length = self._sequence.epoch_length
         self.images_per_call = options.images_per_call
-        self.waited, self._images = 0.0, 0
+        self.waited, self._images, self._prepared = 0.0, 0, 0
         self._slots = [self._gather.slot(len(self._share)) for _ in range(options.ahead + 1)]
         self._stream = _stream(device)
         self._pool = ThreadPoolExecutor(options.readers, "embedcache-feed")
@@ -116,9 +116,13 @@ class Feed:
             np.concatenate([np.asarray(part.numbers, np.int64) for part in parts]),
             np.concatenate(counts) > 0,
             self.order,
-            drawn=lambda store, base, epoch: self._datasets[store].drawn(base, epoch),
+            drawn=self._drawn,
             shard=shard,
         )
+
+    def _drawn(self, store: int, base: int, epoch: int) -> int:
+        dataset = self._datasets[store]
+        return dataset.drawn(base, epoch) if dataset.views else base
 
     def __enter__(self) -> Self:
         return self
@@ -165,11 +169,11 @@ class Feed:
         slots, upcoming = list(self._slots), first_step
         try:
             for step in range(first_step, last_step):
+                asked = time.perf_counter()
                 while upcoming < last_step and slots:
                     first = first_image + (upcoming - first_step) * self._options.batch_size
                     pending.append(self._begin(first, slots.pop()))
                     upcoming += 1
-                asked = time.perf_counter()
                 ready = pending[0].ready.result()
                 self.waited += time.perf_counter() - asked
                 ready.hand_over(self._device)
@@ -183,6 +187,10 @@ class Feed:
     def _begin(self, first: int, slot: Slot) -> _Pending:
         """Let the threads make a step ready, and the system read what comes after it."""
         places = [self._sequence[first + at] for at in self._share]
+        next_epoch = places[-1].epoch + 1
+        if next_epoch > self._prepared:  # made by the threads before it begins
+            self._prepared = next_epoch
+            self._pool.submit(self._sequence.prepare, next_epoch)
         later = [self._sequence[first + self._options.batch_size + at] for at in self._share]
         self._pool.submit(self._gather.prefetch, [(place.store, place.number) for place in later])
         images = [self._pool.submit(self._image, place, slot, at) for at, place in enumerate(places)]

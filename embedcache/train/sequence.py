@@ -6,7 +6,7 @@ run goes on anywhere, and several processes take parts of one sequence.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -83,29 +83,41 @@ class TileSequence:
         if not len(self._positive):
             raise LabelError("No training tile holds anything to learn.")
         self.epoch_length = len(self._positive) + min(len(self._empty), len(self._positive))
-        self._epochs: OrderedDict[int, tuple[Numbers, Numbers]] = OrderedDict()
+        self._epochs: dict[int, tuple[Numbers, Numbers]] = {}
+        self._lock = threading.Lock()
 
     def __getitem__(self, position: int) -> Place:
-        """The image at a position, counted from 0; by one thread at a time."""
+        """The image at a position, counted from 0."""
         epoch, at = divmod(position, self.epoch_length)
         places, numbers = self._of_epoch(epoch)
         place = places[at]
         return Place(epoch, int(self._stores[place]), int(self._bases[place]), int(numbers[at]))
 
+    def prepare(self, epoch: int) -> None:
+        """Make the order of an epoch before it begins, in another thread."""
+        self._of_epoch(epoch)
+
     def _of_epoch(self, epoch: int) -> tuple[Numbers, Numbers]:
         """Places of an epoch in their order, and the numbers that are read there."""
-        if epoch not in self._epochs:
-            rng = np.random.default_rng([self._order.seed, epoch])
-            empty = rng.permutation(self._empty)[: self.epoch_length - len(self._positive)]
-            places = np.sort(np.concatenate([self._positive, empty]))
-            stores, bases = self._stores[places], self._bases[places]
-            drawn = [self._drawn(int(s), int(b), epoch) for s, b in zip(stores, bases, strict=True)]
-            numbers = np.array(drawn, dtype=np.int64)
-            order = self._order.of_epoch(epoch, self._shard(stores, numbers))
-            self._epochs[epoch] = places[order], numbers[order]
-            while len(self._epochs) > _KEPT_EPOCHS:
-                self._epochs.popitem(last=False)
-        return self._epochs[epoch]
+        found = self._epochs.get(epoch)
+        if found is not None:
+            return found
+        with self._lock:
+            if epoch not in self._epochs:
+                while len(self._epochs) >= _KEPT_EPOCHS:
+                    del self._epochs[next(iter(self._epochs))]
+                self._epochs[epoch] = self._order_of(epoch)
+            return self._epochs[epoch]
+
+    def _order_of(self, epoch: int) -> tuple[Numbers, Numbers]:
+        rng = np.random.default_rng([self._order.seed, epoch])
+        empty = rng.permutation(self._empty)[: self.epoch_length - len(self._positive)]
+        places = np.sort(np.concatenate([self._positive, empty]))
+        stores, bases = self._stores[places], self._bases[places]
+        drawn = [self._drawn(int(s), int(b), epoch) for s, b in zip(stores, bases, strict=True)]
+        numbers = np.array(drawn, dtype=np.int64)
+        order = self._order.of_epoch(epoch, self._shard(stores, numbers))
+        return places[order], numbers[order]
 
 
 def share(batch_size: int, rank: int, world: int) -> range:

@@ -1,15 +1,19 @@
-"""Turns a shard file that is in the system's cache into copies of its chunks, twice as fast as reading does.
+"""Turns a shard file that is in the system's cache into copies of its chunks, faster than reading does.
 
-Where a processor copies within its own memory faster than the system hands over what it has cached, reading again
-what was read before is bound by that. A mapped file has a fault of its own: what cannot be read kills the process.
-So the system is first told to make the pages readable, which it answers with an error; then the file is read as
-ever, and whoever asked learns what is wrong with it.
+Some processors copy within a process's memory twice as fast as the system hands over what it has cached. But a
+mapped file has faults of its own: what cannot be read kills the process, and what is not cached comes page by
+page. So only chunks are copied that are cached, and their pages are asked for first, which the system answers with
+an error where touching them would kill. All else is read as a file.
 """
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+import os
 import time
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
 
@@ -26,8 +30,24 @@ RECENT_SECONDS = 10.0
 _PAGE = mmap.PAGESIZE
 
 
+def _system() -> Any:
+    """The C library: unlike Python's own module it lets other threads go on meanwhile, and takes no descriptor."""
+    library = ctypes.CDLL(None, use_errno=True)
+    library.mmap.restype = ctypes.c_void_p
+    pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    library.mmap.argtypes = [pointer, size, number, number, number, ctypes.c_int64]
+    library.munmap.argtypes = [pointer, size]
+    library.madvise.argtypes = [pointer, size, number]
+    library.mincore.argtypes = [pointer, size, pointer]
+    return library
+
+
+_library = _system()
+_FAILED = ctypes.c_void_p(-1).value
+
+
 class MappedShard:
-    """A shard file in this process's memory.
+    """A shard file in this process's memory; gone with the last reference to it.
 
     Parameters
     ----------
@@ -35,43 +55,74 @@ class MappedShard:
 
     Raises
     ------
-    OSError, ValueError
+    OSError
         When the system refuses to map it.
     """
 
     def __init__(self, file: ShardFile) -> None:
-        self._file = file
-        self._map = file.map()
-        self._bytes = np.frombuffer(self._map, np.uint8)
+        self._file, self._size = file, file.size
+        self._address: int | None = None
+        address = _library.mmap(None, file.size, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
+        if address == _FAILED:
+            raise _error()
+        self._address = address
+        self._bytes = np.ctypeslib.as_array((ctypes.c_ubyte * file.size).from_address(address))
         self._readable: dict[int, float] = {}
 
-    def read_into(self, slot: int, out: memoryview, *, check: bool) -> int | None:
-        """Copy the chunk of a slot into ``out``; its CRC-32C if it is to be checked.
+    def at_hand(self, slot: int) -> bool:
+        """Whether the chunk of a slot is cached by the system; if so, it can be copied now.
 
         Raises
         ------
         OSError
-            When the pages cannot be made readable: to be read as a file, which tells why.
+            When it cannot be: to be read as a file, which tells why.
+        """
+        self._file.require_size()
+        now = time.monotonic()
+        if now - self._readable.get(slot, -RECENT_SECONDS) < RECENT_SECONDS:
+            return True
+        offset = self._file.offset_of(slot)
+        first = offset // _PAGE * _PAGE
+        length = min(offset + self._file.chunk_bytes, self._size) - first
+        pages = np.zeros(-(-length // _PAGE), np.uint8)
+        assert self._address is not None
+        if _library.mincore(self._address + first, length, pages.ctypes.data):
+            raise _error()
+        if not (pages & 1).all():
+            return False
+        if _library.madvise(self._address + first, length, MADV_POPULATE_READ):
+            raise _error()
+        self._readable[slot] = now
+        return True
+
+    def copy_into(self, slot: int, out: memoryview, *, check: bool) -> int | None:
+        """Copy a chunk that is at hand into ``out``; its CRC-32C if it is to be checked.
+
+        Raises
+        ------
         CorruptionError
             When it differs from the checksum behind it.
         """
         offset, length = self._file.offset_of(slot), len(out)
-        self._make_readable(offset, length + CRC_BYTES)
         np.copyto(np.frombuffer(out, np.uint8), self._bytes[offset : offset + length])
         if not check:
             return None
         found = crc32c(out)
-        if found.to_bytes(CRC_BYTES, "little") != self._map[offset + length : offset + length + CRC_BYTES]:
+        stored = self._bytes[offset + length : offset + length + CRC_BYTES].tobytes()
+        if found.to_bytes(CRC_BYTES, "little") != stored:
             raise CorruptionError(
                 f"the chunk at byte {offset} of the shard file {self._file.path} differs from its checksum"
             )
         return found
 
-    def _make_readable(self, offset: int, length: int) -> None:
-        """Ask for the pages of a chunk, unless they were there just now; the file must not have been cut since."""
-        self._file.require_size()
-        now = time.monotonic()
-        if now - self._readable.get(offset, -RECENT_SECONDS) >= RECENT_SECONDS:
-            first = offset // _PAGE * _PAGE
-            self._map.madvise(MADV_POPULATE_READ, first, offset + length - first)
-            self._readable[offset] = now
+    def __del__(self) -> None:
+        with suppress(AttributeError):  # where it was not mapped
+            if self._address is not None:
+                del self._bytes
+                _library.munmap(self._address, self._size)
+                self._address = None
+
+
+def _error() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))

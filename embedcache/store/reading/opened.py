@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import resource
 import threading
+import weakref
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from embedcache.files import crc32c
 from embedcache.store.journal.state import StoreState
 from embedcache.store.reading.checks import checked_slots
 from embedcache.store.reading.mapped import MappedShard
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from embedcache.store.store import EmbeddingStore
 
 OPEN_SHARDS = 1024
-"""Shard files that one reader keeps open at most, if the system allows a process four times as many."""
+"""Shard files that a process keeps open at most, if the system allows it four times as many."""
 
 
 class OpenShard:
@@ -52,7 +54,8 @@ class OpenShard:
     def read_into(self, slot: int, out: memoryview, *, check: bool) -> int | None:
         """Read the chunk of a slot into ``out``; its CRC-32C if it is to be checked.
 
-        The first time from the file, which the disk answers fastest; then it is in the system's cache.
+        The first time from the file, as always where it is not in the system's cache: the disk answers that
+        fastest.
 
         Raises
         ------
@@ -61,10 +64,11 @@ class OpenShard:
         """
         if self._read_before[slot] and self._mappable:
             try:
-                if self._mapped is None:
-                    self._mapped = MappedShard(self.chunks)
-                return self._mapped.read_into(slot, out, check=check)
-            except (OSError, ValueError):  # no longer whole, an old system, no address space: read as a file
+                mapped = self._mapped or MappedShard(self.chunks)
+                self._mapped = mapped
+                if mapped.at_hand(slot):
+                    return mapped.copy_into(slot, out, check=check)
+            except OSError:  # no longer whole, an old system, no address space: read as a file
                 self._mappable, self._mapped = False, None
         if check:
             found = self.chunks.read_into(slot, out)
@@ -75,6 +79,9 @@ class OpenShard:
         return None
 
 
+_readers: weakref.WeakSet[OpenShards] = weakref.WeakSet()
+
+
 class OpenShards:
     """The open shards of one reader; threads may share them.
 
@@ -82,16 +89,29 @@ class OpenShards:
     ----------
     store : EmbeddingStore
     limit : int or None
-        Shards kept open at most; None: 1,024, or a quarter of what the system allows.
+        Shards kept open at most; None: a share of 1,024, or of a quarter of what the system allows, with all
+        other readers of this process that have any open.
     once : bool
         Whether an embedding is checked on its first read only.
     """
 
     def __init__(self, store: EmbeddingStore, *, limit: int | None, once: bool) -> None:
         self._store, self._once = store, once
-        self._limit = max(1, _allowed() if limit is None else limit)
+        self._limit = limit
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._lock = threading.Lock()
+        _readers.add(self)
+
+    @property
+    def used(self) -> bool:
+        """Whether any shard is open."""
+        return bool(self._open)
+
+    def _room(self) -> int:
+        """Shards that may be open: by default this reader's share of what the system allows the process."""
+        if self._limit is not None:
+            return max(1, self._limit)
+        return max(1, _allowed() // max(1, sum(reader.used for reader in list(_readers))))
 
     def get(self, shard: int, state: StoreState) -> OpenShard:
         """The open files of a shard; opened anew when the journal speaks of newer ones."""
@@ -100,18 +120,19 @@ class OpenShards:
             kept = self._open.get(shard)
             if kept is None or kept.sequence != sequence:
                 kept = self._open[shard] = self._opened(shard, sequence)
-                while len(self._open) > self._limit:
+                while len(self._open) > self._room():
                     self._open.popitem(last=False)  # closed when the last thread has finished with it
             self._open.move_to_end(shard)
             return kept
 
     def _opened(self, shard: int, sequence: int) -> OpenShard:
         store = self._store
+        chunks = store.open_shard(shard)
         scales = read_scales(store.path, shard, store.shard_tiles) if store.form == INT8 else None
-        chunks = ShardFile(store.path, shard, store.form, store.shard_tiles)
         checked = None
         if self._once:
-            identity = (sequence, *chunks.identity)
+            scales_crc = 0 if scales is None else crc32c(scales.rows.tobytes())
+            identity = (sequence, *chunks.identity, scales_crc)
             checked = checked_slots(store.fingerprint, shard, identity, store.shard_tiles)
         return OpenShard(sequence, chunks, scales, checked, store.shard_tiles)
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from embedcache.geometry import EMBEDDING_SHAPE
+from embedcache.geometry import EMBEDDING_SHAPE, EMBEDDING_VALUES
 from embedcache.store.reading.resident import Residence, choose_residence
 from embedcache.store.shards.scales import CHANNELS
 
@@ -62,8 +62,7 @@ class Tier:
         device: torch.device,
     ) -> Tier:
         """An empty one, with room for these tiles of each store."""
-        forms = {store.form.dtype for store in stores}
-        dtype = _DTYPES[forms.pop()] if len(forms) == 1 else torch.float32
+        dtype = _dtype(stores)
         rows, count = tuple(np.full(len(store), -1, np.int64) for store in stores), 0
         for row, numbers in zip(rows, tiles, strict=True):
             if residence.where != "disk":
@@ -104,9 +103,9 @@ def tier_for(
     kept = None if _shared is None else _shared.get(key)
     if kept is not None and wish in ("auto", kept.residence.where):
         return kept
-    needed = sum(
-        len(numbers) * store.form.payload_bytes for numbers, store in zip(tiles, stores, strict=True)
-    )
+    dtype = _dtype(stores)
+    row_bytes = EMBEDDING_VALUES * dtype.itemsize + (CHANNELS * 4 if dtype == torch.int8 else 0)
+    needed = sum(map(len, tiles)) * row_bytes
     residence = choose_residence(needed, device, wish=wish, processes_here=processes_here)
     made = Tier.make(stores, tiles, residence, device)
     if _shared is not None and residence.where != "disk":
@@ -126,6 +125,12 @@ def shared_tiers() -> Iterator[None]:
         yield
     finally:
         _shared = before
+
+
+def _dtype(stores: Sequence[EmbeddingStore]) -> torch.dtype:
+    """As which embeddings of these stores are kept: as stored, or as float32 when they are stored differently."""
+    forms = {store.form.dtype for store in stores}
+    return _DTYPES[forms.pop()] if len(forms) == 1 else torch.float32
 
 
 def _key(stores: Sequence[EmbeddingStore], tiles: Sequence[Numbers], device: torch.device) -> Key:

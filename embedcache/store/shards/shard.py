@@ -10,7 +10,6 @@ there are, never from when they came.
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -259,9 +258,14 @@ class ShardFile:
             length = self._form.chunk_bytes
             os.posix_fadvise(self._descriptor, self.offset_of(slot), length, os.POSIX_FADV_WILLNEED)
 
-    def map(self) -> mmap.mmap:
-        """The file in this process's memory; OSError or ValueError where the system refuses."""
-        return mmap.mmap(self._descriptor, self.size, prot=mmap.PROT_READ)
+    def fileno(self) -> int:
+        """The open file's descriptor."""
+        return self._descriptor
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of a chunk."""
+        return self._form.chunk_bytes
 
     def require_size(self) -> None:
         """Refuse a file that has been cut since it was opened: OSError."""

@@ -1,0 +1,218 @@
+"""Turns the address of a store into an ``EmbeddingStore`` that reads from there, and keeps what it has read.
+
+All of a store but its embeddings is copied into a folder of this machine, the *mirror*, which is an ordinary
+store without shards. An embedding is fetched as the part of the shard's file that its index names, is taken only
+when its checksum is the recorded one, and is kept in the mirror.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+import numpy as np
+import numpy.typing as npt
+
+from embedcache.errors import CorruptionError, InputError, StorageError
+from embedcache.files import crc32c, sha256_hex
+from embedcache.store import layout
+from embedcache.store.reading.kept import KeptFiles
+from embedcache.store.reading.mirror import copy_but_embeddings, get, write_mirrored
+from embedcache.store.reading.sources import HttpSource, Source, again_and_again
+from embedcache.store.shards.shard import CRC_BYTES, ShardFile, index_bytes
+from embedcache.store.store import EmbeddingStore
+
+CACHE = Path("~/.cache/embedcache/remote")
+"""Where mirrors are, unless told otherwise."""
+
+CACHE_BYTES = 50 << 30
+"""Bytes of embeddings that a mirror keeps, unless told otherwise."""
+
+KEPT = "kept"
+
+
+class FsspecSource:
+    """A folder on any file system that fsspec knows: s3://, gs://, memory://.
+
+    Raises
+    ------
+    InputError
+        When fsspec, or what it needs for this address, is not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            import fsspec
+
+            self._system, self._root = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise InputError(
+                f"{url} cannot be opened: {error}.", hint="pip install 'embedcache[remote]'"
+            ) from error
+
+    def read(self, name: str, first: int = 0, length: int | None = None) -> bytes:
+        """See :class:`~embedcache.store.reading.sources.Source`."""
+        end = None if length is None else first + length
+        body = bytes(self._system.cat_file(f"{self._root}/{name}", start=first, end=end))
+        if length is not None and len(body) != length:
+            raise OSError(f"{len(body)} of {length} bytes came")
+        return body
+
+    def names(self, folder: str) -> list[str] | None:
+        """See :class:`~embedcache.store.reading.sources.Source`."""
+        self._system.invalidate_cache()
+        return [
+            str(path).rpartition("/")[2] for path in self._system.ls(f"{self._root}/{folder}", detail=False)
+        ]
+
+
+class RemoteStore(EmbeddingStore):
+    """A store that is somewhere else; for reading only.
+
+    Attributes
+    ----------
+    url : str
+        Where it is; ``path`` is its mirror.
+    """
+
+    url: str
+    source: Source
+    kept: KeptFiles
+    _again: Callable[[], EmbeddingStore]
+
+    def open_shard(self, shard: int) -> ShardFile:
+        """A shard of the store over there; of an int8 store its scales are copied into the mirror."""
+        if self.form.dtype == "int8":
+            path = layout.scales_path(self.path, shard)
+            name = path.relative_to(self.path).as_posix()
+            write_mirrored(self.path, name, get(self.source, self.url, name))
+        return RemoteShard(self, shard)
+
+    def writer(self, shards: range | None = None) -> NoReturn:
+        """Refused: InputError."""
+        raise self._read_only()
+
+    def add_certificate(self, certificate: Mapping[str, Any]) -> NoReturn:
+        """Refused: InputError."""
+        raise self._read_only()
+
+    def _read_only(self) -> InputError:
+        return InputError(f"{self.url} is only read from here; write to it where it is.")
+
+    def __reduce__(self) -> tuple[Callable[[], EmbeddingStore], tuple[()]]:  # type: ignore[override]
+        return self._again, ()
+
+    def __repr__(self) -> str:
+        return f"RemoteStore({self.url!r}, {int(self.committed.sum())} of {len(self)} tile numbers)"
+
+
+class RemoteShard(ShardFile):
+    """A shard file somewhere else; what is read of it is kept."""
+
+    def __init__(self, store: RemoteStore, shard: int) -> None:
+        self._descriptor = -1
+        self._store, self._shard = store, shard
+        self._form, self._shard_tiles = store.form, store.shard_tiles
+        self.path = layout.shard_path(store.path, shard)
+        self._name = self.path.relative_to(store.path).as_posix()
+        self.size = int(store.state.shard_bytes[shard])
+        self.identity = (0, shard, self.size, 0)
+
+    @cached_property
+    def index(self) -> npt.NDArray[np.uint64]:
+        """See :class:`ShardFile`; fetched once."""
+        length = index_bytes(self._shard_tiles)
+        data = self._fetch(self.size - length, length)
+        return np.frombuffer(data[:-CRC_BYTES], "<u8").reshape(self._shard_tiles, 2)
+
+    def _fetch(self, first: int, length: int) -> bytes:
+        """Bytes that end in their own checksum; never others."""
+
+        def fetch() -> bytes:
+            data = self._store.source.read(self._name, first, length)
+            if crc32c(data[:-CRC_BYTES]).to_bytes(CRC_BYTES, "little") != data[-CRC_BYTES:]:
+                raise OSError("what came differs from its checksum")
+            return data
+
+        try:
+            return again_and_again(fetch, f"{self._store.url}/{self._name}")
+        except FileNotFoundError as error:
+            raise CorruptionError(f"the shard file {self._store.url}/{self._name} is missing") from error
+        except StorageError as error:
+            if isinstance(error.__cause__, OSError) and "checksum" in str(error.__cause__):
+                raise CorruptionError(f"{self._store.url}/{self._name}: {error.__cause__}") from error
+            raise
+
+    def read_into(self, slot: int, out: memoryview) -> int:
+        """See :class:`ShardFile`; from the mirror where it is kept there."""
+        self._read(slot, out, check=True)
+        return crc32c(out)
+
+    def read_unchecked(self, slot: int, out: memoryview) -> None:
+        """See :class:`ShardFile`; what comes from afar is checked all the same."""
+        self._read(slot, out, check=False)
+
+    def _read(self, slot: int, out: memoryview, *, check: bool) -> None:
+        crc = int(self._store.state.crc[self._shard * self._shard_tiles + slot])
+        name = f"{self._shard}-{slot}-{crc:08x}"
+        if self._store.kept.read_into(name, out, check=check):
+            return
+        data = self._fetch(self.offset_of(slot), self._form.chunk_bytes)
+        out[:] = memoryview(data)[:-CRC_BYTES]
+        if crc32c(out) == crc:
+            self._store.kept.keep(name, out)
+
+    def will_need(self, slot: int) -> None:
+        """Nothing: it is fetched when it is read."""
+
+    def fileno(self) -> int:
+        """Refused: OSError."""
+        raise OSError("a file that is somewhere else is not mapped")
+
+
+def is_remote(text: str) -> bool:
+    """Whether this is an address rather than a path."""
+    return "://" in text
+
+
+def open_remote(url: str, *, cache: Path | None = None, cache_bytes: int = CACHE_BYTES) -> EmbeddingStore:
+    """Open a store that is somewhere else, for reading.
+
+    Parameters
+    ----------
+    url : str
+        ``s3://…``, ``gs://…``, ``https://…``, ``memory://…``.
+    cache : Path, optional
+        Where mirrors are; default ``~/.cache/embedcache/remote``.
+    cache_bytes : int
+        Bytes of embeddings that are kept there.
+
+    Raises
+    ------
+    InputError
+        When there is no store, what it needs is not installed, or its journal has files that cannot be found.
+    MismatchError
+        When the mirror is of another store that was at this address; it is left as it is.
+    StorageError
+        When it cannot be reached.
+    CorruptionError
+        As of :meth:`EmbeddingStore.open`.
+    """
+    source: Source = HttpSource(url) if urlsplit(url).scheme in ("http", "https") else FsspecSource(url)
+    mirror = (cache or CACHE).expanduser().absolute() / sha256_hex(url.encode())
+    listed = copy_but_embeddings(source, url, mirror)
+    store = RemoteStore.open(mirror)
+    assert isinstance(store, RemoteStore)
+    if not listed and store.state.snapshot is None and bool(store.missing.any()):
+        raise InputError(
+            f"{url} cannot be listed, and {int(store.missing.sum())} wanted embeddings are not in those files of "
+            "its journal that have fixed names; other files may hold them.",
+            hint="Copy it to this machine, or serve it from where it can be listed, as s3:// can.",
+        )
+    store.url, store.source = url, source
+    store.kept = KeptFiles(mirror / KEPT, cache_bytes)
+    store._again = partial(open_remote, url, cache=cache, cache_bytes=cache_bytes)
+    return store
