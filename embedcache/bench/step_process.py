@@ -95,8 +95,7 @@ class Steps:
             inputs = images(settings.batch)
             self._embed = lambda part: run(inputs[part].to(self.device))
             if settings.way == "stock":
-                found = torch.cat([self._embed(slice(k, k + 1)).cpu() for k in range(settings.batch)])
-                np.save(settings.embeddings, found.half().numpy())
+                self._embed = self._written(self._embed)
         one_by_one = self.device.type == "cpu" or settings.way in ("stock_cached", "stock")
         self._together = 1 if one_by_one else settings.batch
         self._count = 0
@@ -139,6 +138,20 @@ class Steps:
             generator = torch.Generator().manual_seed(0)
             kept = torch.randn(self.settings.batch, *EMBEDDING_SHAPE, generator=generator).half()
         return lambda part: kept[part].to(self.device)
+
+    def _written(self, embed: Callable[[slice], Tensor]) -> Callable[[slice], Tensor]:
+        """What embeds image by image, and leaves the first step's embeddings for the other ways."""
+        kept: list[Tensor] = []
+
+        def embedded(part: slice) -> Tensor:
+            found = embed(part)
+            if len(kept) < self.settings.batch:
+                kept.append(found[0].half().cpu())
+                if len(kept) == self.settings.batch:
+                    np.save(self.settings.embeddings, torch.stack(kept).numpy())
+            return found
+
+        return embedded
 
     def _calls(self) -> Iterator[Batch]:
         for first in range(0, self.settings.batch, self._together):

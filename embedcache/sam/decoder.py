@@ -21,7 +21,7 @@ from embedcache.errors import InputError, WeightsError
 from embedcache.geometry import EMBEDDING_SHAPE
 from embedcache.sam.decoding.absorbed import AbsorbedImages
 from embedcache.sam.decoding.plain import ImageTokens, PlainImages
-from embedcache.sam.decoding.shared import ImageSide, Rows, SharedImages, stamp_of
+from embedcache.sam.decoding.shared import ImageSide, SharedImages, spread, stamp_of
 from embedcache.sam.decoding.tokens import prompt_tokens, token_count
 from embedcache.sam.decoding.transformer import transform
 from embedcache.sam.decoding.upscaling import upscale, upscale_logits
@@ -197,7 +197,7 @@ class Decoder(nn.Module):
         later = partial(AbsorbedImages if way.absorbed else PlainImages, position=position)
         if isinstance(images, ImageSide):
             return SharedImages(images, prompts.counts, dense, absorbed=way.absorbed), later
-        tokens = Rows(prompts.counts, images.device).spread(images)
+        tokens = spread(images, prompts.counts)
         masks = prompts.mask_input
         if masks is not None:
             added = self.prompt_encoder.mask_downscaling(masks.to(dense.dtype)).flatten(2).mT

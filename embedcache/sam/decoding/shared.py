@@ -106,7 +106,8 @@ class SharedImages:
 
     def __init__(self, side: ImageSide, counts: tuple[int, ...], dense: Tensor, *, absorbed: bool) -> None:
         self._side = side
-        self._rows = Rows(counts, side.tokens.device)
+        self._counts = counts
+        self._rows = Rows(counts, side.device)
         self._dense = dense
         self._absorbed = absorbed
 
@@ -128,7 +129,7 @@ class SharedImages:
         if takes_part is not None:
             scores = scores.masked_fill(~takes_part[:, None, :, None], -math.inf)
         shares = torch.softmax(scores, dim=2)
-        tokens = self._rows.spread(self._side.tokens)
+        tokens = spread(self._side.tokens, self._counts)
         if self._absorbed:
             written = written_values(attention, told, self._dense)
             return torch.baddbmm(tokens, shares.flatten(1, 2).mT, written)
@@ -161,8 +162,7 @@ class Rows:
                 for k in range(self._most)
             ]
             placed = [image * self._most + k for image, count in enumerate(counts) for k in range(count)]
-            self._padded = torch.tensor(padded, device=device)
-            self._placed = torch.tensor(placed, device=device)
+            self._padded, self._placed = (_on_device(numbers, device) for numbers in (padded, placed))
 
     def together(self, values: Tensor) -> Tensor:
         """``(Q, …)`` to ``(B, P, …)``."""
@@ -175,13 +175,18 @@ class Rows:
         flat = values.flatten(0, 1)
         return flat if self._even else flat.index_select(0, self._placed)
 
-    def spread(self, images: Tensor) -> Tensor:
-        """``(B, …)`` to ``(Q, …)``; no copy where there is one image."""
-        if self._most == 1:
-            return images
-        sizes = [-1] * (images.ndim - 1)
-        copies = [
-            image.expand(count, *sizes)
-            for image, count in zip(images.chunk(len(images)), self._counts, strict=True)
-        ]
-        return copies[0] if len(copies) == 1 else torch.cat(copies)
+
+def spread(images: Tensor, counts: tuple[int, ...]) -> Tensor:
+    """``(B, …)`` to ``(Q, …)``: each image for each of its prompts; no copy where there is one image."""
+    if max(counts) == 1:
+        return images
+    sizes = [-1] * (images.ndim - 1)
+    pairs = zip(images.chunk(len(images)), counts, strict=True)
+    copies = [image.expand(count, *sizes) for image, count in pairs]
+    return copies[0] if len(copies) == 1 else torch.cat(copies)
+
+
+def _on_device(numbers: list[int], device: torch.device) -> Tensor:
+    """Numbers as a tensor; to a GPU from pinned memory, as any other copy waits for all that was asked before."""
+    found = torch.tensor(numbers)
+    return found if device.type != "cuda" else found.pin_memory().to(device, non_blocking=True)
