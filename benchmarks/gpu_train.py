@@ -21,6 +21,7 @@ import torch
 
 from embedcache.bench.machine import machine
 from embedcache.bench.step_process import Steps, StepSettings
+from embedcache.sam import Decoder, Prompts
 
 GB = 10**9
 SMALL_CARD = 24 * GB
@@ -96,6 +97,29 @@ def fits(device: str, images: int, boxes: int) -> bool:
     return True
 
 
+def waits(device: str) -> dict[str, object]:
+    """Whether a ragged call and its backward pass ask the GPU for a number, which waits for all before it."""
+    decoder = Decoder.random(0).to(device)
+    prompts = Prompts(
+        (1, 3),
+        torch.full((4, 2, 2), 300.0),
+        torch.ones(4, 2, dtype=torch.int32),
+        torch.tensor([[10.0, 20, 300, 400]]).repeat(4, 1),
+        point_counts=torch.tensor([0, 1, 2, 2]),
+        has_box=torch.tensor([True, False, True, False]),
+    ).to(device)
+    embeddings = torch.randn(2, 256, 64, 64, device=device, dtype=torch.float16)
+    for mode in ("default", "error"):  # the first call warms up
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            decoder(embeddings, prompts, multimask_output=None).low_res_logits.mean().backward()
+        except RuntimeError as error:
+            return {"waits": str(error)}
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return {"waits": False}
+
+
 def apart(arguments: argparse.Namespace, **task: object) -> dict[str, object]:
     """Measure in a process of its own."""
     command = [sys.executable, __file__, "--device", arguments.device, "--one", json.dumps(task)]
@@ -111,6 +135,8 @@ def measure_one(arguments: argparse.Namespace) -> dict[str, object]:
     task = json.loads(arguments.one)
     if task["what"] == "speed":
         return speed(task["way"], arguments.device, task["images"], task["boxes"], arguments.turns)
+    if task["what"] == "waits":
+        return waits(arguments.device)
     return largest(arguments.device, task["boxes"], task["limit"], arguments.most)
 
 
@@ -122,6 +148,8 @@ def main() -> None:
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():
         sys.exit("There is no GPU here; --device cpu tries the script out.")
     print(json.dumps(machine(torch.device(arguments.device))))
+    if arguments.device.startswith("cuda"):
+        print(json.dumps(apart(arguments, what="waits")), flush=True)
     for boxes in arguments.boxes:
         for images in arguments.batches:
             found = {
