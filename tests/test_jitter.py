@@ -108,6 +108,13 @@ def test_a_window_keeps_half_of_the_content_or_more_and_never_nothing(
     assert jitter_window(holes, rng).any() == holes.any()
 
 
+def test_a_window_that_would_miss_all_that_counts_is_none() -> None:
+    weight = np.zeros((256, 256), np.uint8)
+    weight[0, 0] = weight[255, 255] = 1
+    kept = [int(jitter_window(weight, np.random.default_rng(seed)).sum()) for seed in range(200)]
+    assert set(kept) == {1, 2}
+
+
 def test_half_of_the_draws_have_a_window_and_their_number_is_the_same() -> None:
     weight = np.ones((256, 256), np.uint8)
     rngs = [np.random.default_rng(seed) for seed in range(300)]

@@ -166,7 +166,7 @@ def test_of_finer_labels_the_pixels_that_count_decide(store: EmbeddingStore, tmp
     fine[0, 0, 0], fine[0, 0, 1] = 1, 255  # one of three that count
     fine[0, 0, 2], fine[0, 1, 2], fine[0, 0, 3] = 1, 1, 255  # two of three
     fine[0, 0, 4:6] = 255
-    fine[0, 1, 4:6] = 1  # both of two
+    fine[0, 1, 4] = 1  # one of two
     fine[0, :2, 6:8] = 255
     labels = open_labels(save_labels(tmp_path / "l.npy", fine), store, ignore=255, task="semantic")
     tile = store.tile(0)
@@ -187,6 +187,21 @@ def test_tiles_where_all_is_ignored_are_left_out_and_counted_and_labels_that_are
     for array, value in ((np.full((4, 96, 128), 255, np.uint8), 255), (ids // 255 + (ids == 1), 1)):
         with pytest.raises(LabelError, match=f"nothing positive beside the ignored value {value}"):
             open_labels(save_labels(tmp_path / "all.npy", array), store, ignore=value)
+
+
+def test_of_a_cell_that_is_partly_supervised_that_part_decides() -> None:
+    tile = Tile(0, 0, 0, 1024, 1024)
+    supervised, mask = np.zeros((1024, 1024), bool), np.zeros((2, 1024, 1024), bool)
+    supervised[:, 2:] = True  # half of each cell of the first column
+    supervised[:4, 2:4] = False
+    mask[0, :, 2] = True  # half of that half
+    mask[1, :, :2] = True  # only what does not count
+    targets, weight = low_res_targets(mask, supervised, tile)
+    assert weight[:2, 0].tolist() == [0, 1]
+    assert targets[0, 1:, 0].all()
+    assert not targets[0, 0, 0]
+    assert not targets[0, :, 1:].any()
+    assert not targets[1].any()
 
 
 def test_auto_tells_masks_from_instances() -> None:

@@ -17,6 +17,7 @@ from embedcache.geometry import Tile, see, see_points
 from embedcache.store import EmbeddingStore
 from embedcache.train.batch import TileQuestion
 from embedcache.train.dataset import EmbeddingDataset
+from embedcache.train.labels import open_labels
 from embedcache.train.object_table import TileObject, object_table
 from embedcache.train.prompts import TilePrompts, make_prompts
 from embedcache.train.targets import low_res_targets
@@ -227,7 +228,11 @@ def test_questions_draw_the_committed_views_of_a_tile_and_are_turned_as_these(
     tmp_path: Path, labels: Path
 ) -> None:
     store = with_views(tmp_path / "v.zarr")
-    dataset = EmbeddingDataset(store, labels, prompts="points", objects="whole", views=True)
+    counted = np.ones(IDS.shape, np.uint8)
+    counted[:, :16, 8:40] = 0
+    mask = save_labels(tmp_path / "mask.npy", counted)
+    opened = open_labels(labels, store, supervision=mask)
+    dataset = EmbeddingDataset(store, opened, prompts="points", objects="whole", views=True)
     assert dataset.tiles.tolist() == np.flatnonzero(store.base).tolist()
     views = {number: set() for number in map(int, dataset.tiles)}
     for number in views:
@@ -237,7 +242,9 @@ def test_questions_draw_the_committed_views_of_a_tile_and_are_turned_as_these(
             assert question.number == dataset.drawn(number, epoch) == store.views_of(number)[tile.view]
             assert (question.key.number, question.tile) == (number, tile.seen)
             views[number].add(tile.view)
-            truth = see(IDS[tile.plane][tile.slices] > 0, tile.view)
+            counts = see(counted[tile.plane][tile.slices], tile.view)
+            truth = see(IDS[tile.plane][tile.slices] > 0, tile.view) & (counts > 0)
+            assert np.array_equal(question.weight, counts.repeat(4, 0).repeat(4, 1))
             assert np.array_equal(question.targets[0], truth.repeat(4, 0).repeat(4, 1))
             assert question.prompts.point_coords is not None
             x, y = tile.from_frame(question.prompts.point_coords[0, 0]).round().astype(int)
