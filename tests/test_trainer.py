@@ -24,7 +24,7 @@ from embedcache.errors import (
 from embedcache.files import exclusive_lock
 from embedcache.progress import Silent
 from embedcache.store import EmbeddingStore
-from embedcache.train import Checkpoint, Run, train
+from embedcache.train import Checkpoint, Run, open_labels, train
 from embedcache.train.overlay import OUTLINE, draw_overlay
 
 LABELS = blob_labels(8, 64, 64)
@@ -227,6 +227,29 @@ def test_the_average_is_what_is_validated_and_kept(folder: Path, store: Embeddin
     resumed = load_file(run.path / "resume.safetensors")
     assert torch.equal(resumed[f"decoder.{name}"], raw.state[name])
     assert torch.equal(resumed[f"average.{name}"], kept.state[name])
+
+
+def test_a_run_that_stopped_early_stays_where_it_stopped(folder: Path, store: EmbeddingStore) -> None:
+    options = {**QUICK, "val": "6:7", "steps": 4, "validate_every": 1, "patience": 1, "lr": 1e-9}
+    run = train(store, folder / "l.npy", out=folder / "early", **options)
+    assert run.summary["steps"] == 2  # the second validation is no better, and a third of the course is past
+    assert run.summary["views"] == [0]
+    kept = {name: (run.path / name).read_bytes() for name in ("metrics.jsonl", "last.safetensors")}
+    (run.path / "summary.json").unlink()  # killed before it could say so
+    again = train(store, folder / "l.npy", out=folder / "early", resume=True, **options)
+    assert again.summary["steps"] == 2
+    assert {name: (run.path / name).read_bytes() for name in kept} == kept
+    options |= {"patience": 0, "steps": 3}
+    longer = train(store, folder / "l.npy", out=folder / "early", resume=True, **options)
+    assert Checkpoint.load(longer.last).settings["steps"] == longer.summary["steps"] == 3
+
+
+def test_open_labels_are_taken_as_they_are_or_refused(folder: Path, store: EmbeddingStore) -> None:
+    labels = open_labels(folder / "l.npy", store)
+    for wish in ({"task": "instances"}, {"ignore": 7}, {"supervision": "mask.png"}):
+        with pytest.raises(ConfigError, match="were opened with"):
+            train(store, labels, out=folder / "no", **QUICK, **wish)
+    assert not (folder / "no").exists()
 
 
 def test_a_second_run_never_writes_into_the_first(folder: Path, run: Run, store: EmbeddingStore) -> None:

@@ -35,15 +35,6 @@ def training_device(text: str) -> torch.device:
     return device
 
 
-def automatic_batch_size(device: torch.device, tiles: int, queries: int) -> int:
-    """Images a step: 4 on a CPU; on a GPU up to 32, as many as fit when an image is asked ``queries`` times."""
-    if device.type == "cpu":
-        return min(4, tiles)
-    free = torch.cuda.mem_get_info(device)[0]
-    per_image = 256 * 2**20 * queries  # activations kept for the backward pass, with room for the validation
-    return max(1, min(32, tiles, int(free * 0.7) // per_image))
-
-
 def require_amp(amp: str, device: torch.device) -> None:
     """Refuse an arithmetic that a device does not have.
 

@@ -87,6 +87,8 @@ class Loop:
             When ``stop`` wants it; the state after the last step is saved.
         """
         course = self.course
+        if self.standing.step % course.validate_every == 0 and enough(course, self.standing):
+            return self.standing  # it stopped early, and was killed before it could say so
         self._progress.start("train", course.steps - self.standing.step)
         for result in self._results():
             self._pending.append(result)

@@ -7,10 +7,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from embedcache.errors import MismatchError
+from embedcache.files import sha256_hex
 from embedcache.train.checkpoint import Checkpoint
 from embedcache.train.course import METRIC, Course
 from embedcache.train.metrics import Figures
@@ -36,11 +38,20 @@ MAY_CHANGE = (
 )
 """Options in which a resumed training may differ from how it began."""
 
+_LENGTH = ("steps", "epochs", "patience")
+"""Those of them that a checkpoint says as they were when it was written."""
+
 _DEFAULTS = {field.name: field.default for field in fields(TrainOptions)}
 
 
 def save_checkpoint(
-    setup: Setup, folder: Path, ema: float, name: str, state: dict[str, Tensor], figures: Figures, step: int
+    setup: Setup,
+    folder: Path,
+    options: TrainOptions,
+    name: str,
+    state: dict[str, Tensor],
+    figures: Figures,
+    step: int,
 ) -> None:
     """Write a checkpoint of the given state, with everything needed to use it again."""
     recipe = dict(setup.stores[0].provenance.get("recipe", {}))
@@ -64,16 +75,32 @@ def save_checkpoint(
         fingerprints=tuple(store.fingerprint for store in setup.stores),
         encoder_digest=setup.stores[0].spec.encoder_digest,
         model_type=setup.stores[0].spec.model_type,
-        settings=_settings(folder),
+        settings=_settings(folder, options),
         adapter=any(name.startswith("adapter.") for name in state),
-        ema=ema,
+        ema=options.ema,
     ).save(folder / name)
 
 
-def _settings(folder: Path) -> Json:
-    """The options with which the run in a folder began; a resumed one's checkpoints say the same."""
-    options = read_json(folder / "config.json")["options"]
-    return {name: value for name, value in options.items() if name != "resume"}
+def _settings(folder: Path, options: TrainOptions) -> Json:
+    """The options with which the run in a folder began, and those of its length as they are now."""
+    begun = read_json(folder / "config.json")["options"] | {name: getattr(options, name) for name in _LENGTH}
+    return {name: value for name, value in begun.items() if name != "resume"}
+
+
+def drawn_views(setup: Setup) -> list[Json]:
+    """For each store with training tiles, the views they are drawn from and which tiles these are."""
+    found: list[Json] = []
+    for part in setup.train:
+        store = part.dataset.store
+        if not part.dataset.views or store.views == (0,):
+            found.append({"views": [0]})
+            continue
+        committed = np.flatnonzero(store.committed)
+        chosen = committed[np.isin(store.base_of(committed), part.numbers)]
+        found.append(
+            {"views": list(store.views), "tiles": len(chosen), "digest": sha256_hex(chosen.tobytes())}
+        )
+    return found
 
 
 def is_untrained(setup: Setup) -> bool:
@@ -97,6 +124,7 @@ def describe(setup: Setup, options: TrainOptions, batch_size: int) -> Json:
         "fingerprints": [store.fingerprint for store in setup.stores],
         "embedding_space": setup.stores[0].embedding_space,
         "labels": [str(label.source) for label in setup.labels],
+        "views": drawn_views(setup),
         "alignment": [label.alignment for label in setup.labels],
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
@@ -113,6 +141,8 @@ def check_resumable(folder: Path, config: Json, split: Json, asked_batch_size: i
         for name in ("fingerprints", "labels")
         if before.get(name) != config[name]
     }
+    if before.get("views", config.get("views")) != config.get("views"):
+        differences["views"] = ("config.json", "others: views of the tiles were encoded since")
     for name, value in config["options"].items():
         old = before["options"].get(name, _DEFAULTS.get(name))  # an option younger than the run
         if name not in MAY_CHANGE and old != value:

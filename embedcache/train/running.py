@@ -22,7 +22,7 @@ from embedcache.train.loggers import open_loggers
 from embedcache.train.loop import Loop, Stop
 from embedcache.train.options import DEFAULT_STEPS, TrainOptions
 from embedcache.train.ranks import Ranks
-from embedcache.train.record import save_checkpoint, summarise
+from embedcache.train.record import drawn_views, save_checkpoint, summarise
 from embedcache.train.rows import Rows
 from embedcache.train.run import Json, Run, write_json
 from embedcache.train.setup import Setup
@@ -63,13 +63,14 @@ def run_training(
         with closing(logger):
             rows = Rows(folder / "metrics.jsonl" if ranks.main else None, logger)
             untrained = baseline(beginning, setup, course, ranks, rows, progress)
-            save = partial(save_checkpoint, setup, folder, options.ema)
+            save = partial(save_checkpoint, setup, folder, options)
             loop = Loop(
                 course, stepper, feed, standing, rows, save=save, ranks=ranks, progress=progress, stop=stop
             )
             ended = loop.run()
         if ranks.main:
             facts = _facts(loop, ended, steps=ended.step - standing.step, ranks=ranks)
+            facts["views"] = sorted({view for found in drawn_views(setup) for view in found["views"]})
             summary = summarise(setup, course, Run(folder), ended, untrained, facts)
             write_json(folder / "summary.json", summary)
         ranks.agree(True)  # the others may read what the first has written

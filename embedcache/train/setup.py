@@ -133,10 +133,30 @@ def open_labels_of(
     labels: LabelsLike, store: EmbeddingStore, options: TrainOptions, index: int, stores: int
 ) -> Labels:
     """The labels of the ``index``-th of so many stores, as the options say; open ones are taken as they are."""
-    if isinstance(labels, Labels):
-        return labels
     supervision = options.supervision_of(index, stores)
+    if isinstance(labels, Labels):
+        _require_as_opened(labels, supervision, options)
+        return labels
     return open_labels(labels, store, supervision=supervision, task=options.task, ignore=options.ignore)
+
+
+def _require_as_opened(labels: Labels, supervision: str | Path | None, options: TrainOptions) -> None:
+    """Refuse options that say how to open labels which are open already, in another way."""
+    opened = {
+        "--task": (None if options.task == "auto" else options.task, labels.kind),
+        "--ignore": (options.ignore, labels.ignore),
+        "--supervision": (_resolved(supervision), _resolved(labels.supervision_source)),
+    }
+    for name, (wanted, found) in opened.items():
+        if wanted is not None and wanted != found:
+            raise ConfigError(
+                f"{name} is {wanted}, but the labels {labels.source} were opened with {found}.",
+                hint="Open them as they shall be read, or give their path.",
+            )
+
+
+def _resolved(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path).expanduser().resolve()
 
 
 def _tell(store: EmbeddingStore, labels: Labels, options: TrainOptions, progress: Progress) -> None:

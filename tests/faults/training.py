@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -14,11 +15,12 @@ import torch
 from embedcache.errors import EmbedcacheError
 from embedcache.files import disk as disk_module
 from embedcache.sam import Decoder
-from embedcache.train import Checkpoint
+from embedcache.train import Checkpoint, Run
 from embedcache.train.state import load_state
 
 from . import encoder
 from .flips import flipped
+from .kills import kill
 from .outcome import Outcome, Row, SilentError, detected, survived
 from .stage import SIDE, TILES, CountingDisk, Stage, Watch
 from .steps import ERRORS, refusal
@@ -56,7 +58,6 @@ def _prepare_resumed(stage: Stage) -> None:
     child = stage.run(*_go_on(stage, out), before=lambda: _count(watch))
     assert child.code == 0, child.said[-800:]
     stage.data["steps"] = watch.steps
-    stage.data["best"] = (out / "best.safetensors").read_bytes()
 
 
 def _go_on(stage: Stage, out: Path) -> list[str | Path]:
@@ -71,21 +72,57 @@ def _count(watch: Watch, last: int = 0) -> None:
     disk_module.set_disk(CountingDisk(on_step))
 
 
-def _killed(stage: Stage, _: int, rng: Random) -> Outcome:
-    """A run that goes on is killed at one of its writes: the checkpoints there are whole, and it goes on again."""
+def _prepare_killed(stage: Stage) -> None:
+    """An undisturbed run with all that has a state, its steps that change the disk, and how long it takes."""
+    _prepare(stage)
+
+    def make(folder: Path) -> None:
+        watch = Watch()
+        began = time.monotonic()
+        child = stage.run(*_everything(stage, folder / "run"), before=lambda: _count(watch))
+        assert child.code == 0, child.said[-800:]
+        (folder / "facts.json").write_text(json.dumps([watch.steps, time.monotonic() - began]))
+
+    made = stage.once("undisturbed-training", make)
+    steps, seconds = json.loads((made / "facts.json").read_text())
+    stage.data |= {"steps": steps, "seconds": seconds, "undisturbed": made / "run"}
+
+
+def _everything(stage: Stage, out: Path) -> list[str | Path]:
+    words = "--steps 3 --accumulate 2 --ema 0.5 --adapter --validate-every 2 --save-every 1 --resume --logger none"
+    return train(stage.data["labels"], stage.whole, out, *words.split())
+
+
+def _killed(stage: Stage, case: int, rng: Random) -> Outcome:
+    """A run is killed at one of its writes or at any moment: the same command ends with the same bits and rows."""
     out = stage.here / "run"
-    shutil.copytree(stage.data["run"], out)
-    step = rng.randrange(1, stage.data["steps"] + 1)
-    child = stage.run(*_go_on(stage, out), before=lambda: _count(Watch(), step))
-    assert child.code == 137, f"exit code {child.code}: {child.said[-500:]}"
+    words = _everything(stage, out)
+    if case % 2:
+        kill(stage, words, rng, longest=stage.data["seconds"])
+    else:
+        step = rng.randrange(1, stage.data["steps"] + 1)
+        child = stage.run(*words, before=lambda: _count(Watch(), step))
+        assert child.code == 137, f"exit code {child.code}: {child.said[-500:]}"
     for name in ("best", "last"):
-        Checkpoint.load(out / f"{name}.safetensors")
-    again = stage.run(*_go_on(stage, out))
+        if (out / f"{name}.safetensors").exists():
+            Checkpoint.load(out / f"{name}.safetensors")
+    again = stage.run(*words)
     assert again.code == 0, f"it cannot go on: {again.said[-800:]}"
-    Checkpoint.load(out / "best.safetensors")
-    same = (out / "best.safetensors").read_bytes() == stage.data["best"]
+    for name in ("best", "last"):
+        files = [folder / f"{name}.safetensors" for folder in (out, stage.data["undisturbed"])]
+        if files[0].read_bytes() != files[1].read_bytes():
+            raise SilentError(f"{name} is not that of the undisturbed run")
+    rows = [_untimed(Run(folder)) for folder in (out, stage.data["undisturbed"])]
+    assert rows[0] == rows[1], "its rows are not those of the undisturbed run"
     assert not list(out.rglob("*.partial")), "left behind: a partial file"
-    return survived(n_ended_as_undisturbed=int(same))
+    return survived()
+
+
+def _untimed(run: Run) -> list[dict[str, object]]:
+    return [
+        {name: value for name, value in row.items() if name not in ("seconds", "data_wait")}
+        for row in run.metrics
+    ]
 
 
 def _refused(stage: Stage, case: int, rng: Random) -> Outcome:
@@ -251,12 +288,12 @@ def _slow(seconds: float) -> None:
 ROWS = (
     Row(
         "train-killed",
-        "exit at a write of a training that goes on",
-        "the checkpoints there load, and `--resume` goes on",
+        "SIGKILL of a training at any moment, or exit at one of its writes",
+        "the checkpoints there load; the same command ends with the bits and rows of an undisturbed run",
         _killed,
-        trials=8,
-        prepare=_prepare_resumed,
-        weight=50,
+        trials=20,
+        prepare=_prepare_killed,
+        weight=200,
     ),
     Row(
         "train-refused",
