@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ import pytest
 import torch
 from store_samples import commit, embedding, make_store, spec
 
-from embedcache.errors import CorruptionError, InputError, MismatchError, StorageError
+from embedcache.errors import CorruptionError, EmbedcacheError, InputError, MismatchError, StorageError
 from embedcache.geometry import EMBEDDING_VALUES
 from embedcache.store import EmbeddingReader, EmbeddingStore
-from embedcache.store.layout import shard_path
+from embedcache.store.journal.lines import encode_line
+from embedcache.store.layout import scales_path, shard_path
 from embedcache.store.reading import remote, sources
+from embedcache.store.reading.checks import CHECKS
 from embedcache.store.reading.remote import RemoteStore, is_remote, open_remote
 
 CHUNK = EMBEDDING_VALUES * 2 + 4
@@ -182,8 +185,9 @@ def test_whole_bytes_that_are_not_the_recorded_ones_are_refused_and_not_kept(
     shutil.copytree(local.path, tmp_path / "other")
     commit(EmbeddingStore.open(tmp_path / "other"), 0, 1, seed=30)
     shutil.copy(shard_path(tmp_path / "other", 0), shard_path(local.path, 0))
-    with pytest.raises(CorruptionError, match="tile 0"):
-        store[0]
+    for check in CHECKS:
+        with pytest.raises(CorruptionError, match=r"tile 0(.|\n)*open it again"):
+            EmbeddingReader(store, check=check).read([0])
     assert isinstance(store, RemoteStore)
     assert store.kept.bytes == 0
 
@@ -292,6 +296,47 @@ def test_a_journal_that_needs_listing_is_refused_where_nothing_can_be_listed(
     assert EmbeddingStore.open(in_memory(local, "listed")).committed[2]
     with pytest.raises(InputError, match=r"cannot be listed.*\nCopy it"):
         EmbeddingStore.open(serve(local.path).url)
+
+
+def test_a_stranger_names_no_file_outside_of_the_mirror(
+    local: EmbeddingStore, tmp_path: Path, mirrors: Path, serve: Callable[..., Server]
+) -> None:
+    victim = tmp_path / "victim" / "main.jsonl"
+    victim.parent.mkdir()
+    victim.write_text("mine")
+    evil = encode_line({"kind": "snapshot", "seq": 0, "file": "../../../victim/main.jsonl", "bytes": 1})
+    created = local.path / "journal" / "created.jsonl"
+    created.write_text(created.read_text() + evil + "\n")
+    with pytest.raises(EmbedcacheError):
+        EmbeddingStore.open(serve(tmp_path / "there").url)
+    assert victim.read_text() == "mine"
+    made = EmbeddingStore.open(in_memory(make_store(tmp_path / "fine"), "linked")).path
+    shutil.rmtree(made / "tiles")
+    (made / "tiles").symlink_to(victim.parent)
+    with pytest.raises(CorruptionError, match="link"):
+        EmbeddingStore.open("memory://linked")
+    assert [path.name for path in victim.parent.iterdir()] == ["main.jsonl"]
+
+
+def test_several_may_open_one_address_at_once(local: EmbeddingStore) -> None:
+    url = in_memory(local, "busy")
+    with ThreadPoolExecutor(4) as pool:
+        stores = list(pool.map(EmbeddingStore.open, [url] * 8))
+    assert all(np.array_equal(store[0].half().numpy(), embedding(0)) for store in stores)
+
+
+def test_scales_are_fetched_once_and_missed_by_name(tmp_path: Path, serve: Callable[..., Server]) -> None:
+    local = make_store(tmp_path / "there", spec=spec(store_dtype="int8"))
+    commit(local, 0, 1)
+    server = serve(local.path)
+    store = EmbeddingStore.open(server.url)
+    for _ in range(3):
+        assert torch.equal(store.reader().read([0]), local.reader().read([0]))
+    assert sum("/scales/c/" in path for path in server.asked) == 1
+    scales_path(local.path, 0).unlink()
+    shutil.rmtree(store.path)
+    with pytest.raises(CorruptionError, match=r"tile 0(.|\n)*scales"):
+        EmbeddingStore.open(server.url)[0]
 
 
 def test_addresses_are_told_from_paths() -> None:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from embedcache.errors import CorruptionError, EmbedcacheError, InputError, MissingTilesError, command
+from embedcache.errors import CorruptionError, EmbedcacheError, InputError, MissingTilesError
 from embedcache.geometry import EMBEDDING_SHAPE
 from embedcache.store.journal.newest import PATIENCE_SECONDS, NewestState
 from embedcache.store.journal.state import COMMITTED, FAILED, SKIPPED, StoreState
@@ -229,7 +229,7 @@ class EmbeddingReader:
                 self._require_committed(tile, self._newest.state())  # or it was taken back meanwhile
                 raise CorruptionError(
                     f"{self._store.path}, {self._store.describe(tile)}: {reason.message}.",
-                    hint=f"`{command('repair', self._store.path)}` encodes it anew. Other tiles still read.",
+                    hint=self._store.repair_hint(),
                 ) from reason
             if shard not in newer.intents:
                 self._require_committed(tile, newer)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from embedcache.errors import CorruptionError, InputError, MismatchError, StorageError
+from embedcache.errors import CorruptionError, InputError, MismatchError, StorageError, command
 from embedcache.files import mutex, read_error, require_no_links, write_file
 from embedcache.sam.decoder import Decoder
 from embedcache.store import layout
@@ -233,6 +233,10 @@ class EmbeddingStore(StoreView):
     def open_shard(self, shard: int) -> ShardFile:
         """A shard's file, open for reading; CorruptionError when it is missing."""
         return ShardFile(self.path, shard, self.form, self.shard_tiles)
+
+    def repair_hint(self) -> str:
+        """What to do about an embedding whose bytes are not those recorded."""
+        return f"`{command('repair', self.path)}` encodes it anew. Other tiles still read."
 
     def decoder_state(self) -> dict[str, Tensor]:
         """The checkpoint's own ``prompt_encoder.*`` and ``mask_decoder.*``.

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 from embedcache.errors import CorruptionError, InputError, MismatchError, StorageError
-from embedcache.files import make_folder, read_inside, remove_file, write_file
+from embedcache.files import make_folder, read_inside, remove_file, require_no_links, write_file
 from embedcache.store import layout
 from embedcache.store.journal.lines import CREATED, MAIN, SUFFIX, decode_line
 from embedcache.store.journal.snapshot import is_snapshot
@@ -90,14 +90,15 @@ def _journal(source: Source, url: str) -> tuple[set[str], dict[str, bytes], bool
             raise CorruptionError(f"{url}/{created} is missing: the journal's first file.") from error
         listing = again_and_again(partial(source.names, layout.JOURNAL), f"{url}/{layout.JOURNAL}")
         wanted = [MAIN, *_snapshots(first)] if listing is None else listing
-        files = {created: first}
+        files = {}
         for name in wanted:
-            if name != CREATED and (name.endswith(SUFFIX) or is_snapshot(name)):
+            if "/" not in name and name != CREATED and (name.endswith(SUFFIX) or is_snapshot(name)):
                 try:
                     files[f"{layout.JOURNAL}/{name}"] = get(source, url, f"{layout.JOURNAL}/{name}")
                 except FileNotFoundError:  # compacted since, or there was none
                     continue
         if get(source, url, created) == first:
+            files[created] = first  # last: it names others
             return {Path(name).name for name in files}, files, listing is not None
     raise StorageError(f"{url}: its journal changed each of the {TRIES} times it was read.")
 
@@ -105,7 +106,8 @@ def _journal(source: Source, url: str) -> tuple[set[str], dict[str, bytes], bool
 def _snapshots(created: bytes) -> list[str]:
     """Names of the snapshots that the journal's first file speaks of."""
     records = [decode_line(line) for line in created.splitlines()]
-    return [str(record["file"]) for record in records if record and record.get("kind") == "snapshot"]
+    names = [str(record.get("file")) for record in records if record and record.get("kind") == "snapshot"]
+    return [name for name in names if is_snapshot(name)]  # nothing else: it becomes the name of a file here
 
 
 def write_mirrored(mirror: Path, name: str, data: bytes) -> None:
@@ -116,5 +118,6 @@ def write_mirrored(mirror: Path, name: str, data: bytes) -> None:
             return
     except (OSError, CorruptionError):
         pass
+    require_no_links(mirror, path.parent)
     make_folder(path.parent)
     write_file(path, data)

@@ -118,11 +118,16 @@ class OpenShards:
         sequence = int(state.shard_sequence[shard])
         with self._lock:
             kept = self._open.get(shard)
+            if kept is not None and kept.sequence == sequence:
+                self._open.move_to_end(shard)
+                return kept
+        opened = self._opened(shard, sequence)  # others go on meanwhile
+        with self._lock:
+            kept = self._open.get(shard)
             if kept is None or kept.sequence != sequence:
-                kept = self._open[shard] = self._opened(shard, sequence)
+                kept = self._open[shard] = opened
                 while len(self._open) > self._room():
                     self._open.popitem(last=False)  # closed when the last thread has finished with it
-            self._open.move_to_end(shard)
             return kept
 
     def _opened(self, shard: int, sequence: int) -> OpenShard:

@@ -16,12 +16,13 @@ from urllib.parse import urlsplit
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.errors import CorruptionError, InputError, StorageError
-from embedcache.files import crc32c, sha256_hex
+from embedcache.errors import CorruptionError, EmbedcacheError, InputError, StorageError
+from embedcache.files import crc32c, exclusive_lock, make_folder, sha256_hex
 from embedcache.store import layout
 from embedcache.store.reading.kept import KeptFiles
 from embedcache.store.reading.mirror import copy_but_embeddings, get, write_mirrored
 from embedcache.store.reading.sources import HttpSource, Source, again_and_again
+from embedcache.store.shards.scales import read_scales
 from embedcache.store.shards.shard import CRC_BYTES, ShardFile, index_bytes
 from embedcache.store.store import EmbeddingStore
 
@@ -31,7 +32,11 @@ CACHE = Path("~/.cache/embedcache/remote")
 CACHE_BYTES = 50 << 30
 """Bytes of embeddings that a mirror keeps, unless told otherwise."""
 
-KEPT = "kept"
+KEPT, LOCK = "kept", ".lock"
+"""What a mirror holds besides a store's own files."""
+
+PATIENCE_SECONDS = 300.0
+"""How long a process waits for another that is copying to the same mirror."""
 
 
 class FsspecSource:
@@ -85,11 +90,30 @@ class RemoteStore(EmbeddingStore):
 
     def open_shard(self, shard: int) -> ShardFile:
         """A shard of the store over there; of an int8 store its scales are copied into the mirror."""
-        if self.form.dtype == "int8":
-            path = layout.scales_path(self.path, shard)
-            name = path.relative_to(self.path).as_posix()
-            write_mirrored(self.path, name, get(self.source, self.url, name))
+        if self.form.dtype == "int8" and not self._has_scales(shard):
+            name = layout.scales_path(Path(), shard).as_posix()
+            try:
+                write_mirrored(self.path, name, get(self.source, self.url, name))
+            except FileNotFoundError as error:
+                raise CorruptionError(f"the scales {self.url}/{name} are missing") from error
         return RemoteShard(self, shard)
+
+    def _has_scales(self, shard: int) -> bool:
+        """Whether the mirror has the scales of a shard as its journal recorded them."""
+        recorded = self.state.scale_crc
+        if recorded is None:
+            return False
+        numbers = np.flatnonzero(self.committed)
+        numbers = numbers[numbers // self.shard_tiles == shard]
+        try:
+            scales = read_scales(self.path, shard, self.shard_tiles)
+        except EmbedcacheError:
+            return False
+        return all(scales.crc(int(n) % self.shard_tiles) == int(recorded[n]) for n in numbers)
+
+    def repair_hint(self) -> str:
+        """See :class:`~embedcache.store.store.EmbeddingStore`."""
+        return f"It may have changed since {self.url} was opened: open it again. Other tiles still read."
 
     def writer(self, shards: range | None = None) -> NoReturn:
         """Refused: InputError."""
@@ -162,8 +186,9 @@ class RemoteShard(ShardFile):
             return
         data = self._fetch(self.offset_of(slot), self._form.chunk_bytes)
         out[:] = memoryview(data)[:-CRC_BYTES]
-        if crc32c(out) == crc:
-            self._store.kept.keep(name, out)
+        if crc32c(out) != crc:
+            raise CorruptionError("its bytes over there are not those that its journal recorded")
+        self._store.kept.keep(name, out)
 
     def will_need(self, slot: int) -> None:
         """Nothing: it is fetched when it is read."""
@@ -200,11 +225,15 @@ def open_remote(url: str, *, cache: Path | None = None, cache_bytes: int = CACHE
         When it cannot be reached.
     CorruptionError
         As of :meth:`EmbeddingStore.open`.
+    LockedError
+        When another process has been copying to the same mirror for minutes.
     """
     source: Source = HttpSource(url) if urlsplit(url).scheme in ("http", "https") else FsspecSource(url)
     mirror = (cache or CACHE).expanduser().absolute() / sha256_hex(url.encode())
-    listed = copy_but_embeddings(source, url, mirror)
-    store = RemoteStore.open(mirror)
+    make_folder(mirror)
+    with exclusive_lock(mirror / LOCK, guarded=mirror, wait=PATIENCE_SECONDS):
+        listed = copy_but_embeddings(source, url, mirror)
+        store = RemoteStore.open(mirror)
     assert isinstance(store, RemoteStore)
     if not listed and store.state.snapshot is None and bool(store.missing.any()):
         raise InputError(

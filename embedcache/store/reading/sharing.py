@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from embedcache.errors import ConfigError
 
@@ -36,9 +36,10 @@ class Threads:
         others = min(self._count, parts) - 1
         if others < 1:
             return _work_off(left, work)
-        pool = self._helpers()
-        futures = [pool.submit(_work_off, left, work) for _ in range(others)]
+        pool, futures = self._helpers(), list[Future[None]]()
         try:
+            for _ in range(others):
+                futures.append(pool.submit(_work_off, left, work))
             _work_off(left, work)
         finally:
             wait(futures)  # they write into the caller's memory
