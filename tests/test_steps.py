@@ -106,6 +106,25 @@ def test_a_step_that_is_not_finite_changes_neither_weights_nor_moments_nor_avera
     assert not torch.equal(weights(decoder), kept)
 
 
+class AnotherRanOut(Ranks):
+    """One of two processes, the other of which has no memory left for its share."""
+
+    def total(self, number: int) -> int:
+        return 2 * number
+
+    def most(self, number: int) -> int:
+        return 1
+
+
+def test_when_memory_ends_in_one_process_all_of_them_repeat_the_step(dataset: EmbeddingDataset) -> None:
+    decoder = Decoder.random(0)
+    kept = weights(decoder)
+    runner = Stepper(decoder, TrainOptions(), total_steps=10, ranks=AnotherRanOut(CPU, world=2))
+    with pytest.raises(torch.OutOfMemoryError, match="another process"):
+        runner.step(step_data(dataset))
+    assert torch.equal(weights(decoder), kept)
+
+
 def test_gradients_are_clipped_and_weights_decay_as_asked(
     dataset: EmbeddingDataset, whole: tuple[dict[str, float], Tensor]
 ) -> None:

@@ -241,4 +241,4 @@ def _count(part: Part) -> int:
 
 
 def _open(store: StoreLike) -> EmbeddingStore:
-    return store if isinstance(store, EmbeddingStore) else EmbeddingStore.open(Path(store))
+    return store if isinstance(store, EmbeddingStore) else EmbeddingStore.open(store)

@@ -89,13 +89,18 @@ class Stepper:
         """Do one step; where its loss or gradient is not finite, weights and average stay as they were.
 
         Nobody waits for the device here: the caller reads the result when it likes.
+
+        Raises
+        ------
+        torch.OutOfMemoryError
+            In all processes when it is raised in one: they repeat the step together. Nothing has changed then.
         """
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         lr = self.lr(data.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        sums = self._ranks_sums(self._backward(data, self._ranks.total(data.asks)))
+        sums = self._ranks_sums(self._backward_of_all(data))
         norm = torch.nn.utils.clip_grad_norm_(self._trained, self.options.clip)
         good = is_good(sums["loss"], norm)
         # Fused AdamW leaves weights, moments and its count alone where this is 1; set on the device, never read.
@@ -105,6 +110,19 @@ class Stepper:
             self.average.update(data.step, good)
         values = torch.stack([*(value.float() for value in sums.values()), norm.float()])
         return StepResult(data.step, data.epoch, lr, data.keys, (*sums, "grad_norm"), values)
+
+    def _backward_of_all(self, data: StepData) -> dict[str, Tensor]:
+        """As :meth:`_backward`, in all processes or in none: the others would wait for sums that never come."""
+        asks = self._ranks.total(data.asks)
+        sums: dict[str, Tensor] = {}
+        error: torch.OutOfMemoryError | None = None
+        try:
+            sums = self._backward(data, asks)
+        except torch.OutOfMemoryError as found:
+            error = found.with_traceback(None)  # whose frames would hold on to the memory
+        if self._ranks.most(int(error is not None)):
+            raise error or torch.OutOfMemoryError("in another process")
+        return sums
 
     def _backward(self, data: StepData, asks: int) -> dict[str, Tensor]:
         """Add the gradients of all calls; their losses, divided by the asks of all processes."""
@@ -120,14 +138,6 @@ class Stepper:
     def _ranks_sums(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         beside = torch.stack([value.float() for value in sums.values()])
         return dict(zip(sums, self._ranks.sum_gradients(self._trained, beside).unbind(), strict=True))
-
-    def state(self) -> dict[str, Tensor]:
-        """What is validated and kept as a checkpoint: the average where there is one, else the weights."""
-        state = dict(self.model.state_dict())
-        if self.average is None:
-            return state
-        with self.average.swapped():
-            return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
 
 
 def _freeze(model: nn.Module, learns: str) -> None:
