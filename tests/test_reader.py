@@ -508,6 +508,23 @@ def test_what_is_not_in_the_systems_cache_is_read_as_a_file(
     assert len(copied) == 2
 
 
+def test_mapped_chunks_are_few_and_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make_store(tmp_path, n=6, shard_tiles=3)
+    commit(store, 0, 1, 2)
+    commit(store, 3, 4, 5)
+    monkeypatch.setattr(mapped, "MAPPED_BYTES", 5 << 20)
+    gone: list[int] = []
+    let_go = MappedShard.let_go
+    monkeypatch.setattr(MappedShard, "let_go", lambda self, slot: (gone.append(slot), let_go(self, slot)))
+    reader = EmbeddingReader(store, threads=2)
+    for _ in range(4):
+        for row, tile in zip(reader.read_half(range(6)), range(6), strict=True):
+            assert np.array_equal(row.numpy(), embedding(tile))
+    assert len(gone) >= 6
+    reader.close()
+    assert np.array_equal(reader.read_half([5])[0].numpy(), embedding(5))
+
+
 def test_other_threads_go_on_while_pages_are_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "sparse"
     with path.open("wb") as file:

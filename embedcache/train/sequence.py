@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache.errors import ConfigError, LabelError
-from embedcache.store.reading.order import Order
+from embedcache.store.reading.order import NO_STORE, Order
 
 Numbers = npt.NDArray[np.int64]
 
@@ -110,7 +110,7 @@ class TileSequence:
             return self._epochs[epoch]
 
     def _order_of(self, epoch: int) -> tuple[Numbers, Numbers]:
-        rng = np.random.default_rng([self._order.seed, epoch])
+        rng = np.random.default_rng([self._order.seed, epoch, NO_STORE, 0])
         empty = rng.permutation(self._empty)[: self.epoch_length - len(self._positive)]
         places = np.sort(np.concatenate([self._positive, empty]))
         stores, bases = self._stores[places], self._bases[places]

@@ -11,7 +11,10 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import threading
 import time
+import weakref
+from collections import OrderedDict
 from contextlib import suppress
 from typing import Any
 
@@ -26,6 +29,9 @@ MADV_POPULATE_READ = 22
 
 RECENT_SECONDS = 10.0
 """How long pages that were readable are taken to be: the system gives up first what was not used for long."""
+
+MAPPED_BYTES = 512 << 20
+"""Bytes of chunks whose pages a reader has in its process's memory at most: they count as memory that it takes."""
 
 _PAGE = mmap.PAGESIZE
 
@@ -46,12 +52,36 @@ _library = _system()
 _FAILED = ctypes.c_void_p(-1).value
 
 
+class MappedChunks:
+    """The chunks whose pages a reader has in its process's memory; those unused for longest go first."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._chunks: OrderedDict[tuple[weakref.ref[MappedShard], int], int] = OrderedDict()
+        self._bytes = 0
+
+    def use(self, shard: MappedShard, slot: int, length: int) -> None:
+        """Count a chunk in, and let others go where they are too many."""
+        key = weakref.ref(shard), slot
+        with self._lock:
+            self._bytes += length - self._chunks.pop(key, 0)
+            self._chunks[key] = length
+            while self._bytes > MAPPED_BYTES and len(self._chunks) > 1:
+                (oldest, its_slot), size = self._chunks.popitem(last=False)
+                self._bytes -= size
+                living = oldest()
+                if living is not None:
+                    living.let_go(its_slot)
+
+
 class MappedShard:
     """A shard file in this process's memory; gone with the last reference to it.
 
     Parameters
     ----------
     file : ShardFile
+    chunks : MappedChunks
+        Of its reader.
 
     Raises
     ------
@@ -59,8 +89,8 @@ class MappedShard:
         When the system refuses to map it.
     """
 
-    def __init__(self, file: ShardFile) -> None:
-        self._file, self._size = file, file.size
+    def __init__(self, file: ShardFile, chunks: MappedChunks) -> None:
+        self._file, self._size, self._chunks = file, file.size, chunks
         self._address: int | None = None
         address = _library.mmap(None, file.size, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
         if address == _FAILED:
@@ -72,6 +102,9 @@ class MappedShard:
     def at_hand(self, slot: int) -> bool:
         """Whether the chunk of a slot is cached by the system; if so, it can be copied now.
 
+        Of a file that this user may not write to Linux says that all is cached; asking for the pages then reads
+        them from the disk, while other threads go on.
+
         Raises
         ------
         OSError
@@ -81,19 +114,29 @@ class MappedShard:
         now = time.monotonic()
         if now - self._readable.get(slot, -RECENT_SECONDS) < RECENT_SECONDS:
             return True
-        offset = self._file.offset_of(slot)
-        first = offset // _PAGE * _PAGE
-        length = min(offset + self._file.chunk_bytes, self._size) - first
+        address, length = self._pages(slot)
         pages = np.zeros(-(-length // _PAGE), np.uint8)
-        assert self._address is not None
-        if _library.mincore(self._address + first, length, pages.ctypes.data):
+        if _library.mincore(address, length, pages.ctypes.data):
             raise _error()
         if not (pages & 1).all():
             return False
-        if _library.madvise(self._address + first, length, MADV_POPULATE_READ):
+        self._chunks.use(self, slot, length)
+        if _library.madvise(address, length, MADV_POPULATE_READ):
             raise _error()
         self._readable[slot] = now
         return True
+
+    def _pages(self, slot: int) -> tuple[int, int]:
+        """Address and length of the pages of a chunk."""
+        offset = self._file.offset_of(slot)
+        first = offset // _PAGE * _PAGE
+        assert self._address is not None
+        return self._address + first, min(offset + self._file.chunk_bytes, self._size) - first
+
+    def let_go(self, slot: int) -> None:
+        """Have the pages of a chunk no longer in this process's memory; they stay in the system's cache."""
+        self._readable.pop(slot, None)
+        _library.madvise(*self._pages(slot), mmap.MADV_DONTNEED)
 
     def copy_into(self, slot: int, out: memoryview, *, check: bool) -> int | None:
         """Copy a chunk that is at hand into ``out``; its CRC-32C if it is to be checked.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from embedcache.files import crc32c
 from embedcache.store.journal.state import StoreState
 from embedcache.store.reading.checks import checked_slots
-from embedcache.store.reading.mapped import MappedShard
+from embedcache.store.reading.mapped import MappedChunks, MappedShard
 from embedcache.store.shards.scales import ShardScales, read_scales
 from embedcache.store.shards.shard import INT8, ShardFile
 
@@ -36,6 +36,8 @@ class OpenShard:
         Which slots need not be checked again, 0 or 1 each; None: every read is alike.
     slots : int
         Room of the shard.
+    mapped_chunks : MappedChunks
+        Of its reader.
     """
 
     def __init__(
@@ -45,7 +47,9 @@ class OpenShard:
         scales: ShardScales | None,
         checked: bytearray | None,
         slots: int,
+        mapped_chunks: MappedChunks,
     ) -> None:
+        self._mapped_chunks = mapped_chunks
         self.sequence, self.chunks, self.scales, self.checked = sequence, chunks, scales, checked
         self._read_before = bytearray(slots)
         self._mapped: MappedShard | None = None
@@ -64,7 +68,7 @@ class OpenShard:
         """
         if self._read_before[slot] and self._mappable:
             try:
-                mapped = self._mapped or MappedShard(self.chunks)
+                mapped = self._mapped or MappedShard(self.chunks, self._mapped_chunks)
                 self._mapped = mapped
                 if mapped.at_hand(slot):
                     return mapped.copy_into(slot, out, check=check)
@@ -98,6 +102,7 @@ class OpenShards:
     def __init__(self, store: EmbeddingStore, *, limit: int | None, once: bool) -> None:
         self._store, self._once = store, once
         self._limit = limit
+        self._mapped = MappedChunks()
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._lock = threading.Lock()
         _readers.add(self)
@@ -139,7 +144,7 @@ class OpenShards:
             scales_crc = 0 if scales is None else crc32c(scales.rows.tobytes())
             identity = (sequence, *chunks.identity, scales_crc)
             checked = checked_slots(store.fingerprint, shard, identity, store.shard_tiles)
-        return OpenShard(sequence, chunks, scales, checked, store.shard_tiles)
+        return OpenShard(sequence, chunks, scales, checked, store.shard_tiles, self._mapped)
 
     def forget(self, shard: int) -> None:
         """Open a shard anew when it is asked for next."""

@@ -26,6 +26,10 @@ CACHED_SHARE = 0.75
 """Share of the free memory up to which tiles count as kept by the system."""
 
 
+NO_STORE = 2**32 - 1
+"""Tells draws that concern all tiles from those of a tile, which have the index of its store in this place."""
+
+
 @dataclass(frozen=True)
 class Order:
     """How the tiles of each epoch are shuffled.
@@ -65,7 +69,7 @@ class Order:
         ndarray of int64, shape (n,)
             A permutation of ``range(n)``.
         """
-        rng = np.random.default_rng([self.seed, epoch, 1])
+        rng = np.random.default_rng([self.seed, epoch, NO_STORE, 1])
         if self.window is None:
             return rng.permutation(len(shards))
         _, shard_of = np.unique(shards, return_inverse=True)
