@@ -22,6 +22,10 @@ import torch
 from embedcache.bench.machine import machine
 from embedcache.bench.step_process import Steps, StepSettings
 from embedcache.sam import Decoder, Prompts
+from embedcache.train.batch import Batch, StepData, TileKey
+from embedcache.train.options import TrainOptions
+from embedcache.train.ranks import Ranks
+from embedcache.train.steps import Stepper
 
 GB = 10**9
 SMALL_CARD = 24 * GB
@@ -98,26 +102,47 @@ def fits(device: str, images: int, boxes: int) -> bool:
 
 
 def waits(device: str) -> dict[str, object]:
-    """Whether a ragged call and its backward pass ask the GPU for a number, which waits for all before it."""
-    decoder = Decoder.random(0).to(device)
-    prompts = Prompts(
-        (1, 3),
-        torch.full((4, 2, 2), 300.0),
-        torch.ones(4, 2, dtype=torch.int32),
-        torch.tensor([[10.0, 20, 300, 400]]).repeat(4, 1),
-        point_counts=torch.tensor([0, 1, 2, 2]),
-        has_box=torch.tensor([True, False, True, False]),
-    ).to(device)
-    embeddings = torch.randn(2, 256, 64, 64, device=device, dtype=torch.float16)
-    for mode in ("default", "error"):  # the first call warms up
+    """Whether a step of ragged, iterative prompts asks the GPU for a number, which waits for all before it."""
+    options = TrainOptions(prompts="iterative", rounds=5, ema=0.9, logger="none")
+    place = torch.device(device)
+    stepper = Stepper(Decoder.random(0).to(place), options, total_steps=100, ranks=Ranks(place))
+    batches = [ragged_batch(place) for _ in range(2)]
+    for step, mode in enumerate(("default", "error")):  # the first step warms up
+        batch = batches[step]
+        data = StepData(step, 0, 2, batch.asks, batch.keys, iter([batch]))
         torch.cuda.set_sync_debug_mode(mode)
         try:
-            decoder(embeddings, prompts, multimask_output=None).low_res_logits.mean().backward()
+            stepper.step(data)
         except RuntimeError as error:
             return {"waits": str(error)}
         finally:
             torch.cuda.set_sync_debug_mode("default")
     return {"waits": False}
+
+
+def ragged_batch(device: torch.device) -> Batch:
+    """Two images with 3 and 5 objects, as many as are computed by images; some begin with a box, some points."""
+    counts, rounds = (3, 5), 5
+    queries = sum(counts)
+    generator = torch.Generator().manual_seed(0)
+    prompts = Prompts(
+        counts,
+        torch.full((queries, 1, 2), 300.0),
+        torch.ones(queries, 1, dtype=torch.int32),
+        torch.tensor([[10.0, 20, 300, 400]]).repeat(queries, 1),
+        point_counts=torch.tensor([0] * 3 + [1] * 5),
+        has_box=torch.tensor([True] * 3 + [False] * 5),
+    )
+    return Batch(
+        keys=(TileKey(0, 0), TileKey(0, 1)),
+        image_embeddings=torch.randn(2, 256, 64, 64, generator=generator).half(),
+        targets=(torch.rand(queries, 256, 256, generator=generator) > 0.5).to(torch.uint8),
+        weights=torch.ones(2, 256, 256, dtype=torch.uint8),
+        prompts=prompts,
+        draws=torch.rand(queries, rounds, generator=generator, dtype=torch.float64),
+        speaks=torch.tensor([[True, True, False, True, False], [True, False, True, True, False]]),
+        numbers=(0, 1),
+    ).to(device)
 
 
 def apart(arguments: argparse.Namespace, **task: object) -> dict[str, object]:

@@ -11,6 +11,7 @@ from store_samples import commit, embedding, make_store, spec
 from torch.nn.functional import interpolate
 
 from embedcache.errors import InputError
+from embedcache.geometry import Tile
 from embedcache.sam import Decoder
 from embedcache.store import EmbeddingStore, StorePredictor
 
@@ -73,6 +74,20 @@ def test_it_gives_what_sam_gives(store: EmbeddingStore, tile: int, multimask: bo
     masks, _, _ = predictor.predict(**prompts, multimask_output=multimask)
     assert masks.dtype == np.bool_
     assert np.array_equal(masks, found[0] > 0)
+
+
+def test_a_turned_tile_is_asked_and_answered_as_the_encoder_saw_it() -> None:
+    seen, turned = Tile(0, 0, 0, 40, 64), Tile(0, 0, 0, 64, 40, view=1)
+    decoder, stored = Decoder.random(0), torch.from_numpy(embedding(0).astype(np.float32))
+    point = {"point_coords": [[60.0, 20.0]], "point_labels": [1]}
+    found = StorePredictor(decoder, stored, turned)
+    assert found.original_size == (40, 64)
+    masks, want = (StorePredictor(decoder, stored, tile).predict(**point)[0] for tile in (turned, seen))
+    assert masks.shape == (3, 40, 64)
+    assert np.array_equal(masks, want)
+    with pytest.raises(InputError) as refusal:
+        found.predict(point_coords=[[20.0, 60.0]], point_labels=[1])
+    assert "64 × 40 (width × height)" in str(refusal.value.hint)
 
 
 def test_a_quantised_tile_gives_nearly_the_same(tmp_path: Path, store: EmbeddingStore) -> None:

@@ -34,7 +34,7 @@ class StorePredictor:
     embedding : Tensor of float32, shape (256, 64, 64)
         The tile's embedding.
     tile : Tile
-        The tile; prompts and masks are in its pixels.
+        The tile; prompts and masks are in its pixels, of a turned or mirrored one as the encoder saw it.
     volume, preprocess : optional
         Only for :attr:`image`.
     """
@@ -65,8 +65,8 @@ class StorePredictor:
 
     @property
     def original_size(self) -> tuple[int, int]:
-        """Height and width of the tile in volume px."""
-        return self.tile.height, self.tile.width
+        """Height and width of the tile as seen, in volume px."""
+        return self.tile.seen.height, self.tile.seen.width
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -185,9 +185,10 @@ class StorePredictor:
         inside = np.clip(frame, 0, np.array(self.input_size[::-1], np.float32))
         beyond = ~(np.abs(frame - inside) < ROUNDING).all(axis=-1)
         if beyond.any():
+            height, width = self.original_size
             raise InputError(
                 f"{name} reaches to {xy[beyond][0].tolist()}, beyond the tile.",
-                hint=f"Prompts are (x, y) in tile px, and the tile is {self.tile.width} × {self.tile.height} "
+                hint=f"Prompts are (x, y) in tile px, and the tile is {width} × {height} "
                 f"(width × height); its corner lies at x {self.tile.x0}, y {self.tile.y0} of its plane.",
             )
         return torch.from_numpy(inside)
