@@ -228,7 +228,7 @@ def compacts_until(path: Path, at: int, kind: str) -> bool:
         except StorageError:
             os._exit(6)
         finally:
-            os._exit(0 if disk._left > 0 else 3)
+            os._exit(0 if disk.left > 0 else 3)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
