@@ -144,6 +144,17 @@ def test_a_checkpoint_with_an_adapter_is_evaluated_through_it(
         assert found.figures.dice == pytest.approx(want.figures.dice, abs=1e-3)
 
 
+def test_figures_on_tiles_that_were_learnt_by_heart_are_named(
+    tmp_path: Path, store: EmbeddingStore, labels: Path
+) -> None:
+    numbers = np.flatnonzero(store.committed).tolist()
+    split = {"kind": "overfit", "rule": "by heart", "train": [[0, numbers]], "val": [[0, numbers]]}
+    checkpoint = make_checkpoint(
+        tmp_path / "c.safetensors", store, split=split | {"stores": [store.fingerprint]}
+    )
+    assert evaluate(store, labels, checkpoint=checkpoint).to_dict()["split"] == "overfit"
+
+
 def test_masks_to_start_from_are_free_prompts_and_must_be_given(
     tmp_path: Path, store: EmbeddingStore, labels: Path
 ) -> None:

@@ -162,6 +162,26 @@ def test_stock_segment_anything_predicts_what_predict_does(
     np.testing.assert_allclose(torch.sigmoid(logits), predict(store, checkpoint).probabilities(0), atol=1e-4)
 
 
+def test_with_the_threshold_that_export_says_stock_gives_the_runs_masks(
+    tmp_path: Path, sam: nn.Module, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = trained(tmp_path / "a.safetensors", store)
+    chances = predict(store, plain).probabilities(0)
+    level = float(np.median(chances))
+    cut = float(np.log(level / (1 - level)))
+    run, teller = trained(tmp_path / "b.safetensors", store, threshold=cut), Teller()
+    export(run, tmp_path / "sam.pth", progress=teller)
+    assert f"sam.mask_threshold = {cut:g}" in teller.lines[0]
+    image = store.predictor(0, ec.open_volume(store.provenance["source"])).image
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+    monkeypatch.setattr(sam, "mask_threshold", cut)
+    (answer,) = sam([{"image": pixels, "original_size": (SIDE, SIDE)}], multimask_output=False)
+    sure = np.abs(chances - level) > 1e-4
+    found, want = answer["masks"][0, 0].numpy(), predict(store, run)[0]
+    np.testing.assert_array_equal(found[sure], want[sure])
+    assert 0.3 < want.mean() < 0.7
+
+
 def test_the_image_encoder_is_the_one_of_the_base_to_the_byte(exported: Path) -> None:
     base, written = random_weights("vit_tiny", 0), torch.load(exported, weights_only=True)
     assert list(written) == list(base.state)
@@ -306,4 +326,4 @@ def test_the_command_prints_one_object(tmp_path: Path, checkpoint: Checkpoint) -
     done = CliRunner().invoke(app, words, catch_exceptions=False)
     found = json.loads(done.stdout)
     assert Path(found["output"]).stat().st_size == found["bytes"]
-    assert found["to"] == "sam"
+    assert (found["to"], found["threshold"]) == ("sam", 0.0)

@@ -271,6 +271,21 @@ def test_a_folder_of_something_else_is_refused_and_left_as_it_is(
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
+def test_other_options_on_the_command_line_are_another_sweep_and_no_row_is_lost(
+    data: tuple[EmbeddingStore, Path], tmp_path: Path
+) -> None:
+    plan = SweepFile("grid", "dice", {"steps": 1, "batch_size": 1}, {"seed": (0,)})
+    given = {"logger": "none", "device": "cpu", "lr": 1e-4}
+    first = run_sweep(*data, plan, out=tmp_path / "s", options=given)
+    before = (tmp_path / "s" / "sweep.json").read_bytes()
+    with pytest.raises(MismatchError, match=r"lr: recorded 0\.0001, now 0\.001"):
+        run_sweep(*data, plan, out=tmp_path / "s", options=given | {"lr": 1e-3})
+    assert (tmp_path / "s" / "sweep.json").read_bytes() == before
+    again = run_sweep(*data, plan, out=tmp_path / "s", options=given | {"check_reads": "once"})
+    assert again.rows == first.rows
+    assert (tmp_path / "s" / "sweep.json").read_bytes() == before
+
+
 def test_two_sweeps_do_not_share_a_folder(data: tuple[EmbeddingStore, Path], tmp_path: Path) -> None:
     with exclusive_lock(tmp_path / "s" / ".lock"), pytest.raises(LockedError):
         run_sweep(*data, grid(seed=[0]), out=tmp_path / "s")

@@ -38,9 +38,6 @@ from embedcache.train.split import Split
 from embedcache.train.validation import Held, fixed_subset
 from embedcache.volume import Volume
 
-VALIDATIONS = 5
-"""How often the held-out tiles choose the best weights during a training."""
-
 VALIDATED_TILES = 64
 WEIGHT_DECAY, CLIP = 0.01, 1.0
 
@@ -125,15 +122,21 @@ class _Whole:
         """Train, keep the best weights on validation, and measure them."""
         started = time.perf_counter()
         dataset = EmbeddingDataset(
-            self.store, self.labels, prompts="none", objects="whole", tiles=train, seed=self.seed
+            self.store,
+            self.labels,
+            prompts="none",
+            objects="whole",
+            tiles=train,
+            seed=self.seed,
+            jitter=True,
         )
         optimizer = torch.optim.AdamW(self.sam.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
         held = Held(EmbeddingDataset(self.store, self.labels, prompts="none", tiles=val), tuple(val.tolist()))
         chosen = np.array([n for part in fixed_subset([held], VALIDATED_TILES) for n in part.numbers])
         order = order_of(dataset, self.seed)
-        best, kept = self._validate(chosen), copy.deepcopy(self.sam.state_dict())
-        untrained = best
-        every = max(1, math.ceil(steps / VALIDATIONS))
+        untrained = self._validate(chosen)
+        best, kept = None, copy.deepcopy(self.sam.state_dict())
+        every = min(steps, max(20, steps // 20))  # as often as train looks at the held-out tiles
         progress.start("fine-tuning all of SAM", steps)
         for step in range(steps):
             for group in optimizer.param_groups:
@@ -144,10 +147,11 @@ class _Whole:
             progress.advance(1, f"loss {mean:.4f}")
             if (step + 1) % every == 0 or step + 1 == steps:
                 now = self._validate(chosen)
-                if now.dice > best.dice:
+                if best is None or now.dice > best.dice:
                     best, kept = now, copy.deepcopy(self.sam.state_dict())
         progress.finish()
         self.sam.load_state_dict(kept)
+        best = best or untrained
         found = self._stitched(val, best.threshold)
         return {
             **{name: value for name, value in found.to_dict().items() if name != "threshold"},

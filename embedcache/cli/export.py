@@ -34,12 +34,14 @@ def export(
 ) -> None:
     """Export a run as a file that stock segment-anything loads: its decoder, beside the encoder it goes with."""
     from embedcache.results.export import export as run_export
+    from embedcache.train import Checkpoint
 
     with stop_at_once():
+        trained = Checkpoint.load(checkpoint)
         path = run_export(
-            checkpoint, output, to=to, merge=merge, allow_mismatch=allow_mismatch, progress=Terminal()
+            trained, output, to=to, merge=merge, allow_mismatch=allow_mismatch, progress=Terminal()
         )
-    facts = {"output": str(path), "to": to, "bytes": path.stat().st_size}
+    facts = {"output": str(path), "to": to, "bytes": path.stat().st_size, "threshold": trained.threshold}
     if as_json:
         print_json(facts)
     else:

@@ -157,7 +157,7 @@ class _Measure:
 
     def stitched(self, decoders: list[tuple[nn.Module, float]]) -> list[Figures]:
         """Figures of stitched planes, each pixel once, for decoders at their thresholds."""
-        prompts_of = prompts_for(self.prompts, self.store, self.numbers, self.start)
+        prompts_of = prompts_for(self.prompts, self.store, self.numbers, self.start, self.labels.source)
         stitchers = [
             Stitcher(
                 self.store,

@@ -38,7 +38,7 @@ def choose_tiles(
             touched,
         )
     elif known is not None and (own := known.of_store(split or "val", store)) is not None:
-        part = split or "val"
+        part = "overfit" if known.kind == "overfit" else split or "val"
         rule, numbers = known.rule, np.intersect1d(own, touched)
     elif checkpoint is None and split is not None:
         part, made = split, make_split(store, labels)

@@ -34,7 +34,7 @@ class Evaluation:
     tiles : int
         Tiles that were decoded.
     split : str
-        ``val``, ``train`` or ``all``.
+        ``val``, ``train`` or ``all``; ``overfit`` where training and held-out tiles were the same.
     rule : str
         How that part was chosen, in words.
     prompts, prompt_source : str

@@ -95,6 +95,11 @@ def export(
     state = encoder | Decoder.from_state(trained.state).state_dict()
     whole = {name: _alone(state[name]) for name in base}  # in SAM's own order
     _write(path, whole)
+    if trained.threshold != 0.0:
+        progress.say(
+            f"The run cuts its masks at logit {trained.threshold:g}, stock SAM at 0: "
+            f"set sam.mask_threshold = {trained.threshold:g} for the same masks."
+        )
     if model_type == "vit_tiny":
         progress.say(
             "sam_model_registry knows no vit_tiny: build its Sam from segment-anything's own classes."

@@ -225,10 +225,12 @@ def _pictures(
         (checkpoint.model(), checkpoint.threshold),
         count=count,
     )
+    learnt = split.kind == "overfit"
+    whose = "Tiles that were learnt by heart" if learnt else "Tiles that were held out of training"
     shown = "" if from_volume else " The volume is not there: colours are main components of the embedding."
     return (
         rows,
-        f"Tiles that were held out of training, asked with {checkpoint.prompt_source} prompts.{shown}",
+        f"{whose}, asked with {checkpoint.prompt_source} prompts.{shown}",
     )
 
 

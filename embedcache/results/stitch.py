@@ -62,9 +62,13 @@ def earlier_masks(start: MaskPrompts, store: EmbeddingStore) -> PromptsOf:
 
 
 def prompts_for(
-    prompts: str, store: EmbeddingStore, numbers: npt.NDArray[np.int64], start: str | Path | None
+    prompts: str,
+    store: EmbeddingStore,
+    numbers: npt.NDArray[np.int64],
+    start: str | Path | None,
+    labels: str | None = None,
 ) -> PromptsOf:
-    """Prompts of a free kind: none, grid:free, or mask, which needs predictions to start from.
+    """Prompts of a free kind: none, grid:free, or mask, which needs predictions to start from, not the labels.
 
     Raises
     ------
@@ -75,7 +79,7 @@ def prompts_for(
         return free_prompts
     if prompts == "mask":
         opened = None if start is None else open_mask_prompts(start, store)
-        return earlier_masks(require_start(opened, store, numbers), store)
+        return earlier_masks(require_start(opened, store, numbers, labels), store)
     return unsigned_grid(store)
 
 

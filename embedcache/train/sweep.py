@@ -6,8 +6,6 @@ memory keeps them, whatever the number of runs.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,14 +28,12 @@ from embedcache.store import EmbeddingStore
 from embedcache.store.reading.tier import shared_tiers
 from embedcache.train.options import TrainOptions
 from embedcache.train.remembered_labels import RememberedLabels
-from embedcache.train.run import Run, read_json, write_json
+from embedcache.train.run import Run
 from embedcache.train.setup import StoreLike, open_labels_of
 from embedcache.train.sweep_file import SweepFile, Value, read_sweep
+from embedcache.train.sweep_record import Record, identity_of, require_same, sweep_folder
 from embedcache.train.sweep_table import Row, SweepResult
 from embedcache.train.trainer import LOCK, train
-
-KEPT = "sweep.json"
-"""File of a sweep's folder: its plan, and a row per run."""
 
 _ENDS_ALL = (Interrupted, LockedError, StorageError, CorruptionError)
 """What no other run would be spared: the disk, the store, the user's wish."""
@@ -87,42 +83,42 @@ def run_sweep(
     base = {**(options or {}), **plan.fixed}
     for chosen in plan.choices():
         TrainOptions(**{**base, **chosen})  # refused here, before anything is written
-    folder = _folder(out, plan)
-    stores = [s if isinstance(s, EmbeddingStore) else EmbeddingStore.open(Path(s)) for s in _as_list(store)]
+    folder = sweep_folder(out)
+    stores = [
+        item if isinstance(item, EmbeddingStore) else EmbeddingStore.open(item) for item in _as_list(store)
+    ]
     shared = _open_all(stores, _as_list(labels), TrainOptions(**base))
+    identity = identity_of(plan, base, stores, shared)
+    require_same(folder, identity)
     with exclusive_lock(folder / LOCK, guarded=folder), shared_tiers():
-        _folder(out, plan)  # again: another sweep may have come first
-        write_json(folder / KEPT, {**_kept(folder), "sweep": plan.to_dict()})
-        rows, error = _run_all(
-            plan, base, folder, teller, lambda **words: train(stores, shared, stop=stop, **words)
+        require_same(folder, identity)  # again: another sweep may have come first
+        record = Record(folder, identity)
+        error = _run_all(
+            plan, base, record, teller, lambda **words: train(stores, shared, stop=stop, **words)
         )
+        rows = [record.rows[run_name(*numbered)] for numbered in enumerate(plan.choices(), start=1)]
     result = SweepResult(folder, plan.metric, tuple(sorted(rows, key=_place)))
-    best = result.best
-    write_json(
-        folder / KEPT, {"sweep": plan.to_dict(), "runs": rows, "best": None if best is None else best.name}
-    )
-    if best is None:
+    if result.best is None:
         raise error or _again(rows[-1])
     return result
 
 
 def _run_all(
-    plan: SweepFile, base: Mapping[str, Any], folder: Path, progress: Progress, fit: Callable[..., Run]
-) -> tuple[list[Row], EmbedcacheError | None]:
-    """All runs in the file's order, and the last error of one that failed now."""
-    before = {row["name"]: row for row in _kept(folder).get("runs", [])}
-    rows: list[Row] = []
+    plan: SweepFile, base: Mapping[str, Any], record: Record, progress: Progress, fit: Callable[..., Run]
+) -> EmbedcacheError | None:
+    """All runs in the file's order; the last error of one that failed now."""
     last: EmbedcacheError | None = None
     choices = plan.choices()
     for number, chosen in enumerate(choices, start=1):
         name = run_name(number, chosen)
-        place = folder / name
-        row: Row = {"name": name, "run": str(place), "options": chosen}
-        known = before.get(name, {})
+        place = record.folder / name
+        known = record.rows.get(name, {})
         if "failed" in known and place.is_dir():
-            rows.append(known)
             progress.say(f"{name} failed before and is not tried again: {known['failed']}")
             continue
+        if "value" in known and (place / "summary.json").is_file():
+            continue
+        row: Row = {"name": name, "run": str(place), "options": chosen}
         progress.say(f"run {number} of {len(choices)}: {name}")
         try:
             run = fit(out=place, resume=place.exists(), progress=progress, **{**base, **chosen})
@@ -133,9 +129,8 @@ def _run_all(
             last = error
             row |= {"failed": error.message, "exit_code": error.exit_code}
             progress.say(f"{name} failed: {error.message}")
-        rows.append(row)
-        write_json(folder / KEPT, {"sweep": plan.to_dict(), "runs": rows})
-    return rows, last
+        record.keep(row)
+    return last
 
 
 def run_name(number: int, chosen: Mapping[str, Value]) -> str:
@@ -160,38 +155,6 @@ def _figures(run: Run, metric: str) -> Row:
 
 def _place(row: Row) -> tuple[bool, float, str]:
     return "failed" in row, -float(row.get("value", 0.0)), row["name"]
-
-
-def _folder(out: str | Path | None, plan: SweepFile) -> Path:
-    if out is None:
-        raise ConfigError("--sweep needs --out FOLDER for its runs.")
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise ConfigError(
-            "A sweep runs in one process, and torchrun started several.",
-            hint="Start it without torchrun; several sweeps may share the machine, each with its --out.",
-        )
-    folder = Path(out).absolute()
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--out {folder} is a file; a folder is needed.")
-    if (folder / "config.json").is_file():
-        raise InputError(f"{folder} holds a run, not a sweep.", hint="Give another --out.")
-    found = _kept(folder).get("sweep")
-    if found is None and folder.is_dir() and any(p.name != LOCK for p in folder.iterdir()):
-        raise InputError(f"{folder} is not empty and holds no sweep.", hint="Give another --out.")
-    wanted = json.loads(json.dumps(plan.to_dict()))
-    if found is not None and found != wanted:
-        raise MismatchError(
-            f"{folder} holds another sweep.",
-            differences={
-                name: (found.get(name), wanted[name]) for name in wanted if found.get(name) != wanted[name]
-            },
-            hint="Give another --out; a random sweep may only get more runs.",
-        )
-    return folder
-
-
-def _kept(folder: Path) -> dict[str, Any]:
-    return read_json(folder / KEPT) if (folder / KEPT).is_file() else {}
 
 
 def _again(row: Row) -> EmbedcacheError:

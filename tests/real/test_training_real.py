@@ -1,0 +1,90 @@
+"""Stage two on real electron micrographs, with SAM's own sizes: what is exported, compared and swept."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from result_samples import make_checkpoint, make_store
+
+import embedcache as ec
+from embedcache.results.export import export
+from embedcache.sam import Decoder, random_weights
+from embedcache.sam.parts import modeling
+from embedcache.train.sweep import run_sweep
+from embedcache.train.sweep_file import SweepFile
+from pipelines import compare_heads
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture(scope="module")
+def sections(tmp_path_factory: pytest.TempPathFactory, real_data: Path) -> Path:
+    """Six sections of the ISBI stack with their membrane labels, cropped to 256 × 256."""
+    folder = tmp_path_factory.mktemp("isbi")
+    for kind in ("image", "label"):
+        (folder / kind).mkdir()
+        for number in range(6):
+            with Image.open(real_data / "isbi" / kind / f"{number:02}.png") as section:
+                section.crop((0, 0, 256, 256)).save(folder / kind / f"{number:02}.png")
+    return folder
+
+
+def test_every_head_learns_and_stands_in_one_table(
+    sections: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        str(sections / "image"),
+        str(sections / "label"),
+        "--out",
+        str(sections / "heads"),
+        "--val",
+        "04,05",
+    ]
+    words += ["--model", "vit_tiny", "--checkpoint", "random:0", "--tile", "256", "--views", "flips"]
+    rows = compare_heads.main(
+        [*words, "--steps", "16", "--batch-size", "2", "--lr", "1e-3", "--seeds", "1", "--whole-steps", "2"]
+    )
+    assert {row["prompt_source"] for row in rows} == {"free"}
+    untrained = rows[0]["untrained"]
+    for row in rows[1:4]:
+        assert row["dice"] > untrained + 0.05, row["head"]
+    assert capsys.readouterr().out.splitlines()[0].startswith("trained")
+
+
+def test_a_sweep_finds_the_learning_rate_that_learns(sections: Path) -> None:
+    store = ec.encode(sections / "image", store=sections / "s.zarr", model="vit_tiny", tile=256)
+    fixed = {"steps": 16, "batch_size": 2, "val": "04,05", "logger": "none"}
+    plan = SweepFile("grid", "dice", fixed, {"lr": (1e-6, 1e-3)})
+    result = run_sweep(store, sections / "label", plan, out=sections / "sweep")
+    assert [row["options"]["lr"] for row in result.rows] == [1e-3, 1e-6]
+    assert result.rows[0]["value"] > result.rows[1]["value"] + 0.005
+
+
+def test_an_exported_vit_b_loads_strictly_into_stock_sam_model_registry(tmp_path: Path) -> None:
+    weights = random_weights("vit_b", 0)
+    store = make_store(
+        tmp_path / "s.zarr", [(64, 64)], model_type="vit_b", encoder_digest=weights.encoder_digest
+    )
+    checkpoint = make_checkpoint(
+        tmp_path / "c.safetensors",
+        store,
+        recipe={"model": "vit_b", "checkpoint": "random:0"},
+        encoder_digest=weights.encoder_digest,
+        model_type="vit_b",
+    )
+    path = export(checkpoint, tmp_path / "sam.pth")
+    file = Path(str(modeling.__file__)).parents[1] / "build_sam.py"
+    spec = importlib.util.spec_from_file_location("segment_anything.build_sam", file)
+    assert spec is not None
+    assert spec.loader is not None
+    stock = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(stock)
+    sam = stock.sam_model_registry["vit_b"](checkpoint=str(path))
+    for name, tensor in Decoder.from_state(checkpoint.state).state_dict().items():
+        assert torch.equal(sam.state_dict()[name], tensor), name
+    for name, tensor in weights.encoder_state().items():
+        assert torch.equal(sam.state_dict()[name], tensor), name
