@@ -125,6 +125,24 @@ def test_half_of_the_draws_have_a_window_and_their_number_is_the_same() -> None:
     assert after == fresh
 
 
+@pytest.mark.parametrize("prompts", ["points", "box", "iterative"])
+def test_a_window_never_cuts_what_a_prompt_points_to(tmp_path: Path, prompts: str) -> None:
+    spots = np.zeros((1, 128, 128), np.uint8)
+    spots[0, 4:12, 4:12] = spots[0, 100:110, 90:99] = 255
+    store = make_store(tmp_path / "s.zarr", spots, tile=128)
+    labels = save_labels(tmp_path / "l.npy", spots)
+    dataset = EmbeddingDataset(
+        store, labels, prompts=prompts, objects="components", max_objects=1, jitter=True, free_share=0.3
+    )
+    cut = {True: 0, False: 0}
+    for epoch in range(60):
+        question = dataset.question(0, epoch)
+        cut[question.free] += not question.weight.all()
+        if not question.free:
+            assert (question.targets <= question.weight).all()
+    assert min(cut.values()) > 0
+
+
 def test_a_question_survives_labels_that_hardly_count(tmp_path: Path) -> None:
     speck = np.zeros((1, 64, 64), np.uint8)
     speck[0, 3, 3] = 255

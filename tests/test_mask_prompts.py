@@ -109,6 +109,14 @@ def test_a_start_that_is_missing_or_does_not_fit_is_refused(store: EmbeddingStor
         open_mask_prompts(save_labels(tmp_path / "logits.npy", CHANCES * 9 - 4), store)
 
 
+def test_the_labels_are_no_start(store: EmbeddingStore, tmp_path: Path) -> None:
+    labels = save_labels(tmp_path / "l.npy", LABELS)
+    (tmp_path / "link.npy").symlink_to(labels)
+    for path in (labels, tmp_path / "link.npy"):
+        with pytest.raises(ConfigError, match="the labels themselves"):
+            EmbeddingDataset(store, labels, prompts="mask", start=open_mask_prompts(path, store))
+
+
 def test_a_start_without_a_labelled_plane_is_refused(tmp_path: Path) -> None:
     three = blob_labels(3, 64, 64)
     store = make_store(tmp_path / "s.zarr", three)

@@ -129,6 +129,31 @@ def test_coins_of_tiles_fall_both_ways_and_on_their_own(store: EmbeddingStore, l
     assert not any(plain.question(0, epoch).free for epoch in range(40))
 
 
+def test_what_no_target_cell_shows_is_not_pointed_to(tmp_path: Path) -> None:
+    dust = np.zeros((2, 2048, 2048), np.uint16)
+    rng = np.random.default_rng(0)
+    for number in range(1, 41):
+        side = 6 if number <= 30 else 20  # a cell of the targets is 8 px wide
+        y, x = rng.integers(0, 2020, 2)
+        dust[0, y : y + side, x : x + side] = number
+    dust[1, 77:79, 77:79] = 1
+    store = make_store(tmp_path / "s.zarr", dust, tile=2048)
+    labels = save_labels(tmp_path / "l.npy", dust)
+    dataset = EmbeddingDataset(
+        store, labels, prompts="iterative", objects="ids", max_objects=40, task="instances"
+    )
+    first, second = (dataset.question(int(number), 0) for number in dataset.tiles)
+    assert 5 <= len(first.targets) <= 10
+    assert first.targets.flatten(1).any(dim=1).all()
+    assert first.prompts.point_labels is not None
+    assert (first.prompts.point_labels == 1).all()
+    assert len(first.draws) == len(first.targets) == len(first.prompts.point_labels)
+    assert len(second.targets) == 1  # nothing but a speck: asked as an empty tile is
+    assert not second.targets.any()
+    assert second.prompts.point_labels is not None
+    assert second.prompts.point_labels.tolist() == [[0]]
+
+
 def test_whether_views_may_be_drawn_changes_no_other_draw(store: EmbeddingStore, labels: Path) -> None:
     with_views, without = (
         EmbeddingDataset(store, labels, prompts="iterative", rounds=5, views=views) for views in (True, False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -149,7 +150,7 @@ def test_free_queries_want_everything_positive_and_leave_after_the_first_round()
     batch = batch_of(question(2), free, question(3, objects=1))
     assert batch.prompts.counts == (2, 1, 1)
     assert torch.equal(batch.targets[2], free.whole)
-    assert batch.asks == 2 * 4 + 1 + 4
+    assert batch.asks == 2 * 4 + 3 * 4 + 4
     run_rounds(painter, batch, loss="sam", asks=batch.asks)
     assert [prompts.counts for prompts in painter.asked] == [(2, 1, 1), (2, 1), (2, 1), (2, 1)]
     assert painter.images == [3, 2, 2, 2]
@@ -159,6 +160,19 @@ def test_free_queries_want_everything_positive_and_leave_after_the_first_round()
     run_rounds(only, batch_of(free), loss="sam", asks=1)
     assert len(only.asked) == 1
     assert only.asked[0].point_coords is None
+
+
+def test_a_tile_asked_without_prompts_weighs_as_much_as_it_would_with_them() -> None:
+    prompted, free = question(1, objects=2), question(2, objects=3, free=True)
+    batch = batch_of(prompted, free)
+    both = run_rounds(Painter(), batch, loss="sam", asks=batch.asks)
+    halves = [
+        run_rounds(Painter(), one, loss="sam", asks=one.asks) for one in map(batch_of, (prompted, free))
+    ]
+    alone = Painter()
+    once = run_rounds(alone, batch_of(replace(free, speaks=(True,))), loss="sam", asks=3)
+    torch.testing.assert_close(halves[1].total, once.total)  # divided by all it stands for: its own mean
+    torch.testing.assert_close(both.total, (2 * halves[0].total + 3 * halves[1].total) / 5)
 
 
 def test_losses_and_gradients_of_a_batch_are_those_of_its_tiles_one_by_one() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -84,6 +85,11 @@ class TileQuestion:
         """How often it is asked in a round."""
         return 1 if self.free else len(self.targets)
 
+    @property
+    def worth(self) -> int:
+        """How many asks each of its queries stands for: a free one for all that its tile would have had."""
+        return len(self.targets) * len(self.speaks) if self.free else 1
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -110,6 +116,11 @@ class Batch:
         Which images are asked once, without prompts; empty: none. On the host, as it decides what is computed.
     told : tuple of tuple of bool
         ``speaks`` on the host, for the same reason.
+    worth : tuple of int
+        How many asks a query of each image stands for, on the host; empty: one. A tile without prompts counts
+        as much as it would with them, although it is asked once.
+    factors : float32 (Q,), optional
+        The same for each query, where it is not one everywhere.
     """
 
     keys: tuple[TileKey, ...]
@@ -122,6 +133,8 @@ class Batch:
     numbers: tuple[int, ...]
     free: tuple[bool, ...] = ()
     told: tuple[tuple[bool, ...], ...] = ()
+    worth: tuple[int, ...] = ()
+    factors: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not self.told:
@@ -134,11 +147,12 @@ class Batch:
 
     @property
     def asks(self) -> int:
-        """Queries summed over the rounds of each; one without prompts is asked once."""
-        free = self.free or (False,) * len(self.prompts.counts)
+        """Queries summed over the rounds of each; one without prompts is asked once, for all it stands for."""
+        counts = self.prompts.counts
+        free, worth = self.free or (False,) * len(counts), self.worth or (1,) * len(counts)
         return sum(
-            count if alone else count * self.rounds
-            for count, alone in zip(self.prompts.counts, free, strict=True)
+            stands if alone else count * self.rounds
+            for count, alone, stands in zip(counts, free, worth, strict=True)
         )
 
     def per_query(self, values: Tensor) -> Tensor:
@@ -177,6 +191,7 @@ class Batch:
             prompts=change_prompts(self.prompts),
             draws=change(self.draws),
             speaks=change(self.speaks),
+            factors=None if self.factors is None else change(self.factors),
         )
 
 
@@ -191,6 +206,7 @@ def collate_questions(questions: Sequence[TileQuestion], image_embeddings: Tenso
         Handed on as it is.
     """
     counts = [question.queries for question in questions]
+    worth = tuple(question.worth for question in questions)
     return Batch(
         keys=tuple(question.key for question in questions),
         image_embeddings=image_embeddings,
@@ -201,6 +217,8 @@ def collate_questions(questions: Sequence[TileQuestion], image_embeddings: Tenso
         speaks=torch.tensor([question.speaks for question in questions]),
         numbers=tuple(question.number for question in questions),
         free=tuple(question.free for question in questions),
+        worth=worth,
+        factors=torch.tensor(np.repeat(worth, counts), dtype=torch.float32) if max(worth) > 1 else None,
     )
 
 

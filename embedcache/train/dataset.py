@@ -31,6 +31,9 @@ from embedcache.train.prompts import TilePrompts, check_prompts, make_prompts
 from embedcache.train.rounds import plan_rounds
 from embedcache.train.targets import CUT, low_res_targets
 
+_POINTED = ("points", "box", "iterative")
+"""Prompts that point to an object, which a window must not cut."""
+
 __all__ = ["Batch", "EmbeddingDataset", "TrainingItem", "collate"]
 
 
@@ -106,7 +109,7 @@ class EmbeddingDataset(Dataset[TrainingItem]):
         self.views, self.jitter, self.free_share, self.start = views, jitter, free_share, start
         self.tiles = self._choose(tiles)
         if self.prompts == "mask":
-            require_start(start, store, self.tiles)
+            require_start(start, store, self.tiles, self.labels.source)
         self._memory = LabelMemory(self.labels, self.objects)
         self._reader: Any = None
 
@@ -165,38 +168,53 @@ class EmbeddingDataset(Dataset[TrainingItem]):
         read = self._view(number, rng)
         begins_with_box, free = bool(rng.random() >= 0.5), bool(rng.random() < self.free_share)
         tile, known = self.store.tile(read), self._memory.of(self.store.tile(number))
-        objects = known.table.draw(self.max_objects, rng)
-        prompts = self._prompts(objects, tile, rng, known)
-        speaks = plan_rounds(self.rounds, rng)
-        draws = torch.from_numpy(rng.random((len(objects), len(speaks))))
+        jitter = self._rng(number, epoch, 1) if self.jitter else None  # its draws change no others
         supervised = None if known.supervised is None else see(known.supervised, tile.view)
-        pieces = [thing.seen(tile.view) for thing in (*objects, known.table.whole())]
-        cut = draw_cut(rng) if self.jitter else CUT
-        targets, weight = low_res_targets(pieces, supervised, tile, cut=cut)
+        objects = [*known.table.draw(self.max_objects, rng), known.table.whole()]
+        cut = CUT if jitter is None else draw_cut(jitter)
+        targets, weight = low_res_targets([one.seen(tile.view) for one in objects], supervised, tile, cut=cut)
+        chosen = _shown(targets, weight)
+        asked = [objects[i] for i in chosen]
+        prompts = self._prompts(asked, targets[chosen], tile, rng, known)
+        speaks = plan_rounds(self.rounds, rng)
+        draws = torch.from_numpy(rng.random((len(chosen), len(speaks))))
+        if jitter is not None:
+            pointed = targets[chosen].max(axis=0) if self.prompts in _POINTED and not free else None
+            weight = jitter_window(weight, jitter, pointed)
         question = TileQuestion(
             key=TileKey(self.store_index, number),
             number=read,
             tile=tile.seen,
-            targets=torch.from_numpy(targets[:-1]),
+            targets=torch.from_numpy(targets[chosen]),
             whole=torch.from_numpy(targets[-1]),
-            weight=torch.from_numpy(jitter_window(weight, rng) if self.jitter else weight),
+            weight=torch.from_numpy(weight),
             prompts=prompts,
             begins_with_box=begins_with_box,
             free=free,
             draws=draws,
             speaks=speaks,
         )
-        return question, pieces[:-1], supervised
+        return question, [one.seen(tile.view) for one in asked], supervised
 
     def _prompts(
-        self, objects: list[TileObject], tile: Tile, rng: np.random.Generator, known: LabelledTile
+        self,
+        objects: list[TileObject],
+        targets: npt.NDArray[np.uint8],
+        tile: Tile,
+        rng: np.random.Generator,
+        known: LabelledTile,
     ) -> TilePrompts:
+        """First prompts; an object too small for any target is prompted as one that is not there."""
         if self.prompts == "mask" and self.start is not None:
             return TilePrompts(masks=self.start.logits(tile)[None])
-        return make_prompts(self.prompts, objects, tile, rng, known.supervised)
+        there = [
+            one if target.any() else TileObject.nothing(one.size)
+            for one, target in zip(objects, targets, strict=True)
+        ]
+        return make_prompts(self.prompts, there, tile, rng, known.supervised)
 
-    def _rng(self, number: int, epoch: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, epoch, self.store_index, number])
+    def _rng(self, number: int, epoch: int, *more: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, epoch, self.store_index, number, *more])
 
     def _view(self, number: int, rng: np.random.Generator) -> int:
         """Draw one of a base tile's committed views; the draw is made even where there is no choice."""
@@ -209,6 +227,12 @@ class EmbeddingDataset(Dataset[TrainingItem]):
     def __getstate__(self) -> dict[str, Any]:
         """What a DataLoader's worker gets: no open files."""
         return {**self.__dict__, "_reader": None}
+
+
+def _shown(targets: npt.NDArray[np.uint8], weight: npt.NDArray[np.uint8]) -> list[int]:
+    """Which objects are asked: those with a cell of their own that counts; else the last, which is the whole."""
+    seen = (targets[:-1] & weight).any(axis=(1, 2))
+    return [int(index) for index in np.flatnonzero(seen)] or [len(targets) - 1]
 
 
 def _given(tiles: Sequence[int] | npt.NDArray[np.int64], store: EmbeddingStore) -> npt.NDArray[np.int64]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from embedcache.geometry import Tile
 from embedcache.train.labels import Labels
-from embedcache.train.object_table import ObjectTable, object_table
+from embedcache.train.object_table import ObjectTable, least_pixels, object_table
 
 REMEMBERED_BYTES = 256 * 2**20
 
@@ -74,7 +74,8 @@ class LabelMemory:
     def _read(self, tile: Tile) -> LabelledTile:
         counted = self._labels.supervised(tile)
         supervised = None if counted.all() else counted
-        return LabelledTile(object_table(self._labels.crop(tile), supervised, self._objects), supervised)
+        crop, least = self._labels.crop(tile), least_pixels(tile)
+        return LabelledTile(object_table(crop, supervised, self._objects, min_pixels=least), supervised)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a DataLoader's worker gets: no lock, and nothing that it can read itself."""

@@ -111,15 +111,30 @@ def _certain(samples: Sequence[npt.NDArray[Any]]) -> float:
     return next((top for top in (1.0, 255.0) if largest <= top), 65535.0)
 
 
+def require_free(start: MaskPrompts, labels: str) -> None:
+    """Refuse a start that is the labels themselves.
+
+    Raises
+    ------
+    ConfigError
+        When both are one file or folder.
+    """
+    if Path(start.source).resolve() == Path(labels).resolve():
+        raise ConfigError(
+            f"--start is {labels}, the labels themselves: figures would show how well the truth is copied.",
+            hint="Start from predictions of a model that was not trained on the tiles that are held out.",
+        )
+
+
 def require_start(
-    start: MaskPrompts | None, store: EmbeddingStore, tiles: npt.NDArray[np.int64]
+    start: MaskPrompts | None, store: EmbeddingStore, tiles: npt.NDArray[np.int64], labels: str | None = None
 ) -> MaskPrompts:
     """The start of prompts of kind mask, when there is one that covers the tiles.
 
     Raises
     ------
     ConfigError
-        When there is none.
+        When there is none, or it is the labels that are given.
     LabelError
         When it has nothing on the plane of some tile.
     """
@@ -128,6 +143,8 @@ def require_start(
             "--prompts mask needs earlier predictions to start from.",
             hint="Give them with --start; predict writes them.",
         )
+    if labels is not None:
+        require_free(start, labels)
     without = sorted({int(plane) for plane in np.asarray(store.table)[tiles, 0]} - start.planes)
     if without:
         raise LabelError(

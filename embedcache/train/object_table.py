@@ -5,6 +5,7 @@ Components are those of the tile, not of the plane: an object that the tile's ed
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +13,19 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from embedcache.geometry import see
+from embedcache.geometry import LOW_RES_SIZE, Tile, see
 
 Masks = npt.NDArray[np.bool_]
 
 MIN_PIXELS = 16
 """Objects smaller than this within a tile (cut off by its edge, or specks) are not asked for one by one."""
+
+
+def least_pixels(tile: Tile) -> int:
+    """Pixels of a tile's smallest object that is asked for: :data:`MIN_PIXELS`, and a cell of its targets."""
+    cell = max(tile.height, tile.width) / LOW_RES_SIZE
+    return max(MIN_PIXELS, math.ceil(cell**2))
+
 
 _COUNTED_IDS = 2**20
 
@@ -39,6 +47,11 @@ class TileObject:
     inside: Masks
     corner: tuple[int, int]
     size: tuple[int, int]
+
+    @classmethod
+    def nothing(cls, size: tuple[int, int]) -> TileObject:
+        """An object without pixels."""
+        return cls(np.zeros((0, 0), np.bool_), (0, 0), size)
 
     @classmethod
     def of_mask(cls, mask: Masks) -> TileObject:

@@ -118,12 +118,12 @@ def run_rounds(
     parts: dict[str, list[Tensor]] = {}
     for turn in range(batch.rounds):
         answer, found = _ask(decoder, batch, prompts, loss)
-        mean = found.total.sum() / asks
+        mean = _summed(found.total, batch) / asks
         if backward is not None:
             backward(mean)
         totals.append(mean.detach())
         for name, part in found.parts.items():
-            parts.setdefault(name, []).append(part.detach().sum() / asks)
+            parts.setdefault(name, []).append(_summed(part.detach(), batch) / asks)
         del found, mean
         if turn == 0 and any(batch.free):
             if all(batch.free):
@@ -150,6 +150,11 @@ def _ask(decoder: nn.Module, batch: Batch, prompts: Prompts, loss: str) -> tuple
         found = compute_loss(loss, logits[:, 0], iou[:, 0], targets, weight)
         best = logits.detach()[:, 0]
     return Answer(logits.detach(), iou.detach(), best.float()), found
+
+
+def _summed(losses: Tensor, batch: Batch) -> Tensor:
+    """Losses of all queries, each for the asks that it stands for."""
+    return losses.sum() if batch.factors is None else (losses * batch.factors).sum()
 
 
 def _precise(values: Tensor) -> Tensor:
@@ -198,6 +203,8 @@ def _prompted_only(batch: Batch, prompts: Prompts, answer: Answer) -> tuple[Batc
             speaks=images(batch.speaks),
             numbers=tuple(images.of(batch.numbers)),
             free=(),
+            worth=(),
+            factors=None,
             told=tuple(images.of(batch.told)),
         ),
         left,
