@@ -28,8 +28,10 @@ from embedcache.sam.decoder_file import read_decoder_file
 from embedcache.sam.parts import modeling, register_encoder
 from embedcache.sam.weights import tensors_digest
 from embedcache.store import EmbeddingStore
+from embedcache.train import TrainOptions
 from embedcache.train.checkpoint import Checkpoint
 from embedcache.train.sam_file import decoder_of_sam_file, is_sam_file
+from embedcache.train.start import starting_model
 
 SIDE = 1024
 POINTS = [[300.0, 400.0], [700.0, 250.0]]
@@ -211,7 +213,7 @@ def test_an_exported_file_is_a_start_for_training_and_step_0_is_the_checkpoint(
 ) -> None:
     assert is_sam_file(exported)
     assert not is_sam_file(checkpoint.path)
-    start = decoder_of_sam_file(exported, store, Silent().say).state_dict()
+    start = starting_model(TrainOptions(init=exported), (store,), Silent().say).state_dict()
     assert start.keys() == checkpoint.state.keys()
     assert all(torch.equal(start[name], checkpoint.state[name]) for name in start)
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_stores import blob_labels, make_store, save_labels
 
+from embedcache.cli.app import app, register
 from embedcache.errors import ConfigError, InputError, Interrupted, LockedError, MismatchError
 from embedcache.files import exclusive_lock
 from embedcache.progress import Silent
@@ -304,3 +306,16 @@ def test_a_random_sweep_may_get_more_runs(data: tuple[EmbeddingStore, Path], tmp
     short = run_sweep(*data, SweepFile("random", "dice", dict(QUICK), vary, 1), out=tmp_path / "s")
     longer = run_sweep(*data, SweepFile("random", "dice", dict(QUICK), vary, 2), out=tmp_path / "s")
     assert {row["name"] for row in short.rows} < {row["name"] for row in longer.rows}
+
+
+def test_the_command_prints_one_object_and_a_table_for_people(
+    data: tuple[EmbeddingStore, Path], tmp_path: Path
+) -> None:
+    register()
+    path = written(tmp_path, "[fixed]\nsteps = 1\nbatch_size = 1\n[vary]\nseed = [0]\n")
+    words = ["train", "--store", str(data[0].path), "--labels", str(data[1]), "--sweep", str(path)]
+    words += ["--out", str(tmp_path / "s"), "--logger", "none"]
+    found = json.loads(CliRunner().invoke(app, [*words, "--json"], catch_exceptions=False).stdout)
+    assert found["best"] == found["runs"][0]["run"] == str(tmp_path / "s" / "001-seed=0")
+    printed = CliRunner().invoke(app, words, catch_exceptions=False).stdout.splitlines()
+    assert printed[0].split()[:3] == ["run", "seed", "dice"]
