@@ -55,3 +55,13 @@ def test_a_run_that_began_before_an_option_was_known_goes_on_with_its_default(tm
     assert check_resumable(tmp_path, config, {}, None)["options"]["batch_size"] == 4
     with pytest.raises(MismatchError, match="schedule"):
         check_resumable(tmp_path, config | {"options": options | {"schedule": "linear"}}, {}, None)
+
+
+def test_a_run_does_not_go_on_with_views_that_were_encoded_since_it_began(tmp_path: Path) -> None:
+    config = {"options": TrainOptions().to_dict() | {"batch_size": 4}, "fingerprints": [], "labels": []}
+    write_json(tmp_path / "config.json", config | {"views": [{"views": [0]}]})
+    assert check_resumable(tmp_path, config | {"views": [{"views": [0]}]}, {}, None)["views"] == [
+        {"views": [0]}
+    ]
+    with pytest.raises(MismatchError, match="views of the tiles were encoded since"):
+        check_resumable(tmp_path, config | {"views": [{"views": [0, 4], "tiles": 8}]}, {}, None)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from training_stores import blob_labels, make_store, save_labels
 
 from embedcache.errors import Interrupted
-from embedcache.files.disk import set_disk
+from embedcache.files import disk as disk_module
 from embedcache.progress import Silent
 from embedcache.train import Run, train
 
@@ -42,9 +42,20 @@ def go(folder: Path, out: Path, **more: Any) -> Run:
 
 
 @pytest.fixture(scope="module")
-def whole(folder: Path) -> Run:
-    """The run that nobody disturbed."""
-    return go(folder, folder / "whole")
+def counted(folder: Path) -> tuple[Run, int]:
+    """The run that nobody disturbed, and its steps that change the disk."""
+    disk = InterruptedDisk(-1, lambda: None)
+    kept = disk_module.disk
+    disk_module.set_disk(disk)
+    try:
+        return go(folder, folder / "whole"), -1 - disk.left
+    finally:
+        disk_module.set_disk(kept)
+
+
+@pytest.fixture(scope="module")
+def whole(counted: tuple[Run, int]) -> Run:
+    return counted[0]
 
 
 def require_same(run: Run, whole: Run) -> None:
@@ -85,41 +96,21 @@ def in_a_child(act: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-@pytest.mark.parametrize("after", [1, 3])
-def test_killed_after_any_step(folder: Path, whole: Run, tmp_path: Path, after: int) -> None:
+def test_killed_between_saves(folder: Path, whole: Run, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    assert in_a_child(lambda: go(folder, out, progress=DiesAfter(after))) == -signal.SIGKILL
+    assert in_a_child(lambda: go(folder, out, progress=DiesAfter(3))) == -signal.SIGKILL
     require_same(go(folder, out, resume=True), whole)
 
 
-@pytest.mark.parametrize("share", [0.45, 0.7, 0.97])
-def test_killed_at_any_write(folder: Path, whole: Run, tmp_path: Path, share: float) -> None:
-    out, at = tmp_path / "run", round(share * writes(folder, tmp_path))
-    assert in_a_child(lambda: go_interrupted(folder, out, at)) == 9
-    require_same(go(folder, out, resume=(out / "config.json").exists()), whole)
-
-
-_WRITES: dict[Path, int] = {}
-
-
-def writes(folder: Path, tmp_path: Path) -> int:
-    """Steps that change the disk in an undisturbed run."""
-    if folder not in _WRITES:
-        count = tmp_path / "count"
-
-        def counted() -> None:
-            disk = InterruptedDisk(-1, lambda: None)
-            set_disk(disk)
-            go(folder, tmp_path / "counted")
-            count.write_text(str(-1 - disk.left))
-
-        assert in_a_child(counted) == 0
-        _WRITES[folder] = int(count.read_text())
-    return _WRITES[folder]
+@pytest.mark.parametrize("share", [0.5, 0.7, 0.95])
+def test_killed_at_any_write(folder: Path, counted: tuple[Run, int], tmp_path: Path, share: float) -> None:
+    out, (whole, writes) = tmp_path / "run", counted
+    assert in_a_child(lambda: go_interrupted(folder, out, round(share * writes))) == 9
+    require_same(go(folder, out, resume=True), whole)
 
 
 def go_interrupted(folder: Path, out: Path, at: int) -> None:
-    set_disk(InterruptedDisk(at, lambda: os._exit(9)))
+    disk_module.set_disk(InterruptedDisk(at, lambda: os._exit(9)))
     go(folder, out)
 
 
