@@ -170,7 +170,9 @@ class EmbeddingDataset(Dataset[TrainingItem]):
         tile, known = self.store.tile(read), self._memory.of(self.store.tile(number))
         jitter = self._rng(number, epoch, 1) if self.jitter else None  # its draws change no others
         supervised = None if known.supervised is None else see(known.supervised, tile.view)
-        objects = [*known.table.draw(self.max_objects, rng), known.table.whole()]
+        objects = known.table.draw(self.max_objects, rng)
+        if self.objects != "whole":
+            objects = [*objects, known.table.whole()]
         cut = CUT if jitter is None else draw_cut(jitter)
         targets, weight = low_res_targets([one.seen(tile.view) for one in objects], supervised, tile, cut=cut)
         chosen = _shown(targets, weight)
