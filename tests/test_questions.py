@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_stores import make_store, save_labels
 
+from embedcache.errors import ConfigError
 from embedcache.geometry import Tile, see, see_points
 from embedcache.store import EmbeddingStore
 from embedcache.train.batch import TileQuestion
@@ -279,5 +280,7 @@ def test_questions_draw_the_committed_views_of_a_tile_and_are_turned_as_these(
     assert all(found == set(range(8)) for found in others)
     item = next(dataset.item(n, e) for n in views for e in range(60) if dataset.drawn(n, e) != n)
     assert (item.image_embedding == item.number).all()
+    with pytest.raises(ConfigError, match="some of the tiles that were given are views"):
+        EmbeddingDataset(store, labels, tiles=np.flatnonzero(store.committed), views=True)
     never = EmbeddingDataset(store, labels, prompts="points", objects="whole")
     assert all(never.drawn(number, epoch) == number for number in views for epoch in range(20))

@@ -108,6 +108,8 @@ class EmbeddingDataset(Dataset[TrainingItem]):
         self.rounds = rounds if self.prompts == "iterative" else 1
         self.views, self.jitter, self.free_share, self.start = views, jitter, free_share, start
         self.tiles = self._choose(tiles)
+        if views and not store.base[self.tiles].all():
+            raise ConfigError("Views are drawn of base tiles; some of the tiles that were given are views.")
         if self.prompts == "mask":
             require_start(start, store, self.tiles, self.labels.source)
         self._memory = LabelMemory(self.labels, self.objects)
