@@ -25,7 +25,7 @@ from store_samples import DIGEST, commit, embedding, make_store, quantised, spec
 from embedcache.errors import ConfigError, CorruptionError, InputError, MissingTilesError, StorageError
 from embedcache.store import EmbeddingReader, EmbeddingStore
 from embedcache.store.layout import EMBEDDINGS, SCALES, scales_path, shard_path
-from embedcache.store.reading import mapped
+from embedcache.store.reading import mapped, opened
 from embedcache.store.reading.checks import CHECKS, Check
 from embedcache.store.reading.mapped import MappedShard
 from embedcache.store.reading.order import Order
@@ -573,6 +573,32 @@ def test_readers_of_one_process_share_the_files_that_it_may_open(tmp_path: Path)
         [sys.executable, "-c", LITTLE_ROOM, str(tmp_path)], capture_output=True, text=True, check=False
     )
     assert found.returncode == 0, found.stderr
+
+
+def test_readers_come_and_go_while_others_open_shards(tmp_path: Path) -> None:
+    store = make_store(tmp_path, n=4, shard_tiles=1)
+    for tile in range(4):
+        commit(store, tile)
+    ended = threading.Event()
+
+    def come_and_go() -> None:
+        while not ended.is_set():
+            EmbeddingReader(store).read_half([0])
+
+    before = len(opened._using)
+    with ThreadPoolExecutor(2) as pool:
+        going = pool.submit(come_and_go)
+        reader = EmbeddingReader(store)
+        try:
+            for _ in range(60):
+                reader.read_half([0, 1, 2, 3])
+                assert len(opened._using) >= before + 1
+                reader.close()
+        finally:
+            ended.set()
+        going.result()
+    del reader
+    assert len(opened._using) <= before + 1
 
 
 def test_checked_once_means_with_these_scales(tmp_path: Path) -> None:

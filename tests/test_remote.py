@@ -318,6 +318,15 @@ def test_a_stranger_names_no_file_outside_of_the_mirror(
     assert [path.name for path in victim.parent.iterdir()] == ["main.jsonl"]
 
 
+def test_a_mirror_is_not_opened_as_if_it_were_the_store(local: EmbeddingStore) -> None:
+    url = in_memory(local, "mirrored")
+    store = EmbeddingStore.open(url)
+    assert store.address == url
+    assert local.address == str(local.path)
+    with pytest.raises(InputError, match=f"Open {url} instead"):
+        EmbeddingStore.open(store.path)
+
+
 def test_several_may_open_one_address_at_once(local: EmbeddingStore) -> None:
     url = in_memory(local, "busy")
     with ThreadPoolExecutor(4) as pool:

@@ -36,6 +36,7 @@ from embedcache.store.journal.replay import append, catch_up, read_state
 from embedcache.store.journal.state import StoreState
 from embedcache.store.predictor import StorePredictor
 from embedcache.store.reader import EmbeddingReader
+from embedcache.store.reading.address import is_remote, refuse_mirror
 from embedcache.store.session import make_durable, writing
 from embedcache.store.shards.shard import ShardFile
 from embedcache.store.spec import EncodeSpec
@@ -150,11 +151,13 @@ class EmbeddingStore(StoreView):
         StorageError
             When it is there but cannot be read.
         """
-        if "://" in str(path):
+        if is_remote(str(path)):
             from embedcache.store.reading.remote import open_remote  # which is a store itself
 
             return open_remote(str(path))
         root = Path(path).absolute()
+        if cls is EmbeddingStore:
+            refuse_mirror(root)
         tries = OPEN_TRIES
         while True:
             found = read_attributes(root)
@@ -233,6 +236,11 @@ class EmbeddingStore(StoreView):
     def open_shard(self, shard: int) -> ShardFile:
         """A shard's file, open for reading; CorruptionError when it is missing."""
         return ShardFile(self.path, shard, self.form, self.shard_tiles)
+
+    @property
+    def address(self) -> str:
+        """What :meth:`open` opens it by: its path, or where it is when that is somewhere else."""
+        return str(self.path)
 
     def repair_hint(self) -> str:
         """What to do about an embedding whose bytes are not those recorded."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import threading
-import weakref
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -83,7 +82,8 @@ class OpenShard:
         return None
 
 
-_readers: weakref.WeakSet[OpenShards] = weakref.WeakSet()
+_using: set[int] = set()
+"""Readers of this process that have shards open, by id; changed and counted in single steps, never walked."""
 
 
 class OpenShards:
@@ -105,18 +105,12 @@ class OpenShards:
         self._mapped = MappedChunks()
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._lock = threading.Lock()
-        _readers.add(self)
-
-    @property
-    def used(self) -> bool:
-        """Whether any shard is open."""
-        return bool(self._open)
 
     def _room(self) -> int:
         """Shards that may be open: by default this reader's share of what the system allows the process."""
         if self._limit is not None:
             return max(1, self._limit)
-        return max(1, _allowed() // max(1, sum(reader.used for reader in list(_readers))))
+        return max(1, _allowed() // max(1, len(_using)))
 
     def get(self, shard: int, state: StoreState) -> OpenShard:
         """The open files of a shard; opened anew when the journal speaks of newer ones."""
@@ -131,6 +125,7 @@ class OpenShards:
             kept = self._open.get(shard)
             if kept is None or kept.sequence != sequence:
                 kept = self._open[shard] = opened
+                _using.add(id(self))
                 while len(self._open) > self._room():
                     self._open.popitem(last=False)  # closed when the last thread has finished with it
             return kept
@@ -155,6 +150,10 @@ class OpenShards:
         """Let go of all files."""
         with self._lock:
             self._open.clear()
+            _using.discard(id(self))
+
+    def __del__(self) -> None:
+        _using.discard(id(self))
 
 
 def _allowed() -> int:

@@ -19,12 +19,15 @@ import numpy.typing as npt
 from embedcache.errors import CorruptionError, EmbedcacheError, InputError, StorageError
 from embedcache.files import crc32c, exclusive_lock, make_folder, sha256_hex
 from embedcache.store import layout
+from embedcache.store.reading.address import MIRROR_OF, is_remote
 from embedcache.store.reading.kept import KeptFiles
 from embedcache.store.reading.mirror import copy_but_embeddings, get, write_mirrored
 from embedcache.store.reading.sources import HttpSource, Source, again_and_again
 from embedcache.store.shards.scales import read_scales
 from embedcache.store.shards.shard import CRC_BYTES, ShardFile, index_bytes
 from embedcache.store.store import EmbeddingStore
+
+__all__ = ["RemoteStore", "is_remote", "open_remote"]
 
 CACHE = Path("~/.cache/embedcache/remote")
 """Where mirrors are, unless told otherwise."""
@@ -110,6 +113,11 @@ class RemoteStore(EmbeddingStore):
         except EmbedcacheError:
             return False
         return all(scales.crc(int(n) % self.shard_tiles) == int(recorded[n]) for n in numbers)
+
+    @property
+    def address(self) -> str:
+        """See :class:`~embedcache.store.store.EmbeddingStore`."""
+        return self.url
 
     def repair_hint(self) -> str:
         """See :class:`~embedcache.store.store.EmbeddingStore`."""
@@ -198,11 +206,6 @@ class RemoteShard(ShardFile):
         raise OSError("a file that is somewhere else is not mapped")
 
 
-def is_remote(text: str) -> bool:
-    """Whether this is an address rather than a path."""
-    return "://" in text
-
-
 def open_remote(url: str, *, cache: Path | None = None, cache_bytes: int = CACHE_BYTES) -> EmbeddingStore:
     """Open a store that is somewhere else, for reading.
 
@@ -232,6 +235,7 @@ def open_remote(url: str, *, cache: Path | None = None, cache_bytes: int = CACHE
     mirror = (cache or CACHE).expanduser().absolute() / sha256_hex(url.encode())
     make_folder(mirror)
     with exclusive_lock(mirror / LOCK, guarded=mirror, wait=PATIENCE_SECONDS):
+        write_mirrored(mirror, MIRROR_OF, f"{url}\n".encode())
         listed = copy_but_embeddings(source, url, mirror)
         store = RemoteStore.open(mirror)
     assert isinstance(store, RemoteStore)
