@@ -21,7 +21,8 @@ from embedcache.errors import InputError
 from embedcache.progress import Progress, Silent
 from embedcache.results.evaluated_tiles import choose_tiles
 from embedcache.results.evaluation import Evaluation, keep
-from embedcache.results.predict import DECODER_BATCH, as_checkpoint, open_store, probability_threshold
+from embedcache.results.opened import as_checkpoint, open_store, probability_threshold
+from embedcache.results.predict import DECODER_BATCH
 from embedcache.results.stitch import Floats, Stitcher, prompts_for
 from embedcache.sam.encoder import resolve_device
 from embedcache.store import EmbeddingStore

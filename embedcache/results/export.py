@@ -23,8 +23,8 @@ from embedcache.errors import (
 )
 from embedcache.files import free_bytes, storage_error
 from embedcache.progress import Progress, Silent
+from embedcache.results.opened import as_checkpoint
 from embedcache.results.output_place import whole_file
-from embedcache.results.predict import as_checkpoint
 from embedcache.sam.checkpoint_file import read_checkpoint
 from embedcache.sam.decoder import Decoder
 from embedcache.sam.parts import is_registered

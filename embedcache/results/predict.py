@@ -6,7 +6,6 @@ space is all that is compared: a decoder trained on one fragment predicts any ot
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -19,9 +18,10 @@ import numpy.typing as npt
 
 from embedcache.encode import run_encode
 from embedcache.encode.options import options_from
-from embedcache.errors import ConfigError, InputError, MissingTilesError, command
+from embedcache.errors import ConfigError, MissingTilesError, command
 from embedcache.progress import Progress, Silent
 from embedcache.results.masks_out import Values, write_masks
+from embedcache.results.opened import as_checkpoint, open_store, probability_threshold
 from embedcache.results.output_place import check_one_plane, check_place
 from embedcache.results.selection import selected_planes, selected_tiles
 from embedcache.results.stitch import Floats, Stitcher, prompts_for
@@ -288,38 +288,3 @@ def predict(
     if path is not None:
         prediction.write(path, probabilities=probabilities, progress=progress)
     return replace(prediction, output=path, seconds=time.perf_counter() - begin)
-
-
-def as_checkpoint(checkpoint: Any) -> Checkpoint:
-    """A checkpoint from itself, a run, or the path of either."""
-    if isinstance(checkpoint, Checkpoint):
-        return checkpoint
-    return Checkpoint.load(getattr(checkpoint, "checkpoint", checkpoint))
-
-
-def open_store(source: EmbeddingStore | str | Path) -> EmbeddingStore | None:
-    """The store, or None when ``source`` is the path of something else."""
-    if isinstance(source, EmbeddingStore):
-        return source
-    try:
-        return EmbeddingStore.open(source)
-    except InputError:
-        return None
-
-
-def probability_threshold(checkpoint: Checkpoint | None, threshold: float | None) -> float:
-    """The threshold as a probability: the one given, the checkpoint's (kept as a logit), or SAM's logit 0.
-
-    Raises
-    ------
-    ConfigError
-        When the one given does not lie between 0 and 1.
-    """
-    if threshold is not None:
-        if not 0.0 <= threshold <= 1.0:
-            raise ConfigError(
-                f"--threshold is {threshold}; it is a probability between 0 and 1.",
-                hint="A run's summary gives its threshold in logits; without --threshold that one is taken.",
-            )
-        return float(threshold)
-    return 0.5 if checkpoint is None else 1.0 / (1.0 + math.exp(-checkpoint.threshold))

@@ -195,7 +195,8 @@ def _pictures(
     store = stores[index]
     if store is None or not numbers:
         return [], f"The store {run.config['stores'][index]} is not there, so there are no pictures."
-    mask, earlier = (_of_store_number(options.get(name), index) for name in ("supervision", "start"))
+    given = (options.get("supervision"), options.get("start"))
+    mask, earlier = (value[index] if isinstance(value, list) else value for value in given)
     free = checkpoint.prompt_source == "free"
     try:
         labels = open_labels(
@@ -232,11 +233,6 @@ def _pictures(
         rows,
         f"{whose}, asked with {checkpoint.prompt_source} prompts.{shown}",
     )
-
-
-def _of_store_number(option: Any, index: int) -> Any:
-    """An option's value for one of a run's stores: one for all, or one for each."""
-    return option[index] if isinstance(option, list) else option
 
 
 def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:

@@ -1,0 +1,46 @@
+"""Turns what a caller names (a store, a run, a path, a threshold) into what it stands for."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from embedcache.errors import ConfigError, InputError
+from embedcache.store import EmbeddingStore
+from embedcache.train.checkpoint import Checkpoint
+
+
+def as_checkpoint(checkpoint: Any) -> Checkpoint:
+    """A checkpoint from itself, a run, or the path of either."""
+    if isinstance(checkpoint, Checkpoint):
+        return checkpoint
+    return Checkpoint.load(getattr(checkpoint, "checkpoint", checkpoint))
+
+
+def open_store(source: EmbeddingStore | str | Path) -> EmbeddingStore | None:
+    """The store, or None when ``source`` is the path of something else."""
+    if isinstance(source, EmbeddingStore):
+        return source
+    try:
+        return EmbeddingStore.open(source)
+    except InputError:
+        return None
+
+
+def probability_threshold(checkpoint: Checkpoint | None, threshold: float | None) -> float:
+    """The threshold as a probability: the one given, the checkpoint's (kept as a logit), or SAM's logit 0.
+
+    Raises
+    ------
+    ConfigError
+        When the one given does not lie between 0 and 1.
+    """
+    if threshold is not None:
+        if not 0.0 <= threshold <= 1.0:
+            raise ConfigError(
+                f"--threshold is {threshold}; it is a probability between 0 and 1.",
+                hint="A run's summary gives its threshold in logits; without --threshold that one is taken.",
+            )
+        return float(threshold)
+    return 0.5 if checkpoint is None else 1.0 / (1.0 + math.exp(-checkpoint.threshold))
