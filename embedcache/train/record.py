@@ -65,7 +65,7 @@ def save_checkpoint(
         objects=setup.objects,
         threshold=figures.threshold,
         split=setup.split.to_dict(),
-        stores=tuple(str(store.path) for store in setup.stores),
+        stores=tuple(store.address for store in setup.stores),
         labels=tuple(str(label.source) for label in setup.labels),
         step=step,
         metric=METRIC,
@@ -120,7 +120,7 @@ def describe(setup: Setup, options: TrainOptions, batch_size: int) -> Json:
     }
     return {
         "options": {**options.to_dict(), **resolved},
-        "stores": [str(store.path) for store in setup.stores],
+        "stores": [store.address for store in setup.stores],
         "fingerprints": [store.fingerprint for store in setup.stores],
         "embedding_space": setup.stores[0].embedding_space,
         "labels": [str(label.source) for label in setup.labels],
@@ -178,9 +178,9 @@ def summarise(
     oracle = [row for row in rows if row["prompt_source"] != course.val_source]
     return {
         "run": str(run.path),
-        "store": [str(store.path) for store in setup.stores]
+        "store": [store.address for store in setup.stores]
         if len(setup.stores) > 1
-        else str(setup.stores[0].path),
+        else setup.stores[0].address,
         "labels": [str(label.source) for label in setup.labels],
         "metric": METRIC,
         "best": standing.best,

@@ -8,10 +8,12 @@
     metrics.jsonl        one JSON object a line: losses of training, figures of validation
     best.safetensors     the checkpoint with the best figure on validation
     last.safetensors     the newest one
-    resume.safetensors   decoder and optimiser as of the last validation
+    resume.safetensors   weights, their average, optimiser and counts as of the last save
     summary.json         the outcome
     evaluation.json      what ``evaluate`` found for the best checkpoint on all held-out tiles; its page shows it
+    pictures/            held-out tiles with their prompts and answers at each validation
     tensorboard/         the same curves for TensorBoard
+    loggers.json         names of the run at other services
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from embedcache.errors import InputError
-from embedcache.files import append_line, write_file
+from embedcache.files import write_file
 
 Json = dict[str, Any]
 
@@ -139,11 +141,6 @@ def read_rows(path: Path) -> list[Json]:
         except (ValueError, RecursionError):
             continue
     return rows
-
-
-def append_row(path: Path, row: Json) -> None:
-    """Append one row, durably."""
-    append_line(path, json.dumps(row))
 
 
 def keep_rows_until(path: Path, step: int) -> None:

@@ -103,7 +103,7 @@ def _folder(out: str | Path | None, setup: Setup, options: TrainOptions, ranks: 
         yield Path(ranks.agree(""))
         return
     labels = Path(setup.labels[0].source)
-    folder = new_folder(out, setup.stores[0].path, labels, resume=options.resume)
+    folder = new_folder(out, Path(setup.stores[0].address), labels, resume=options.resume)
     with exclusive_lock(folder / LOCK, guarded=folder):
         wanted_folder(folder, resume=options.resume)  # again: another training may have come first
         remove_litter(folder, deep=False)  # of a training that was killed
