@@ -210,7 +210,9 @@ def _without_columns(metadata: Any) -> Any:
         return metadata
     names = ("chunk_grid", "attributes", "data_type")
     if all(any(metadata.get(name) == one[name] for one in (five, six)) for name in names):
-        return {**metadata, "shape": metadata["shape"][:1], **dict.fromkeys(names)}
+        shape = metadata.get("shape")
+        rows = [shape[0], None] if isinstance(shape, list) and len(shape) == 2 else shape
+        return {**metadata, "shape": rows, **dict.fromkeys(names)}
     return {name: _without_columns(value) for name, value in metadata.items()}
 
 
