@@ -23,6 +23,7 @@ from embedcache.encode.options import options_from
 from embedcache.errors import StorageError
 from embedcache.files import free_bytes
 from embedcache.geometry import EMBEDDING_SHAPE, IMAGE_SIZE, PLANES_PER_BLOCK
+from embedcache.heap import keep_freed_memory
 from embedcache.peak import peak_memory
 from embedcache.progress import Silent
 from embedcache.sam import register_encoder
@@ -136,6 +137,7 @@ def encode_noise(folder: Path, **wishes: object) -> tuple[EncodeResult, float]:
 
 def main() -> None:
     """Measure in this process, as the command line says."""
+    keep_freed_memory()  # as the command does
     folder, tiles, device, threads = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
     if threads:
         torch.set_num_threads(threads)

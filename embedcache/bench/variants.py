@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from embedcache.bench.peers import build_fast, build_transformers
-from embedcache.encode.heap import keep_freed_memory
 from embedcache.errors import ConfigError
+from embedcache.heap import keep_freed_memory
 from embedcache.sam.encoder import Encoder, Precision
 from embedcache.sam.parts import build_encoder
 from embedcache.sam.weights import Weights
@@ -112,7 +112,7 @@ def build(variant: Variant, weights: Weights, *, device: torch.device, batch: in
     """Build a variant from weights, on a device; ours under its own numerics but for batch and compiling."""
     if variant.maker == "ours":
         if device.type == "cpu":
-            keep_freed_memory()  # as encode does
+            keep_freed_memory()  # as the command does
         encoder = Encoder(
             weights,
             device=device,

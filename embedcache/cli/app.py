@@ -17,6 +17,7 @@ from click.core import ParameterSource
 from embedcache.cli.config import CONFIG_NAME, read_config
 from embedcache.errors import EXIT_BUG, EXIT_DONE, EXIT_SIGINT, EXIT_STORAGE, EmbedcacheError, Interrupted
 from embedcache.files import storage_error
+from embedcache.heap import keep_freed_memory
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Work": ("encode", "plan", "train", "predict", "evaluate", "export", "report"),
@@ -130,6 +131,7 @@ def app() -> None:
 
 def main() -> None:
     """Entry point of the ``embedcache`` command."""
+    keep_freed_memory()
     sys.exit(run(sys.argv[1:]))
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from embedcache.encode.heap import keep_freed_memory
 from embedcache.encode.options import EncodeOptions
 from embedcache.encode.out_of_memory import why
 from embedcache.encode.prepare import EncodeJob
@@ -83,8 +82,6 @@ def _say_what_is_passed_over(options: EncodeOptions, recorded: Mapping[str, Any]
 
 def build_encoder(job: EncodeJob, numerics: Mapping[str, Any] | None, say: Say) -> Encoder:
     """The job's encoder under given numerics."""
-    if job.device.type == "cpu":
-        keep_freed_memory()
     return Encoder(job.weights, device=job.device, precision=job.precision, numerics=numerics, say=say)
 
 

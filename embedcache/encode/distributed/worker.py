@@ -39,6 +39,7 @@ from embedcache.encode.run import EncodeRun
 from embedcache.encode.stages import Stages
 from embedcache.encode.twins import Twins
 from embedcache.errors import EmbedcacheError, Interrupted
+from embedcache.heap import keep_freed_memory
 from embedcache.sam.device import resolve_device, resolve_precision
 from embedcache.sam.encoder import Encoder
 
@@ -134,6 +135,7 @@ class Post:
     def get_ready(self, numerics: Mapping[str, Any] | None, neighbours: int) -> Ready:
         """Open the job and build the encoder under these numerics, or under those it decides itself."""
         begin = time.perf_counter()
+        keep_freed_memory()
         job = self._opened()
         briefing = self._briefing
         cores = len(os.sched_getaffinity(0))

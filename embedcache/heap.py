@@ -1,6 +1,6 @@
-"""Keeps the memory that an encoder on a CPU frees for its next image, instead of giving it back to the system.
+"""Keeps the memory that a process frees for its next use, instead of giving it back to the system.
 
-Each image takes and frees buffers of tens of megabytes. Given back, they are asked for anew and every page is
+Each image that a CPU encodes takes and frees buffers of tens of megabytes. Given back, they are asked for anew and every page is
 touched for the first time again: a tenth of the time of vit_tiny, and a third in a dask worker, whose nanny tells
 the allocator to give back what it can (``MALLOC_TRIM_THRESHOLD_=65536``).
 """
@@ -18,7 +18,11 @@ _GROWTH = 64 << 20
 
 
 def keep_freed_memory() -> bool:
-    """For the whole process, from now on; its size stays what it was at most. False where it is not known how."""
+    """For the whole process, from now on; its size stays what it was at most. False where it is not known how.
+
+    For processes that are our own, the command and its workers: what a user's own process frees is theirs to keep
+    or to give back.
+    """
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
