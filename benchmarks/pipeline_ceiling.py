@@ -27,6 +27,7 @@ import torch
 
 from embedcache.bench.ceiling import CONSTANT, Constant, encode_noise, write_noise
 from embedcache.encode import overlapped
+from embedcache.heap import keep_freed_memory
 from embedcache.sam import register_encoder
 
 
@@ -70,6 +71,7 @@ def one_round(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     options = parse()
+    keep_freed_memory()  # as the command does
     torch.set_num_threads(options.threads)
     if not options.wait:
         overlapped.GOES_ON = ("cuda", "cpu")
