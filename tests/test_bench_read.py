@@ -7,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from embedcache.bench import readers, reads
+from embedcache.bench import reads
 from embedcache.bench.readers import WAYS
 from embedcache.bench.reads import bench_reads
 from embedcache.cli.app import run
@@ -86,7 +85,3 @@ def test_a_fault_of_ours_is_no_figure_that_is_missing(monkeypatch: pytest.Monkey
 def test_wrong_wishes_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         bench_reads(Silent(), **wrong)
-
-
-def test_memory_of_a_batch_is_there_before_it_is_measured() -> None:
-    assert np.array_equal(readers.memory_for(2).numpy(), np.zeros((2, 256, 64, 64), np.float16))

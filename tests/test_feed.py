@@ -14,6 +14,7 @@ import store_samples
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from result_samples import add_views
 from store_samples import commit, spec
 from torch import Tensor
 from training_stores import blob_labels, make_store, save_labels
@@ -174,6 +175,27 @@ def test_several_stores_are_one_sequence_and_tiles_are_named_by_store_and_place(
         name = fed.name_of(next(key for key in keys if key.store == 3))
     assert name.startswith("other.zarr tile ")
     assert "z=" in name
+
+
+@pytest.mark.parametrize("resident", ["ram", "disk"])
+def test_of_a_tile_with_views_the_drawn_one_is_read(tmp_path: Path, path: Path, resident: str) -> None:
+    made = make_store(tmp_path / "s.zarr", LABELS)
+    add_views(made, (4,))
+    part = held(made, path, views=True)
+    assert set(part.numbers) <= set(np.flatnonzero(made.base).tolist())
+    seen: set[int] = set()
+    with feed(part, resident=resident, order=Order(1, 1)) as fed, feed(part, order=Order(1, 1)) as other:
+        if resident == "ram":
+            assert fed.residence.bytes_needed == 24 * 2 << 20
+        steps = zip(fed.steps(0, 6, first_step=0), other.steps(0, 6, first_step=0), strict=True)
+        for data, same in steps:
+            for call, again in zip(data.calls, same.calls, strict=True):
+                assert content(call) == content(again)
+                number, key = call.numbers[0], call.keys[0]
+                assert int(made.base_of([number])[0]) == key.number
+                assert torch.equal(call.image_embeddings[0].float(), made[number])
+                seen.add(int(made.view_of[number]))
+    assert seen == {0, 4}
 
 
 def kept(where: str) -> Residence:

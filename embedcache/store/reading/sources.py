@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -42,8 +43,10 @@ class HttpSource:
 
     def read(self, name: str, first: int = 0, length: int | None = None) -> bytes:
         """See :class:`Source`."""
-        if not hasattr(self._own, "session"):
-            self._own.session = requests.Session()  # of this thread alone
+        if (
+            getattr(self._own, "process", None) != os.getpid()
+        ):  # nor do processes that forked share connections
+            self._own.process, self._own.session = os.getpid(), requests.Session()
         session: requests.Session = self._own.session
         headers = {"Accept-Encoding": "identity"}
         if length is not None:
