@@ -1,7 +1,7 @@
 """Keeps the memory that a process frees for its next use, instead of giving it back to the system.
 
 Each image that a CPU encodes takes and frees buffers of tens of megabytes. Given back, they are asked for anew and
-every page is touched for the first time again: a tenth of the time of vit_tiny, and a third in a dask worker, whose
+every page is touched for the first time again: a tenth of the time of vit_tiny, a third in a dask worker, whose
 nanny tells the allocator to give back what it can (``MALLOC_TRIM_THRESHOLD_=65536``).
 """
 
