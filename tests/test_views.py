@@ -128,6 +128,16 @@ def test_a_view_of_an_arrays_tile_has_its_number_and_so_many_bases_more(planes):
     assert numbering.at_place_of(5).tolist() == [5 + len(base) * place for place in range(8)]
 
 
+@pytest.mark.parametrize("values", [[[0, 0, 3], [0, 3, 5]], [[0, 0, 5], [4, 0, 3]], [[0, 0, 5], [4, 0, 5]]])
+def test_segments_that_no_array_has_are_corruption(values):
+    table = np.zeros((5 * len(values) + (values[-1] == [4, 0, 5]), 6), np.int64)
+    numbering = Numbering(Path("s"), table, read_segments(values), True)
+    with pytest.raises(CorruptionError, match="has not the rows"):
+        numbering.at_place_of(0)
+    with pytest.raises(CorruptionError, match="has not the rows"):
+        _ = numbering.base_of
+
+
 def test_flips_and_then_all_are_numbered_as_all_at_once():
     assert grown(grown((), 3, VIEW_SETS["flips"]), 3, VIEW_SETS["d4"]) == grown((), 3, VIEW_SETS["d4"])
     assert grown((), 3, VIEW_SETS["none"]) == ()
@@ -144,6 +154,7 @@ def test_flips_and_then_all_are_numbered_as_all_at_once():
         [[0, 0]],
         [["0", 0, 1]],
         [[0, 0, 2], [0, 0, 2]],
+        [[0, 0, 2], [4, 0, 0]],
         7,
     ],
 )

@@ -62,7 +62,7 @@ def read_segments(values: Any) -> tuple[Segment, ...]:
     for segment in segments:
         if not (0 <= segment.view < 8 and segment.first_plane == covered.get(segment.view, 0)):
             raise ValueError(f"{segment} does not go on where its view ends")
-        if segment.end_plane < segment.first_plane:
+        if segment.end_plane <= segment.first_plane:
             raise ValueError(f"{segment} has no planes")
         if segment.view and segment.end_plane > covered[0]:
             raise ValueError(f"{segment} has views of tiles that are not there")
@@ -196,9 +196,7 @@ class Numbering:
         """
         numbers = np.arange(len(self.table), dtype=np.int64)
         if self.segments and self.uniform:
-            if len(self.table) % len(self.segments):
-                raise self._broken()
-            numbers %= len(self.table) // len(self.segments)
+            numbers %= self._of_one_view
         elif self.segments:
             base = np.flatnonzero(self.base)
             planes = self.table[base, 0]
@@ -217,11 +215,20 @@ class Numbering:
         if not self.segments:
             return np.array([base], dtype=np.int64)
         if self.uniform:
-            return np.arange(base, len(self.table), len(self.table) // len(self.segments), dtype=np.int64)
+            return np.arange(base, len(self.table), self._of_one_view, dtype=np.int64)
         order, sorted_bases = self._by_base
         first, end = np.searchsorted(sorted_bases, [base, base + 1])
         found: Ints = order[first:end]
         return found
+
+    @cached_property
+    def _of_one_view(self) -> int:
+        """Rows of each view of an array, whose segments are one of all planes for each view."""
+        views = {segment.view for segment in self.segments}
+        ends = {segment.end_plane for segment in self.segments}
+        if len(views) < len(self.segments) or len(ends) > 1 or len(self.table) % len(self.segments):
+            raise self._broken()
+        return len(self.table) // len(self.segments)
 
     @cached_property
     def _by_base(self) -> tuple[Ints, Ints]:
