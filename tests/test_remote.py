@@ -6,6 +6,7 @@ import pickle
 import shutil
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -63,6 +64,7 @@ class Server:
 
     def __init__(self, folder: Path, *, ranges: bool = True) -> None:
         self.asked: list[str] = []
+        self.users: set[str | None] = set()
         self.faults: list[str] = []
         """What happens to the next requests for shards: drop, stall, short, wrong, busy, fine."""
         server = self
@@ -70,6 +72,7 @@ class Server:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 server.asked.append(self.path)
+                server.users.add(self.headers.get("Authorization"))
                 path = folder / self.path.lstrip("/")
                 if not path.is_file():
                     return self.send_error(404)
@@ -325,6 +328,21 @@ def test_a_mirror_is_not_opened_as_if_it_were_the_store(local: EmbeddingStore) -
     assert local.address == str(local.path)
     with pytest.raises(InputError, match=f"Open {url} instead"):
         EmbeddingStore.open(store.path)
+
+
+def test_a_password_in_an_address_is_used_and_never_written_or_shown(
+    local: EmbeddingStore, mirrors: Path, serve: Callable[..., Server]
+) -> None:
+    server = serve(local.path)
+    store = EmbeddingStore.open(server.url.replace("//", "//me:secret%21@"))
+    assert np.array_equal(store[0].half().numpy(), embedding(0))
+    assert server.users == {"Basic " + b64encode(b"me:secret!").decode()}
+    assert store.address == server.url
+    assert not any(b"secret" in path.read_bytes() for path in mirrors.rglob("*") if path.is_file())
+    server.faults = ["drop"] * 9
+    with pytest.raises(StorageError) as caught:
+        store[1]
+    assert "secret" not in f"{caught.value!r} {store!r}"
 
 
 def test_several_may_open_one_address_at_once(local: EmbeddingStore) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 from embedcache.errors import InputError
 
@@ -27,3 +28,9 @@ def refuse_mirror(root: Path) -> None:
     raise InputError(
         f"{root} keeps what was read of a store that is somewhere else.", hint=f"Open {url} instead."
     )
+
+
+def without_password(url: str) -> str:
+    """An address as it may be shown and recorded: without a user's name and password."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from embedcache.errors import CorruptionError, EmbedcacheError, InputError, StorageError
 from embedcache.files import crc32c, exclusive_lock, make_folder, sha256_hex
 from embedcache.store import layout
-from embedcache.store.reading.address import MIRROR_OF, is_remote
+from embedcache.store.reading.address import MIRROR_OF, is_remote, without_password
 from embedcache.store.reading.kept import KeptFiles
 from embedcache.store.reading.mirror import copy_but_embeddings, get, write_mirrored
 from embedcache.store.reading.sources import HttpSource, Source, again_and_again
@@ -58,7 +58,7 @@ class FsspecSource:
             self._system, self._root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
             raise InputError(
-                f"{url} cannot be opened: {error}.", hint="pip install 'embedcache[remote]'"
+                f"{without_password(url)} cannot be opened: {error}.", hint="pip install 'embedcache[remote]'"
             ) from error
 
     def read(self, name: str, first: int = 0, length: int | None = None) -> bytes:
@@ -83,7 +83,7 @@ class RemoteStore(EmbeddingStore):
     Attributes
     ----------
     url : str
-        Where it is; ``path`` is its mirror.
+        Where it is, without a password; ``path`` is its mirror.
     """
 
     url: str
@@ -232,20 +232,21 @@ def open_remote(url: str, *, cache: Path | None = None, cache_bytes: int = CACHE
         When another process has been copying to the same mirror for minutes.
     """
     source: Source = HttpSource(url) if urlsplit(url).scheme in ("http", "https") else FsspecSource(url)
+    shown = without_password(url)
     mirror = (cache or CACHE).expanduser().absolute() / sha256_hex(url.encode())
     make_folder(mirror)
     with exclusive_lock(mirror / LOCK, guarded=mirror, wait=PATIENCE_SECONDS):
-        write_mirrored(mirror, MIRROR_OF, f"{url}\n".encode())
-        listed = copy_but_embeddings(source, url, mirror)
+        write_mirrored(mirror, MIRROR_OF, f"{shown}\n".encode())
+        listed = copy_but_embeddings(source, shown, mirror)
         store = RemoteStore.open(mirror)
     assert isinstance(store, RemoteStore)
     if not listed and store.state.snapshot is None and bool(store.missing.any()):
         raise InputError(
-            f"{url} cannot be listed, and {int(store.missing.sum())} wanted embeddings are not in those files of "
-            "its journal that have fixed names; other files may hold them.",
+            f"{shown} cannot be listed, and {int(store.missing.sum())} wanted embeddings are not in the files of "
+            "its journal that have fixed names; others may hold them.",
             hint="Copy it to this machine, or serve it from where it can be listed, as s3:// can.",
         )
-    store.url, store.source = url, source
+    store.url, store.source = shown, source
     store.kept = KeptFiles(mirror / KEPT, cache_bytes)
     store._again = partial(open_remote, url, cache=cache, cache_bytes=cache_bytes)
     return store

@@ -7,10 +7,12 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Protocol, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import requests
 
 from embedcache.errors import EmbedcacheError, InputError, StorageError
+from embedcache.store.reading.address import without_password
 
 TIMEOUT_SECONDS = (10.0, 30.0)
 """To connect; and how long a server may say nothing."""
@@ -38,7 +40,11 @@ class HttpSource:
     """A folder behind http or https, which cannot be listed; the server must serve ranges of bytes."""
 
     def __init__(self, url: str) -> None:
-        self._url = url.rstrip("/")
+        parts = urlsplit(url)
+        self._url = without_password(url).rstrip("/")
+        self._user = (
+            None if parts.username is None else (unquote(parts.username), unquote(parts.password or ""))
+        )
         self._own = threading.local()
 
     def read(self, name: str, first: int = 0, length: int | None = None) -> bytes:
@@ -47,6 +53,7 @@ class HttpSource:
             getattr(self._own, "process", None) != os.getpid()
         ):  # nor do processes that forked share connections
             self._own.process, self._own.session = os.getpid(), requests.Session()
+            self._own.session.auth = self._user
         session: requests.Session = self._own.session
         headers = {"Accept-Encoding": "identity"}
         if length is not None:
