@@ -44,13 +44,13 @@ def test_every_head_learns_and_stands_in_one_table(
         "--val",
         "04,05",
     ]
-    words += ["--model", "vit_tiny", "--checkpoint", "random:0", "--tile", "256", "--views", "flips"]
+    words += ["--model", "vit_tiny", "--checkpoint", "random:0", "--tile", "256", "--views", "none"]
     rows = compare_heads.main(
-        [*words, "--steps", "16", "--batch-size", "2", "--lr", "1e-3", "--seeds", "1", "--whole-steps", "2"]
+        [*words, "--steps", "12", "--batch-size", "2", "--lr", "1e-3", "--seeds", "1", "--whole-steps", "0"]
     )
     assert {row["prompt_source"] for row in rows} == {"free"}
     untrained = rows[0]["untrained"]
-    for row in rows[1:4]:
+    for row in rows:
         assert row["dice"] > untrained + 0.05, row["head"]
     assert capsys.readouterr().out.splitlines()[0].startswith("trained")
 
