@@ -259,6 +259,12 @@ def test_a_torn_last_row_is_left_out(run: Run) -> None:
     assert json.loads((run.path / "summary.json").read_text())["steps"] == 6
 
 
+def test_what_is_refused_late_leaves_no_folder_behind(folder: Path, store: EmbeddingStore) -> None:
+    with pytest.raises(ConfigError, match="gpu"):
+        train(store, folder / "l.npy", out=folder / "none", resident="gpu", steps=1, **QUICK)
+    assert not (folder / "none").exists()
+
+
 def test_two_trainings_never_share_a_folder(folder: Path, store: EmbeddingStore) -> None:
     with exclusive_lock(folder / "taken" / ".lock"), pytest.raises(LockedError) as refusal:
         train(store, folder / "l.npy", out=folder / "taken", steps=1, **QUICK)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedcache.errors import ConfigError
+from embedcache.errors import ConfigError, MismatchError
+from embedcache.files import digest_json
 from embedcache.progress import Progress
 from embedcache.store.reading.order import Order
 from embedcache.train.batch_size import choose_batch_size
@@ -14,7 +15,7 @@ from embedcache.train.metrics import Figures
 from embedcache.train.options import TrainOptions
 from embedcache.train.overlay import save_overlay
 from embedcache.train.ranks import Ranks
-from embedcache.train.record import check_resumable, describe
+from embedcache.train.record import check_resumable, describe, drawn_views
 from embedcache.train.rows import Rows
 from embedcache.train.run import Json, keep_rows_until, read_json, write_json
 from embedcache.train.setup import Setup
@@ -52,10 +53,11 @@ def decide(setup: Setup, options: TrainOptions, folder: Path, ranks: Ranks, prog
     Raises
     ------
     MismatchError
-        When a run there began otherwise.
+        When a run there began otherwise, or the processes saw different tiles.
     ConfigError
         When a step has fewer images than there are processes.
     """
+    _require_one_snapshot(setup, ranks)
     config: Json = {}
     if ranks.main:
         begun = (folder / "config.json").exists()
@@ -78,6 +80,16 @@ def decide(setup: Setup, options: TrainOptions, folder: Path, ranks: Ranks, prog
             hint=f"Give --batch-size {ranks.world} or more, or start fewer processes.",
         )
     return beginning
+
+
+def _require_one_snapshot(setup: Setup, ranks: Ranks) -> None:
+    """All processes opened the stores on their own; one of them may have grown in between."""
+    mine = digest_json([setup.split.to_dict(), drawn_views(setup)])
+    if ranks.most(int(ranks.agree(mine) != mine)):
+        raise MismatchError(
+            "The processes of this training opened a store that grew in between; they saw different tiles.",
+            hint="Start again, when its encoding has finished or stands still.",
+        )
 
 
 def begin(

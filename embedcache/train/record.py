@@ -30,7 +30,7 @@ MAY_CHANGE = (
     "patience",
     "allow_partial",
     "init",
-    "batch_size",
+    "batch_size",  # compared on its own: the automatic one is that of the beginning
     "save_every",
     "resident",
     "check_reads",

@@ -72,33 +72,12 @@ def prepare(
     ------
     LabelError, ConfigError, MismatchError, MissingTilesError
     """
-    opened = tuple(_open(store) for store in _as_list(stores))
-    paths = _as_list(labels)
-    if len(opened) != len(paths):
-        raise ConfigError(f"{len(opened)} stores and {len(paths)} labels were given; they come in pairs.")
-    _require_one_space(opened)
-    found = tuple(
-        open_labels_of(path, store, options, index, len(opened))
-        for index, (store, path) in enumerate(zip(opened, paths, strict=True))
-    )
-    for store, label in zip(opened, found, strict=True):
-        _tell(store, label, options, progress)
+    opened, found = _opened(stores, labels, options, progress)
     task = _one_task(found)
     prompts = options.prompts or ("none" if task == "semantic" else "iterative")
     objects = check_objects(options.objects or default_objects(task, prompts), task, prompts)
-    if options.overfit:
-        split = overfit_split(opened, found, options.overfit)
-    else:
-        split = make_split(opened, found, options.val)
-        require_unseen(split, opened, options)
-    progress.say(f"split: {split.rule}; {_count(split.train)} tiles train, {_count(split.val)} validate.")
-
-    if options.start is not None and prompts != "mask":
-        raise ConfigError(f"--start is what --prompts mask starts from; the prompts are {prompts}.")
-    starts = tuple(_start(store, options, index, len(opened)) for index, store in enumerate(opened))
-    for start in starts:
-        if start is not None:
-            progress.say(f"{start.source}: {start.alignment}")
+    split = _split(opened, found, options, progress)
+    starts = _starts(opened, prompts, options, progress)
     free = task == "semantic" and prompt_source(prompts) == "oracle"
     val_prompts = "none" if free else prompts
     drawn_anew = {
@@ -127,6 +106,39 @@ def prepare(
         val_source=prompt_source(val_prompts),
         interactive=hold(split.val, prompts, objects) if free else (),
     )
+
+
+def _opened(
+    stores: StoreLike | Sequence[StoreLike],
+    labels: LabelsLike | Sequence[LabelsLike],
+    options: TrainOptions,
+    progress: Progress,
+) -> tuple[tuple[EmbeddingStore, ...], tuple[Labels, ...]]:
+    """Stores of one space and their labels, in pairs."""
+    opened = tuple(_open(store) for store in _as_list(stores))
+    paths = _as_list(labels)
+    if len(opened) != len(paths):
+        raise ConfigError(f"{len(opened)} stores and {len(paths)} labels were given; they come in pairs.")
+    _require_one_space(opened)
+    found = tuple(
+        open_labels_of(path, store, options, index, len(opened))
+        for index, (store, path) in enumerate(zip(opened, paths, strict=True))
+    )
+    for store, label in zip(opened, found, strict=True):
+        _tell(store, label, options, progress)
+    return opened, found
+
+
+def _split(
+    stores: Sequence[EmbeddingStore], labels: Sequence[Labels], options: TrainOptions, progress: Progress
+) -> Split:
+    if options.overfit:
+        split = overfit_split(stores, labels, options.overfit)
+    else:
+        split = make_split(stores, labels, options.val)
+        require_unseen(split, stores, options)
+    progress.say(f"split: {split.rule}; {_count(split.train)} tiles train, {_count(split.val)} validate.")
+    return split
 
 
 def open_labels_of(
@@ -164,15 +176,26 @@ def _tell(store: EmbeddingStore, labels: Labels, options: TrainOptions, progress
     progress.say(f"{labels.source}: {labels.alignment}")
     left_out = require_tiles(store, labels, allow_partial=options.allow_partial)
     if left_out:
-        progress.say(f"{store.path.name}: {left_out}")
+        progress.say(f"{store.address}: {left_out}")
     uncounted = labels.uncounted(store)
     if uncounted:
-        progress.say(f"{store.path.name}: {uncounted} tiles hold nothing that counts and are left out.")
+        progress.say(f"{store.address}: {uncounted} tiles hold nothing that counts and are left out.")
 
 
-def _start(store: EmbeddingStore, options: TrainOptions, index: int, stores: int) -> MaskPrompts | None:
-    path = options.start_of(index, stores)
-    return None if path is None else open_mask_prompts(path, store)
+def _starts(
+    stores: Sequence[EmbeddingStore], prompts: str, options: TrainOptions, progress: Progress
+) -> list[MaskPrompts | None]:
+    """What each store's mask prompts start from."""
+    if options.start is not None and prompts != "mask":
+        raise ConfigError(f"--start is what --prompts mask starts from; the prompts are {prompts}.")
+    found: list[MaskPrompts | None] = []
+    for index, store in enumerate(stores):
+        path = options.start_of(index, len(stores))
+        start = None if path is None else open_mask_prompts(path, store)
+        if start is not None:
+            progress.say(f"{start.source}: {start.alignment}")
+        found.append(start)
+    return found
 
 
 def _hold(

@@ -8,8 +8,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from embedcache.errors import ConfigError, Interrupted
-from embedcache.files import exclusive_lock, remove_litter
+from embedcache.errors import ConfigError, EmbedcacheError, Interrupted
+from embedcache.files import exclusive_lock, remove_litter, remove_tree
 from embedcache.progress import Progress, Silent
 from embedcache.train.device import require_amp, tf32
 from embedcache.train.options import TrainOptions
@@ -104,10 +104,16 @@ def _folder(out: str | Path | None, setup: Setup, options: TrainOptions, ranks: 
         return
     labels = Path(setup.labels[0].source)
     folder = new_folder(out, Path(setup.stores[0].address), labels, resume=options.resume)
+    there = folder.exists()
     with exclusive_lock(folder / LOCK, guarded=folder):
         wanted_folder(folder, resume=options.resume)  # again: another training may have come first
         remove_litter(folder, deep=False)  # of a training that was killed
-        yield Path(ranks.agree(str(folder)))
+        try:
+            yield Path(ranks.agree(str(folder)))
+        except EmbedcacheError:
+            if not there and [path.name for path in folder.iterdir()] == [LOCK]:
+                remove_tree(folder)  # refused before anything was written: nothing is left behind
+            raise
 
 
 @contextmanager
