@@ -22,10 +22,10 @@ import torch
 from embedcache.bench.machine import machine
 from embedcache.bench.step_process import Steps, StepSettings
 from embedcache.sam import Decoder, Prompts
-from embedcache.train.batch import Batch, StepData, TileKey
 from embedcache.train.options import TrainOptions
-from embedcache.train.ranks import Ranks
-from embedcache.train.steps import Stepper
+from embedcache.train.questions.batch import Batch, StepData, TileKey
+from embedcache.train.stepping.ranks import Ranks
+from embedcache.train.stepping.steps import Stepper
 
 GB = 10**9
 SMALL_CARD = 24 * GB

@@ -22,8 +22,8 @@ import torch
 
 from embedcache.geometry import EMBEDDING_SHAPE
 from embedcache.store import EmbeddingStore, EncodeSpec
-from embedcache.train.dataset import EmbeddingDataset
-from embedcache.train.error_points import draw_error_points
+from embedcache.train.asking.error_points import draw_error_points
+from embedcache.train.questions.dataset import EmbeddingDataset
 from embedcache.volume import Preprocess, TileGrid
 
 SIDE = 1024

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from embedcache.train.averaging import Average
+from embedcache.train.stepping.averaging import Average
 
 GOOD, BAD = torch.tensor(True), torch.tensor(False)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from embedcache.sam.prompts import Prompts
-from embedcache.train.batch import Batch, TileKey
+from embedcache.train.questions.batch import Batch, TileKey
 
 
 def test_each_query_has_its_target_and_the_weight_of_its_image() -> None:

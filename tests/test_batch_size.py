@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedcache.train.batch_size import MOST, SHARE, largest_batch
+from embedcache.train.stepping.batch_size import MOST, SHARE, largest_batch
 
 MIB = 2**20
 

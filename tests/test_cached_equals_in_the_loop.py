@@ -12,11 +12,11 @@ import embedcache as ec
 from embedcache.bench.stock_step import StockDecoder
 from embedcache.sam import Decoder, random_weights
 from embedcache.sam.parts import build_encoder
-from embedcache.train.batch import StepData, collate_questions
-from embedcache.train.dataset import EmbeddingDataset
 from embedcache.train.options import TrainOptions
-from embedcache.train.ranks import Ranks
-from embedcache.train.steps import Stepper
+from embedcache.train.questions.batch import StepData, collate_questions
+from embedcache.train.questions.dataset import EmbeddingDataset
+from embedcache.train.stepping.ranks import Ranks
+from embedcache.train.stepping.steps import Stepper
 
 STEPS = 10
 

@@ -14,8 +14,8 @@ from training_stores import blob_labels, make_store, save_labels
 from embedcache.errors import ConfigError, LabelError, MissingTilesError
 from embedcache.sam.decoder import Decoder
 from embedcache.store import EmbeddingStore
-from embedcache.train.dataset import EmbeddingDataset, collate
-from embedcache.train.validation import Held, fixed_subset
+from embedcache.train.asking.validation import Held, fixed_subset
+from embedcache.train.questions.dataset import EmbeddingDataset, collate
 
 LABELS = blob_labels(3, 64, 96)
 LABELS[2] = 0

@@ -14,8 +14,7 @@ from training_stores import blob_labels, make_store, save_labels
 
 from embedcache.geometry import Tile
 from embedcache.sam.decoder import Decoder, Prompts
-from embedcache.train.dataset import EmbeddingDataset
-from embedcache.train.drawn import (
+from embedcache.train.asking.drawn import (
     ANSWER,
     IN,
     LONG_SIDE,
@@ -26,8 +25,9 @@ from embedcache.train.drawn import (
     draw_validation,
     shown_tiles,
 )
+from embedcache.train.asking.validation import Held
 from embedcache.train.loggers import Pixels
-from embedcache.train.validation import Held
+from embedcache.train.questions.dataset import EmbeddingDataset
 
 CPU = torch.device("cpu")
 EMBEDDING = torch.randn(256, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedcache.train.error_points import draw_error_points
+from embedcache.train.asking.error_points import draw_error_points
 
 
 def case(seed: int, queries: int, share: float) -> tuple[torch.Tensor, ...]:

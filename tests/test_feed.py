@@ -26,10 +26,10 @@ from embedcache.store.reading.gather import Gather
 from embedcache.store.reading.order import Order
 from embedcache.store.reading.resident import Residence, decide_residence
 from embedcache.store.reading.tier import Tier, shared_tiers, tier_for
-from embedcache.train.batch import Batch, StepData
-from embedcache.train.dataset import EmbeddingDataset
-from embedcache.train.feeding import Feed, FeedOptions
-from embedcache.train.validation import Held
+from embedcache.train.asking.validation import Held
+from embedcache.train.feed.feeding import Feed, FeedOptions
+from embedcache.train.questions.batch import Batch, StepData
+from embedcache.train.questions.dataset import EmbeddingDataset
 
 LABELS = blob_labels(6, 64, 96)
 LABELS[4:] = 0

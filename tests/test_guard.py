@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from embedcache.errors import ConfigError
-from embedcache.train.guard import FEW, NAMED, SPAN, Guard, diverged, is_good
+from embedcache.train.stepping.guard import FEW, NAMED, SPAN, Guard, diverged, is_good
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from embedcache.encode.care.repair import repair
 from embedcache.errors import EmbedcacheError
 from embedcache.store import EmbeddingStore, layout
 from embedcache.store.care.gc import find_garbage
-from embedcache.train.needed import encode_command
+from embedcache.train.truth.needed import encode_command
 
 register()
 

@@ -13,12 +13,12 @@ from training_stores import make_store, save_labels
 
 from embedcache.geometry import Tile
 from embedcache.store import EmbeddingStore
-from embedcache.train.dataset import EmbeddingDataset
-from embedcache.train.jitter import CUTS, SMALLEST_WINDOW, draw_cut, jitter_window
-from embedcache.train.labels import open_labels
-from embedcache.train.object_table import TileObject
-from embedcache.train.targets import CUT, low_res_targets
-from embedcache.train.validation import VALIDATION_EPOCH
+from embedcache.train.asking.validation import VALIDATION_EPOCH
+from embedcache.train.questions.dataset import EmbeddingDataset
+from embedcache.train.questions.jitter import CUTS, SMALLEST_WINDOW, draw_cut, jitter_window
+from embedcache.train.questions.object_table import TileObject
+from embedcache.train.questions.targets import CUT, low_res_targets
+from embedcache.train.truth.labels import open_labels
 
 LABELS = np.zeros((1, 75, 150), np.uint8)
 LABELS[0, 20:50, 13:60] = 255

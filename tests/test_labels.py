@@ -15,11 +15,11 @@ from training_stores import blob_labels, make_image_store, make_store, save_labe
 from embedcache.errors import ConfigError, LabelError, MissingTilesError
 from embedcache.geometry import IMAGE_SIZE, Tile
 from embedcache.store import EmbeddingStore
-from embedcache.train.alignment import Factor, find_factor
-from embedcache.train.labels import labelled_numbers, open_labels
-from embedcache.train.needed import needed_tiles, require_tiles
-from embedcache.train.targets import area_average, low_res_targets
-from embedcache.train.task import decide_task
+from embedcache.train.questions.targets import area_average, low_res_targets
+from embedcache.train.truth.alignment import Factor, find_factor
+from embedcache.train.truth.labels import labelled_numbers, open_labels
+from embedcache.train.truth.needed import needed_tiles, require_tiles
+from embedcache.train.truth.task import decide_task
 
 LABELS = blob_labels(4, 96, 128)
 

@@ -13,16 +13,16 @@ from training_stores import blob_labels, make_store, save_labels
 from embedcache.errors import ConfigError
 from embedcache.progress import Silent
 from embedcache.sam.decoder import Decoder, DecoderOutput, Prompts
-from embedcache.train.course import Course
-from embedcache.train.feeding import Feed, FeedOptions
+from embedcache.train.feed.feeding import Feed, FeedOptions
 from embedcache.train.loggers import open_loggers
-from embedcache.train.loop import Loop
 from embedcache.train.options import TrainOptions
-from embedcache.train.ranks import Ranks
-from embedcache.train.rows import Rows
 from embedcache.train.setup import Setup, prepare
-from embedcache.train.state import Standing
-from embedcache.train.steps import Stepper
+from embedcache.train.stepping.course import Course
+from embedcache.train.stepping.loop import Loop
+from embedcache.train.stepping.ranks import Ranks
+from embedcache.train.stepping.rows import Rows
+from embedcache.train.stepping.state import Standing
+from embedcache.train.stepping.steps import Stepper
 
 CPU = torch.device("cpu")
 OPTIONS = TrainOptions(val="3:4", batch_size=3, lr=1e-3, warmup=0)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedcache.errors import ConfigError
-from embedcache.train.losses import (
+from embedcache.train.asking.losses import (
     LOSSES,
     actual_iou,
     compute_loss,

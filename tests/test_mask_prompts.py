@@ -12,9 +12,9 @@ from training_stores import blob_labels, make_store, save_labels, save_png_folde
 from embedcache.errors import ConfigError, LabelError
 from embedcache.geometry import Tile, see
 from embedcache.store import EmbeddingStore
-from embedcache.train.dataset import EmbeddingDataset, collate
-from embedcache.train.mask_prompts import LARGEST_LOGIT, open_mask_prompts
-from embedcache.train.prompts import prompt_source
+from embedcache.train.questions.dataset import EmbeddingDataset, collate
+from embedcache.train.questions.mask_prompts import LARGEST_LOGIT, open_mask_prompts
+from embedcache.train.questions.prompts import prompt_source
 
 LABELS = blob_labels(2, 64, 96)
 CHANCES = np.random.default_rng(0).random((2, 64, 96), dtype=np.float32)

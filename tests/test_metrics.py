@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedcache.train.metrics import THRESHOLDS, ThresholdCounts, figures
+from embedcache.train.asking.metrics import THRESHOLDS, ThresholdCounts, figures
 
 
 def filled(seed: int = 0, masks: int = 3) -> tuple[ThresholdCounts, list[tuple[torch.Tensor, ...]]]:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from embedcache.sam.prompts import Prompts
-from embedcache.train.losses import LOSSES, compute_loss, mask_losses
-from embedcache.train.multimask import best_of_three, is_ambiguous, likeliest
+from embedcache.train.asking.losses import LOSSES, compute_loss, mask_losses
+from embedcache.train.asking.multimask import best_of_three, is_ambiguous, likeliest
 
 
 def test_only_exactly_one_point_is_ambiguous() -> None:

@@ -10,10 +10,10 @@ from scipy import ndimage
 
 from embedcache.errors import ConfigError
 from embedcache.geometry import Tile, see
-from embedcache.train.object_table import MIN_PIXELS, TileObject, object_table
-from embedcache.train.objects import check_objects, default_objects
-from embedcache.train.prompts import make_prompts
-from embedcache.train.targets import low_res_targets
+from embedcache.train.questions.object_table import MIN_PIXELS, TileObject, object_table
+from embedcache.train.questions.objects import check_objects, default_objects
+from embedcache.train.questions.prompts import make_prompts
+from embedcache.train.questions.targets import low_res_targets
 
 SIZES = st.tuples(st.integers(3, 60), st.integers(3, 60))
 

@@ -22,7 +22,7 @@ from embedcache.progress import Silent
 from embedcache.results import predict
 from embedcache.sam.decoder import Decoder, Prompts, upscale_logits
 from embedcache.train.adapter import AdaptedDecoder
-from embedcache.train.mask_prompts import open_mask_prompts
+from embedcache.train.questions.mask_prompts import open_mask_prompts
 from embedcache.volume import Preprocess
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from embedcache.errors import ConfigError
 from embedcache.geometry import Tile
-from embedcache.train.object_table import TileObject
-from embedcache.train.prompts import (
+from embedcache.train.questions.object_table import TileObject
+from embedcache.train.questions.prompts import (
     PROMPTS,
     TilePrompts,
     collate_prompts,

@@ -16,12 +16,12 @@ from training_stores import make_store, save_labels
 from embedcache.errors import ConfigError
 from embedcache.geometry import Tile, see, see_points
 from embedcache.store import EmbeddingStore
-from embedcache.train.batch import TileQuestion
-from embedcache.train.dataset import EmbeddingDataset
-from embedcache.train.labels import open_labels
-from embedcache.train.object_table import TileObject, object_table
-from embedcache.train.prompts import TilePrompts, make_prompts
-from embedcache.train.targets import low_res_targets
+from embedcache.train.questions.batch import TileQuestion
+from embedcache.train.questions.dataset import EmbeddingDataset
+from embedcache.train.questions.object_table import TileObject, object_table
+from embedcache.train.questions.prompts import TilePrompts, make_prompts
+from embedcache.train.questions.targets import low_res_targets
+from embedcache.train.truth.labels import open_labels
 
 KINDS = ("none", "points", "box", "grid", "iterative")
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from embedcache.errors import ConfigError
-from embedcache.train.ranks import Ranks, joined, speaks
+from embedcache.train.stepping.ranks import Ranks, joined, speaks
 
 WORKER = Path(__file__).with_name("worker_ranks.py")
 

@@ -13,9 +13,16 @@ from hypothesis import strategies as st
 from embedcache.geometry import Tile
 from embedcache.sam.decoder import Decoder, DecoderOutput
 from embedcache.sam.prompts import Prompts
-from embedcache.train.batch import Batch, TileKey, TileQuestion, collate_questions
-from embedcache.train.prompts import TilePrompts
-from embedcache.train.rounds import PAPER_ROUNDS, Answer, first_prompts, next_prompts, plan_rounds, run_rounds
+from embedcache.train.asking.rounds import (
+    PAPER_ROUNDS,
+    Answer,
+    first_prompts,
+    next_prompts,
+    plan_rounds,
+    run_rounds,
+)
+from embedcache.train.questions.batch import Batch, TileKey, TileQuestion, collate_questions
+from embedcache.train.questions.prompts import TilePrompts
 
 TILE = Tile(0, 0, 0, 64, 64)
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedcache.train.option_checks import SCHEDULES
-from embedcache.train.schedule import default_warmup, rate
+from embedcache.train.stepping.schedule import default_warmup, rate
 
 PEAK = 1e-3
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from embedcache.errors import ConfigError, LabelError
 from embedcache.store.reading.order import SMALLEST_WINDOW, Order, choose_order
-from embedcache.train.sequence import Place, TileSequence, share
+from embedcache.train.feed.sequence import Place, TileSequence, share
 
 SHARDS = st.lists(st.integers(0, 9), max_size=60).map(lambda ids: np.array(ids, dtype=np.int64))
 WINDOWS = st.none() | st.integers(1, 12)

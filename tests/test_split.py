@@ -12,9 +12,9 @@ from training_stores import blob_labels, make_image_store, make_store, save_labe
 
 from embedcache.errors import ConfigError, LabelError
 from embedcache.store import EmbeddingStore
-from embedcache.train.labels import Labels, open_labels
-from embedcache.train.places import Tiles
-from embedcache.train.split import Split, _blocks, _first_useful, _slabs, make_split
+from embedcache.train.truth.labels import Labels, open_labels
+from embedcache.train.truth.places import Tiles
+from embedcache.train.truth.split import Split, _blocks, _first_useful, _slabs, make_split
 
 Pair = tuple[EmbeddingStore, Labels]
 

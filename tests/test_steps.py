@@ -14,12 +14,12 @@ from training_stores import blob_labels, make_store, save_labels
 from embedcache.errors import ConfigError
 from embedcache.sam.decoder import Decoder
 from embedcache.store import EmbeddingStore
-from embedcache.train.batch import StepData, collate_questions
-from embedcache.train.dataset import EmbeddingDataset
-from embedcache.train.device import require_amp, tf32
 from embedcache.train.options import TrainOptions
-from embedcache.train.ranks import Ranks
-from embedcache.train.steps import Stepper
+from embedcache.train.questions.batch import StepData, collate_questions
+from embedcache.train.questions.dataset import EmbeddingDataset
+from embedcache.train.stepping.device import require_amp, tf32
+from embedcache.train.stepping.ranks import Ranks
+from embedcache.train.stepping.steps import Stepper
 
 CPU = torch.device("cpu")
 LABELS = blob_labels(4, 64, 64)

@@ -24,7 +24,7 @@ from embedcache.files import exclusive_lock
 from embedcache.progress import Silent
 from embedcache.store import EmbeddingStore
 from embedcache.train import Checkpoint, Run, open_labels, train
-from embedcache.train.overlay import OUTLINE, draw_overlay
+from embedcache.train.truth.overlay import OUTLINE, draw_overlay
 
 LABELS = blob_labels(8, 64, 64)
 QUICK = {"logger": "none", "batch_size": 1, "lr": 1e-3, "device": "cpu"}

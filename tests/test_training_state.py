@@ -9,7 +9,7 @@ import torch
 
 from embedcache.errors import InputError
 from embedcache.sam.decoder import Decoder
-from embedcache.train.state import Standing, load_state, save_state
+from embedcache.train.stepping.state import Standing, load_state, save_state
 
 STANDING = Standing(7, 14, 0.5, 3, 1, 2.5, {"loss": 0.1}, [0.5, 3, None, None, 0.5])
 

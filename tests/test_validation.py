@@ -14,12 +14,12 @@ from training_stores import make_store, save_labels
 
 from embedcache.sam.decoder import Decoder, upscale_logits
 from embedcache.store import EmbeddingStore
-from embedcache.train.batch import collate_questions
-from embedcache.train.dataset import EmbeddingDataset
-from embedcache.train.labels import open_labels
-from embedcache.train.metrics import ThresholdCounts
-from embedcache.train.multimask import answers
-from embedcache.train.validation import VALIDATION_EPOCH, Held, measure
+from embedcache.train.asking.metrics import ThresholdCounts
+from embedcache.train.asking.multimask import answers
+from embedcache.train.asking.validation import VALIDATION_EPOCH, Held, measure
+from embedcache.train.questions.batch import collate_questions
+from embedcache.train.questions.dataset import EmbeddingDataset
+from embedcache.train.truth.labels import open_labels
 
 CPU = torch.device("cpu")
 IDS = np.zeros((2, 64, 112), np.uint16)

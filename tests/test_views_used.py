@@ -13,10 +13,10 @@ from view_samples import give_views
 
 from embedcache.cli.app import run as command
 from embedcache.store import EmbeddingStore
-from embedcache.train.labels import open_labels
-from embedcache.train.needed import encode_command, needed_tiles
-from embedcache.train.places import gather
-from embedcache.train.split import make_split
+from embedcache.train.truth.labels import open_labels
+from embedcache.train.truth.needed import encode_command, needed_tiles
+from embedcache.train.truth.places import gather
+from embedcache.train.truth.split import make_split
 
 
 def test_labels_splits_and_what_is_needed_are_those_of_a_store_without_views(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from embedcache.errors import InputError, MismatchError
 from embedcache.sam.decoder import Prompts
 from embedcache.store import EmbeddingStore
 from embedcache.train import make_split, open_labels
-from embedcache.train.dataset import EmbeddingDataset
+from embedcache.train.questions.dataset import EmbeddingDataset
 
 SIDE = 64
 

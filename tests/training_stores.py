@@ -13,7 +13,7 @@ from embedcache.files import sha256_hex
 from embedcache.geometry import Tile
 from embedcache.sam.decoder import Decoder
 from embedcache.store import EmbeddingStore, EncodeSpec
-from embedcache.train.targets import area_average
+from embedcache.train.questions.targets import area_average
 from embedcache.volume import ImageRecord, Preprocess, TileGrid
 
 DIGEST = "sha256:" + "0" * 64

@@ -8,7 +8,7 @@ import os
 import torch
 from torch import nn
 
-from embedcache.train.ranks import Ranks, joined
+from embedcache.train.stepping.ranks import Ranks, joined
 
 
 def main() -> None:

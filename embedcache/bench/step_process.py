@@ -26,10 +26,10 @@ from embedcache.geometry import EMBEDDING_SHAPE, IMAGE_SIZE, LOW_RES_SIZE
 from embedcache.peak import forget_peak, peak_memory
 from embedcache.sam.decoder import Decoder, Prompts
 from embedcache.sam.weights import resolve_weights
-from embedcache.train.batch import Batch, StepData, TileKey
 from embedcache.train.options import TrainOptions
-from embedcache.train.ranks import Ranks
-from embedcache.train.steps import Stepper
+from embedcache.train.questions.batch import Batch, StepData, TileKey
+from embedcache.train.stepping.ranks import Ranks
+from embedcache.train.stepping.steps import Stepper
 
 TOTAL_STEPS = 1000
 """Length of the learning rate's course; only its first steps are taken."""

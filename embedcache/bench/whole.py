@@ -28,14 +28,14 @@ from embedcache.results.pictures import source_volume
 from embedcache.results.stitch import stitch_plane, tile_probabilities
 from embedcache.sam.decoder import Prompts, upscale_logits
 from embedcache.store import EmbeddingStore
-from embedcache.train.batch import collate_questions
-from embedcache.train.dataset import EmbeddingDataset
-from embedcache.train.labels import Labels, open_labels
-from embedcache.train.metrics import Figures, ThresholdCounts, figures
-from embedcache.train.rounds import run_rounds
-from embedcache.train.schedule import default_warmup, rate
-from embedcache.train.split import Split
-from embedcache.train.validation import Held, fixed_subset
+from embedcache.train.asking.metrics import Figures, ThresholdCounts, figures
+from embedcache.train.asking.rounds import run_rounds
+from embedcache.train.asking.validation import Held, fixed_subset
+from embedcache.train.questions.batch import collate_questions
+from embedcache.train.questions.dataset import EmbeddingDataset
+from embedcache.train.stepping.schedule import default_warmup, rate
+from embedcache.train.truth.labels import Labels, open_labels
+from embedcache.train.truth.split import Split
 from embedcache.volume import Volume
 
 VALIDATED_TILES = 64

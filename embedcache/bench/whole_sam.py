@@ -13,7 +13,7 @@ from embedcache.sam.decoding.way import STOCK
 from embedcache.sam.parts import build_encoder
 from embedcache.sam.weights import resolve_weights
 from embedcache.store import EmbeddingStore
-from embedcache.train.dataset import EmbeddingDataset
+from embedcache.train.questions.dataset import EmbeddingDataset
 
 
 class Sam(nn.Module):

@@ -184,7 +184,7 @@ def train(
         _sweep(chosen, sweep, out, as_json, wishes)
         return
     from embedcache.train import train as run_train
-    from embedcache.train.ranks import speaks
+    from embedcache.train.stepping.ranks import speaks
 
     if speaks():
         say_certificates(chosen[0])

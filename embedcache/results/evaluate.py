@@ -26,14 +26,14 @@ from embedcache.results.predict import DECODER_BATCH
 from embedcache.results.stitch import Floats, Stitcher, prompts_for
 from embedcache.sam.encoder import resolve_device
 from embedcache.store import EmbeddingStore
+from embedcache.train.asking.metrics import Figures, figures
+from embedcache.train.asking.validation import Held, measure
 from embedcache.train.checkpoint import Checkpoint, check_space
-from embedcache.train.dataset import EmbeddingDataset
-from embedcache.train.labels import Labels, open_labels
-from embedcache.train.metrics import Figures, figures
-from embedcache.train.prompts import check_prompts, prompt_source
+from embedcache.train.questions.dataset import EmbeddingDataset
+from embedcache.train.questions.prompts import check_prompts, prompt_source
 from embedcache.train.run import read_json
-from embedcache.train.split import Split
-from embedcache.train.validation import Held, measure
+from embedcache.train.truth.labels import Labels, open_labels
+from embedcache.train.truth.split import Split
 
 
 def evaluate(

@@ -8,8 +8,8 @@ import numpy.typing as npt
 from embedcache.errors import ConfigError, LabelError, MissingTilesError, command
 from embedcache.store import EmbeddingStore
 from embedcache.train.checkpoint import Checkpoint
-from embedcache.train.labels import Labels
-from embedcache.train.split import Part, Split, make_split
+from embedcache.train.truth.labels import Labels
+from embedcache.train.truth.split import Part, Split, make_split
 
 SPLITS = ("val", "train", "all")
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from embedcache.errors import StorageError
 from embedcache.progress import Progress
+from embedcache.train.asking.metrics import Figures
 from embedcache.train.checkpoint import Checkpoint
-from embedcache.train.metrics import Figures
 from embedcache.train.run import Run, read_json, write_json
-from embedcache.train.split import Split
+from embedcache.train.truth.split import Split
 
 KEPT = "evaluation.json"
 """File of a run folder."""

@@ -22,11 +22,11 @@ from embedcache.errors import VolumeError
 from embedcache.geometry import Tile
 from embedcache.sam.decoder import upscale_logits
 from embedcache.store import EmbeddingStore
-from embedcache.train.dataset import EmbeddingDataset
-from embedcache.train.multimask import answers
-from embedcache.train.overlay import embedding_colours
-from embedcache.train.prompts import collate_prompts
-from embedcache.train.validation import VALIDATION_EPOCH
+from embedcache.train.asking.multimask import answers
+from embedcache.train.asking.validation import VALIDATION_EPOCH
+from embedcache.train.questions.dataset import EmbeddingDataset
+from embedcache.train.questions.prompts import collate_prompts
+from embedcache.train.truth.overlay import embedding_colours
 from embedcache.volume import ImageVolume, Volume, open_volume
 
 Bools = npt.NDArray[np.bool_]

@@ -23,11 +23,11 @@ from embedcache.results.evaluation import kept
 from embedcache.results.pictures import TileRow, draw_tiles
 from embedcache.store import EmbeddingStore
 from embedcache.train.checkpoint import Checkpoint
-from embedcache.train.dataset import EmbeddingDataset
-from embedcache.train.labels import open_labels
-from embedcache.train.mask_prompts import open_mask_prompts
+from embedcache.train.questions.dataset import EmbeddingDataset
+from embedcache.train.questions.mask_prompts import open_mask_prompts
 from embedcache.train.run import Run
-from embedcache.train.split import Split
+from embedcache.train.truth.labels import open_labels
+from embedcache.train.truth.split import Split
 
 FIGURES = (
     ("dice", "Dice"),

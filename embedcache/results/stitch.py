@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from embedcache.geometry import Tile
 from embedcache.sam.decoder import Prompts, upscale_logits
 from embedcache.store import EmbeddingStore
-from embedcache.train.mask_prompts import MaskPrompts, open_mask_prompts, require_start
-from embedcache.train.prompts import collate_prompts, make_prompts
+from embedcache.train.questions.mask_prompts import MaskPrompts, open_mask_prompts, require_start
+from embedcache.train.questions.prompts import collate_prompts, make_prompts
 
 Floats = npt.NDArray[np.float32]
 

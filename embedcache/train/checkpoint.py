@@ -23,7 +23,7 @@ from embedcache.files import canonical_json, write_file
 from embedcache.sam.decoder import Decoder
 from embedcache.store import EmbeddingStore
 from embedcache.train.adapter import build_model
-from embedcache.train.prompts import prompt_source
+from embedcache.train.questions.prompts import prompt_source
 
 FORMAT = 2
 METADATA_KEY = "embedcache"
@@ -49,7 +49,7 @@ class Checkpoint:
     threshold : float
         In logits, as SAM's ``mask_threshold``; chosen on validation.
     split : dict
-        :meth:`embedcache.train.split.Split.to_dict`.
+        :meth:`embedcache.train.truth.split.Split.to_dict`.
     stores, labels : tuple of str
         Absolute paths of what it was trained on.
     step : int

@@ -6,11 +6,11 @@ import math
 from typing import TYPE_CHECKING
 
 from embedcache.errors import ConfigError
+from embedcache.train.asking.losses import check_loss
 from embedcache.train.loggers import parse_loggers
-from embedcache.train.losses import check_loss
-from embedcache.train.objects import OBJECTS
-from embedcache.train.prompts import check_prompts
-from embedcache.train.task import TASKS
+from embedcache.train.questions.objects import OBJECTS
+from embedcache.train.questions.prompts import check_prompts
+from embedcache.train.truth.task import TASKS
 
 if TYPE_CHECKING:
     from embedcache.train.options import TrainOptions

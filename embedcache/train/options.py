@@ -38,7 +38,7 @@ class TrainOptions:
     seed : int
         Decides everything random.
     val : str
-        See :func:`embedcache.train.split.make_split`.
+        See :func:`embedcache.train.truth.split.make_split`.
     init : str, optional
         A checkpoint to start from, or ``random:SEED``; default: the decoder that came with the encoder.
     resume : bool

@@ -9,10 +9,10 @@ import numpy as np
 
 from embedcache.errors import ConfigError, LabelError
 from embedcache.store import EmbeddingStore
-from embedcache.train.labels import Labels
 from embedcache.train.options import TrainOptions
-from embedcache.train.places import gather
-from embedcache.train.split import Split, store_identity
+from embedcache.train.truth.labels import Labels
+from embedcache.train.truth.places import gather
+from embedcache.train.truth.split import Split, store_identity
 
 
 def for_overfitting(options: TrainOptions) -> TrainOptions:

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from embedcache.errors import MismatchError
 from embedcache.files import sha256_hex
+from embedcache.train.asking.metrics import Figures
 from embedcache.train.checkpoint import Checkpoint
-from embedcache.train.course import METRIC, Course
-from embedcache.train.metrics import Figures
 from embedcache.train.options import TrainOptions
 from embedcache.train.run import Json, Run, read_json
 from embedcache.train.setup import Setup
-from embedcache.train.state import Standing
+from embedcache.train.stepping.course import METRIC, Course
+from embedcache.train.stepping.state import Standing
 
 MAY_CHANGE = (
     "steps",

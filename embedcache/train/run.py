@@ -67,7 +67,7 @@ class Run:
 
     @property
     def split(self) -> Json:
-        """The split, as :meth:`embedcache.train.split.Split.to_dict` gave it."""
+        """The split, as :meth:`embedcache.train.truth.split.Split.to_dict` gave it."""
         return read_json(self.path / "split.json")
 
     @property

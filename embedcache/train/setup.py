@@ -10,18 +10,18 @@ from typing import Any
 from embedcache.errors import ConfigError, LabelError, MismatchError, command
 from embedcache.progress import Progress
 from embedcache.store import EmbeddingStore
-from embedcache.train.dataset import EmbeddingDataset
-from embedcache.train.labels import Labels, open_labels
-from embedcache.train.mask_prompts import MaskPrompts, open_mask_prompts
-from embedcache.train.needed import require_tiles
-from embedcache.train.objects import check_objects, default_objects
+from embedcache.train.asking.validation import Held
 from embedcache.train.options import TrainOptions
 from embedcache.train.overfit import overfit_split
-from embedcache.train.prompts import FREE_SHARE, prompt_source
-from embedcache.train.split import Part, Split, make_split
+from embedcache.train.questions.dataset import EmbeddingDataset
+from embedcache.train.questions.mask_prompts import MaskPrompts, open_mask_prompts
+from embedcache.train.questions.objects import check_objects, default_objects
+from embedcache.train.questions.prompts import FREE_SHARE, prompt_source
 from embedcache.train.start import require_unseen
-from embedcache.train.task import Task
-from embedcache.train.validation import Held
+from embedcache.train.truth.labels import Labels, open_labels
+from embedcache.train.truth.needed import require_tiles
+from embedcache.train.truth.split import Part, Split, make_split
+from embedcache.train.truth.task import Task
 
 StoreLike = EmbeddingStore | str | Path
 LabelsLike = Labels | str | Path

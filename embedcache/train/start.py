@@ -11,7 +11,7 @@ from embedcache.train.adapter import AdaptedDecoder
 from embedcache.train.checkpoint import Checkpoint, check_space
 from embedcache.train.options import TrainOptions
 from embedcache.train.sam_file import decoder_of_sam_file, is_sam_file
-from embedcache.train.split import Split
+from embedcache.train.truth.split import Split
 
 _RANDOM = "random:"
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from embedcache.errors import ConfigError, InputError, MismatchError
 from embedcache.store import EmbeddingStore
-from embedcache.train.labels import Labels
 from embedcache.train.options import TrainOptions
 from embedcache.train.run import read_json, write_json
 from embedcache.train.sweep_file import SweepFile
 from embedcache.train.sweep_table import Row
 from embedcache.train.trainer import LOCK
+from embedcache.train.truth.labels import Labels
 
 KEPT = "sweep.json"
 """File of a sweep's folder: its plan, and a row per run."""

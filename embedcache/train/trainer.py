@@ -11,14 +11,14 @@ from typing import Any
 from embedcache.errors import ConfigError, EmbedcacheError, Interrupted
 from embedcache.files import exclusive_lock, remove_litter, remove_tree
 from embedcache.progress import Progress, Silent
-from embedcache.train.device import require_amp, tf32
 from embedcache.train.options import TrainOptions
 from embedcache.train.overfit import for_overfitting
-from embedcache.train.ranks import Ranks, joined
 from embedcache.train.run import Run, new_folder, wanted_folder
-from embedcache.train.running import run_training
 from embedcache.train.setup import LabelsLike, Setup, StoreLike, prepare
 from embedcache.train.start import starting_model
+from embedcache.train.stepping.device import require_amp, tf32
+from embedcache.train.stepping.ranks import Ranks, joined
+from embedcache.train.stepping.running import run_training
 
 LOCK = ".lock"
 """File of a run folder that its trainer holds, so that two trainings never mix in one folder."""
@@ -43,7 +43,7 @@ def train(
     store : EmbeddingStore or path, or a list of them
         Of one embedding space.
     labels : path or Labels, or a list of them
-        One for each store; see :func:`embedcache.train.labels.open_labels`.
+        One for each store; see :func:`embedcache.train.truth.labels.open_labels`.
     out : path, optional
         The run's folder; default ``runs/STORE-LABELS`` in the current folder.
     progress : Progress, optional

@@ -16,7 +16,7 @@ from embedcache.errors import EmbedcacheError
 from embedcache.files import disk as disk_module
 from embedcache.sam import Decoder
 from embedcache.train import Checkpoint, Run
-from embedcache.train.state import load_state
+from embedcache.train.stepping.state import load_state
 
 from . import encoder
 from .flips import flipped

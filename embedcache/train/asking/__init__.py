@@ -1,0 +1,1 @@
+"""Questions put to a decoder: the paper's rounds, losses, and figures of the answers."""
