@@ -180,7 +180,7 @@ def _first_useful(candidates: Iterable[_Choice], tiles: Tiles) -> _Choice:
             return choice
     raise LabelError(
         f"No split leaves positives on both sides: {tried} places for validation were tried among "
-        f"{len(tiles.number)} tiles, {int(tiles.positive.sum())} of them with positives.",
+        f"{len(tiles.number)} tiles, {int((tiles.positive > 0).sum())} of them with positives.",
         hint="Encode with smaller tiles (--tile 512), give more labels, or name the planes or images with --val.",
     )
 
