@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,9 +58,8 @@ def test_it_goes_on_where_it_was() -> None:
 
 
 def test_the_error_names_step_rate_and_tiles_but_not_a_thousand() -> None:
-    error = diverged(
-        "The loss is not finite", step=3, lr=1e-3, peak=2e-3, tiles=[f"s.zarr tile {n}" for n in range(40)]
-    )
+    tiles = [f"s.zarr tile {n}" for n in range(40)]
+    error = diverged("The loss is not finite", step=3, lr=1e-3, peak=2e-3, tiles=tiles, kept=None)
     assert isinstance(error, ConfigError)
     assert error.exit_code == 2
     assert "step 4 (s.zarr tile 0, s.zarr tile 1" in error.message
@@ -67,3 +67,9 @@ def test_the_error_names_step_rate_and_tiles_but_not_a_thousand() -> None:
     assert "0.001" in error.message
     assert error.hint is not None
     assert "0.0002" in error.hint
+    assert "--init" not in error.hint
+    kept = diverged(
+        "The loss is not finite", step=3, lr=1e-3, peak=2e-3, tiles=tiles, kept=Path("run/best.safetensors")
+    )
+    assert "run/best.safetensors" in kept.message
+    assert "--init run/best.safetensors" in str(kept.hint)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_stores import blob_labels, make_image_store, make_store, save_labels, save_png_folder
 
+from embedcache import encode
 from embedcache.errors import ConfigError, LabelError, MissingTilesError
 from embedcache.geometry import IMAGE_SIZE, Tile
 from embedcache.store import EmbeddingStore
@@ -263,3 +264,11 @@ def test_targets_keep_the_area_of_the_mask_and_weights_cover_the_content(
     assert abs(int(weight.any(axis=1).sum()) - rows) <= 1
     assert abs(int(weight.any(axis=0).sum()) - columns) <= 1
     assert ((targets[0] > 0) == (weight > 0))[weight > 0].all()
+
+
+def test_the_volume_itself_is_refused_as_its_own_labels(tmp_path: Path) -> None:
+    volume = tmp_path / "scan.npy"
+    np.save(volume, np.random.default_rng(0).integers(0, 255, (1, 64, 64), dtype=np.uint8))
+    made = encode(volume, model="vit_tiny", tile=64, cache_dir=tmp_path / "embeddings")
+    with pytest.raises(LabelError, match="the volume that .* was encoded from"):
+        open_labels(volume, made)

@@ -142,7 +142,7 @@ def check_resumable(folder: Path, config: Json, split: Json, asked_batch_size: i
         if before.get(name) != config[name]
     }
     if before.get("views", config.get("views")) != config.get("views"):
-        differences["views"] = ("config.json", "others: views of the tiles were encoded since")
+        differences["views"] = (_views_in_words(before["views"]), _views_in_words(config["views"]))
     for name, value in config["options"].items():
         old = before["options"].get(name, _DEFAULTS.get(name))  # an option younger than the run
         if name not in MAY_CHANGE and old != value:
@@ -158,6 +158,15 @@ def check_resumable(folder: Path, config: Json, split: Json, asked_batch_size: i
             hint="Repeat the options it began with, or start a new run with another --out.",
         )
     return before
+
+
+def _views_in_words(views: list[Json]) -> str:
+    """What tiles are drawn from, store by store; another digest of as many tiles is other tiles."""
+    return "; ".join(
+        f"views {', '.join(map(str, one['views']))}"
+        + (f" in {one['tiles']} tiles, {one['digest'][:12]}" if "tiles" in one else "")
+        for one in views
+    )
 
 
 def _tiles_of(split: Json) -> Json:

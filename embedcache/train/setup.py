@@ -78,6 +78,8 @@ def prepare(
     objects = check_objects(options.objects or default_objects(task, prompts), task, prompts)
     split = _split(opened, found, options, progress)
     starts = _starts(opened, prompts, options, progress)
+    if prompts != "iterative" and options.rounds != TrainOptions.rounds:
+        progress.say(f"--rounds {options.rounds} has no effect: prompts {prompts} are asked once.")
     free = task == "semantic" and prompt_source(prompts) == "oracle"
     val_prompts = "none" if free else prompts
     drawn_anew = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -93,7 +94,9 @@ class Guard:
         return cls(total, int(count), first, best, few)
 
 
-def diverged(fault: str, *, step: int, lr: float, peak: float, tiles: Sequence[str]) -> ConfigError:
+def diverged(
+    fault: str, *, step: int, lr: float, peak: float, tiles: Sequence[str], kept: Path | None
+) -> ConfigError:
     """The error that ends a diverging training.
 
     Parameters
@@ -106,10 +109,13 @@ def diverged(fault: str, *, step: int, lr: float, peak: float, tiles: Sequence[s
         The learning rate at that step, and the highest of the training.
     tiles : sequence of str
         What it was asked about, store by store.
+    kept : Path, optional
+        The best checkpoint before, where there is one.
     """
     more = f" and {len(tiles) - NAMED} more" if len(tiles) > NAMED else ""
     return ConfigError(
         f"{fault} at step {step + 1} ({', '.join(tiles[:NAMED])}{more}), at a learning rate of {lr:.2g}. "
-        "The last checkpoint before it is kept.",
-        hint=f"Train anew with a smaller --lr, for example {peak / 10:.2g}; --init goes on from best.safetensors.",
+        + (f"The best checkpoint before it is kept: {kept}." if kept else "No checkpoint came before it."),
+        hint=f"Train anew with a smaller --lr, for example {peak / 10:.2g}"
+        + (f"; --init {kept} goes on from there." if kept else "."),
     )

@@ -166,6 +166,7 @@ class Loop:
 
     def _diverged(self, fault: str, result: StepResult) -> ConfigError:
         self._rows.flush()
+        best = self.course.folder / "best.safetensors"
         keys = self._ranks.gather([(key.store, key.number) for key in result.keys], 2)
         return diverged(
             fault,
@@ -173,6 +174,7 @@ class Loop:
             lr=result.lr,
             peak=self.stepper.options.lr,
             tiles=[self.feed.name_of(TileKey(*key)) for key in keys],
+            kept=best if best.exists() else None,
         )
 
     def _row(self, result: StepResult) -> dict[str, object]:

@@ -167,12 +167,23 @@ def open_labels(
     LabelError
         When the file cannot be read, its size fits no level, or nothing in it is positive.
     """
+    _require_other_than_source(path, store)
     aligned = align(_open(path, "label"), store)
     over = align(_open(supervision, "supervision mask"), store, "supervision mask") if supervision else None
     samples = [_without(sample, ignore) for sample in sample_pixels(aligned, store)]
     labels = Labels(aligned, decide_task(samples, task), over, ignore)
     _require_positive(labels, store)
     return labels
+
+
+def _require_other_than_source(path: str | Path, store: EmbeddingStore) -> None:
+    """A volume is grey values, and would be cut into a mask without a word."""
+    source = store.provenance.get("source")
+    if source is not None and Path(path).expanduser().resolve() == Path(str(source)).expanduser().resolve():
+        raise LabelError(
+            f"{path} is the volume that {store.path.name} was encoded from, not its labels.",
+            hint="Give a mask of the same planes with --labels.",
+        )
 
 
 def labelled_numbers(store: EmbeddingStore, planes: Iterable[int]) -> npt.NDArray[np.int64]:
