@@ -133,6 +133,15 @@ def test_several_runs_share_a_page(run: Run, tmp_path: Path) -> None:
     assert page.count('<article id="run-') == 2
 
 
+def test_a_comparison_leaves_each_runs_own_page_as_it_was(run: Run) -> None:
+    own = report(run)
+    before = own.read_bytes()
+    both = report([run, run.path])
+    assert both.name == "comparison.html"
+    assert own.read_bytes() == before
+    both.unlink()
+
+
 def test_an_unfinished_run_is_shown_as_far_as_it_got(run: Run, tmp_path: Path) -> None:
     for name in ("config.json", "split.json"):
         (tmp_path / name).write_bytes((run.path / name).read_bytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def predict(
     if as_json:
         print_json(figures)
     else:
-        print_pairs("predict", list(figures.items()))
+        print_pairs("predict", _worded(figures))
     if result.tiles_failed:
         click.echo(f"{result.tiles_failed} tile(s) could not be encoded and are not predicted.", err=True)
         click.get_current_context().exit(EXIT_FAILED_TILES)
@@ -118,7 +119,12 @@ def evaluate(
     for name, value in result.items():
         beside = f"   (untrained {baseline[name]:.4g})" if isinstance(baseline.get(name), float) else ""
         rows.append((name, f"{value:.4g}{beside}" if isinstance(value, float) else value))
-    print_pairs("evaluate", rows)
+    print_pairs("evaluate", _worded(dict(rows)))
+
+
+def _worded(figures: Mapping[str, object]) -> list[tuple[str, object]]:
+    """Figures as people read them: beside "untrained" decoders it is said that this one is the encoder."""
+    return [("encoder untrained" if name == "untrained" else name, value) for name, value in figures.items()]
 
 
 @app.command(
@@ -126,7 +132,11 @@ def evaluate(
     epilog="Example: embedcache report runs/first --output first.html",
 )
 @click.argument("runs", nargs=-1, required=True, metavar="RUN…")
-@click.option("--output", metavar="O", help="The page.  [default: report.html in the first run]")
+@click.option(
+    "--output",
+    metavar="O",
+    help="The page.  [default: report.html in the run; of several comparison.html in the first]",
+)
 @json_option
 def report(runs: tuple[str, ...], output: str | None, as_json: bool) -> None:
     """Report runs on one self-contained HTML page: figures, curves, pictures before and after, provenance."""

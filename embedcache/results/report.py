@@ -51,7 +51,7 @@ def report(
     runs : Run, path, or a list of them
         Run folders; unfinished ones are shown as far as they got.
     output : path, optional
-        The page; ``report.html`` in the first run by default.
+        The page; by default ``report.html`` in the run, of several ``comparison.html`` in the first.
     pictures : int
         Held-out tiles that are shown of each run.
 
@@ -71,7 +71,9 @@ def report(
     opened = [run if isinstance(run, Run) else Run(run) for run in listed]
     if not opened:
         raise InputError("report needs at least one run.")
-    path = Path(output).absolute() if output else opened[0].path / "report.html"
+    # a run's own page is not overwritten by a comparison
+    name = "report.html" if len(opened) == 1 else "comparison.html"
+    path = Path(output).absolute() if output else opened[0].path / name
     pages = [_page(run, number, pictures) for number, run in enumerate(opened)]
     environment = Environment(
         loader=PackageLoader("embedcache.results"),
