@@ -18,6 +18,7 @@ from typing import Any
 
 from embedcache.store import EncodeSpec
 from embedcache.store.journal.state import StoreState
+from embedcache.store.reading import mapped
 from embedcache.store.shards import shard as shard_module
 from embedcache.store.writer import StoreWriter
 
@@ -54,7 +55,8 @@ def _reader_without_checksums() -> None:
         __hash__ = bytes.__hash__
 
     real = shard_module.crc32c
-    shard_module.crc32c = lambda data: Agreeable(real(data))  # type: ignore[assignment]
+    for module in (shard_module, mapped):
+        module.crc32c = lambda data, before=0: Agreeable(real(data, before))  # type: ignore[assignment]
 
 
 def _early_word() -> None:
