@@ -45,7 +45,7 @@ def test_figures_are_those_of_the_stitched_masks(tmp_path: Path, store: Embeddin
     assert (found["split"], found["prompt_source"], found["tiles"]) == ("all", "free", 4)
 
 
-def test_the_baseline_is_the_stores_own_decoder_at_logit_zero(
+def test_without_a_run_the_baseline_is_the_stores_own_decoder_at_logit_zero(
     tmp_path: Path, store: EmbeddingStore, labels: Path
 ) -> None:
     untrained = make_checkpoint(tmp_path / "u.safetensors", store, state=store.decoder_state())
@@ -55,6 +55,16 @@ def test_the_baseline_is_the_stores_own_decoder_at_logit_zero(
     assert found["baseline"]["dice"] == pytest.approx(by_hand(wanted, np.load(labels) > 0))
     assert found["baseline"]["threshold"] == 0.5
     assert found["baseline"]["dice"] != found["dice"]
+
+
+def test_of_a_run_the_untrained_decoder_has_its_best_threshold_too(
+    tmp_path: Path, store: EmbeddingStore, labels: Path
+) -> None:
+    trained = make_checkpoint(tmp_path / "c.safetensors", store, state=store.decoder_state(), threshold=-0.5)
+    (tmp_path / "baseline.json").write_text('{"threshold": -0.5}')
+    found = evaluate(store, labels, checkpoint=trained, split="all")
+    assert found.figures == found.baseline  # nothing was learnt, and nothing is gained
+    assert found.baseline_threshold == found.threshold
 
 
 def test_the_checkpoints_own_split_is_used_again(tmp_path: Path, store: EmbeddingStore, labels: Path) -> None:

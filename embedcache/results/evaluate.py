@@ -4,7 +4,8 @@ With a *free* prompt source tiles are stitched first, exactly as ``predict`` doe
 With an *oracle* source each object is asked for by itself and counted within its tile: those figures describe
 interactive use, in which a person gives the prompts, and are not comparable with the free ones.
 
-The untrained decoder is the one that came with the encoder, asked the same questions, at logit 0.
+The untrained decoder is the one that came with the encoder, asked the same questions, at the threshold
+that was best for it on validation when the run began (without a run: probability 0.5).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from embedcache.errors import InputError
 from embedcache.progress import Progress, Silent
 from embedcache.results.evaluated_tiles import choose_tiles
 from embedcache.results.evaluation import Evaluation, keep
-from embedcache.results.opened import as_checkpoint, open_store, probability_threshold
+from embedcache.results.opened import as_checkpoint, open_store, probability_threshold, untrained_threshold
 from embedcache.results.predict import DECODER_BATCH
 from embedcache.results.stitch import Floats, Stitcher, prompts_for
 from embedcache.sam.encoder import resolve_device
@@ -101,7 +102,8 @@ def evaluate(
     asked = check_prompts(prompts or _default_prompts(trained, truth))
     source = prompt_source(asked)
     own = opened.decoder()
-    decoders: list[tuple[nn.Module, float]] = [(own, 0.5)]
+    before = untrained_threshold(trained, asked)
+    decoders: list[tuple[nn.Module, float]] = [(own, before)]
     if trained is not None:
         decoders.append((trained.model(), level))
     elif threshold is not None:
@@ -132,6 +134,7 @@ def evaluate(
         threshold=level,
         counted="stitched pixels" if source == "free" else "objects",
         untrained=bool(opened.provenance.get("untrained")),
+        baseline_threshold=before,
     )
     as_the_run = (
         threshold is None and supervision is None and start is None and not isinstance(labels, Labels)

@@ -30,7 +30,7 @@ class Evaluation:
     figures : Figures
         Of the checkpoint, or of the untrained decoder where none was given.
     baseline : Figures
-        Of the untrained decoder, at logit 0.
+        Of the untrained decoder.
     tiles : int
         Tiles that were decoded.
     split : str
@@ -40,11 +40,13 @@ class Evaluation:
     prompts, prompt_source : str
         How the decoder was asked; ``oracle`` when the prompts came from the truth.
     threshold : float
-        Probability above which a pixel is in the mask; the baseline's is 0.5.
+        Probability above which a pixel is in the mask.
     counted : str
         ``stitched pixels`` or ``objects``.
     untrained : bool
         Whether the encoder had random weights.
+    baseline_threshold : float
+        The same for the baseline: by the same rule as the checkpoint's where its run is known, else 0.5.
     """
 
     figures: Figures
@@ -57,6 +59,7 @@ class Evaluation:
     threshold: float
     counted: str
     untrained: bool
+    baseline_threshold: float = 0.5
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of ``embedcache evaluate --json``."""
@@ -70,7 +73,7 @@ class Evaluation:
             "threshold": self.threshold,
             "counted": self.counted,
             "untrained": self.untrained,
-            "baseline": {**_numbers(self.baseline), "threshold": 0.5},
+            "baseline": {**_numbers(self.baseline), "threshold": self.baseline_threshold},
         }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from embedcache.errors import ConfigError, InputError
 from embedcache.store import EmbeddingStore
 from embedcache.train.checkpoint import Checkpoint
+from embedcache.train.run import read_json
 
 
 def as_checkpoint(checkpoint: Any) -> Checkpoint:
@@ -43,4 +44,20 @@ def probability_threshold(checkpoint: Checkpoint | None, threshold: float | None
                 hint="A run's summary gives its threshold in logits; without --threshold that one is taken.",
             )
         return float(threshold)
-    return 0.5 if checkpoint is None else 1.0 / (1.0 + math.exp(-checkpoint.threshold))
+    return 0.5 if checkpoint is None else _probability(checkpoint.threshold)
+
+
+def untrained_threshold(checkpoint: Checkpoint | None, prompts: str) -> float:
+    """The probability at which the untrained decoder was best on validation, when the checkpoint's run began.
+
+    Both then have a threshold by the same rule: else a gain would be that of the threshold alone. 0.5 where no
+    run is known, or it was measured with other prompts.
+    """
+    if checkpoint is None or checkpoint.path is None or prompts != checkpoint.measured_prompts:
+        return 0.5
+    measured = checkpoint.path.parent / "baseline.json"
+    return _probability(float(read_json(measured)["threshold"])) if measured.is_file() else 0.5
+
+
+def _probability(logit: float) -> float:
+    return 1.0 / (1.0 + math.exp(-logit))
