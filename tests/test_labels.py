@@ -270,5 +270,5 @@ def test_the_volume_itself_is_refused_as_its_own_labels(tmp_path: Path) -> None:
     volume = tmp_path / "scan.npy"
     np.save(volume, np.random.default_rng(0).integers(0, 255, (1, 64, 64), dtype=np.uint8))
     made = encode(volume, model="vit_tiny", tile=64, cache_dir=tmp_path / "embeddings")
-    with pytest.raises(LabelError, match="the volume that .* was encoded from"):
+    with pytest.raises(LabelError, match=r"the volume that .* was encoded from"):
         open_labels(volume, made)

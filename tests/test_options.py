@@ -63,7 +63,7 @@ def test_a_run_does_not_go_on_with_views_that_were_encoded_since_it_began(tmp_pa
     assert check_resumable(tmp_path, config | {"views": [{"views": [0]}]}, {}, None)["views"] == [
         {"views": [0]}
     ]
-    with pytest.raises(MismatchError, match=r"views") as told:
-        more = {"views": [0, 4], "tiles": 8, "digest": "12ab" * 16}
+    more = {"views": [0, 4], "tiles": 8, "digest": "12ab" * 16}
+    with pytest.raises(MismatchError) as told:
         check_resumable(tmp_path, config | {"views": [more]}, {}, None)
     assert "views 0, 4 in 8 tiles" in str(told.value.differences)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from disk_faults import InterruptedDisk, refuse
 from training_stores import blob_labels, make_store, save_labels
 
 from embedcache.errors import (
@@ -20,7 +21,7 @@ from embedcache.errors import (
     MissingTilesError,
     StorageError,
 )
-from embedcache.files import exclusive_lock
+from embedcache.files import disk, exclusive_lock
 from embedcache.progress import Silent
 from embedcache.store import EmbeddingStore
 from embedcache.train import Checkpoint, Run, open_labels, train
@@ -287,3 +288,22 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(folder: Path, store: Em
     with pytest.raises(StorageError) as refusal:
         train(store, folder / "l.npy", out=folder / "file" / "run", steps=1, **QUICK)
     assert refusal.value.exit_code == 6
+
+
+def test_a_store_given_twice_is_refused(folder: Path, store: EmbeddingStore) -> None:
+    with pytest.raises(ConfigError, match="given twice"):
+        train([store, store.path], [folder / "l.npy"] * 2, out=folder / "twice", steps=1, **QUICK)
+
+
+def test_a_disk_that_fills_up_says_how_to_go_on(folder: Path, store: EmbeddingStore) -> None:
+    kept = disk.disk
+    disk.set_disk(InterruptedDisk(12, refuse))
+    try:
+        with pytest.raises(StorageError) as refusal:
+            train(store, folder / "l.npy", out=folder / "full", steps=2, **QUICK)
+    finally:
+        disk.set_disk(kept)
+    assert f"--resume --out {folder / 'full'}" in str(refusal.value.hint)
+    assert train(
+        store, folder / "l.npy", out=folder / "full", steps=2, resume=True, **QUICK
+    ).checkpoint.exists()

@@ -122,6 +122,9 @@ def _opened(
     if len(opened) != len(paths):
         raise ConfigError(f"{len(opened)} stores and {len(paths)} labels were given; they come in pairs.")
     _require_one_space(opened)
+    for number, store in enumerate(opened):
+        if store.fingerprint in {other.fingerprint for other in opened[:number]}:
+            raise ConfigError(f"{store.path} was given twice; each of its tiles would count twice.")
     found = tuple(
         open_labels_of(path, store, options, index, len(opened))
         for index, (store, path) in enumerate(zip(opened, paths, strict=True))

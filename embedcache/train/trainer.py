@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from embedcache.errors import ConfigError, EmbedcacheError, Interrupted
+from embedcache.errors import ConfigError, EmbedcacheError, Interrupted, StorageError
 from embedcache.files import exclusive_lock, remove_litter, remove_tree
 from embedcache.progress import Progress, Silent
 from embedcache.train.options import TrainOptions
@@ -118,9 +118,12 @@ def _folder(out: str | Path | None, setup: Setup, options: TrainOptions, ranks: 
 
 @contextmanager
 def _told(folder: Path) -> Iterator[None]:
-    """Say of an interruption what it leaves and how to go on."""
+    """Say of an interruption, or a disk that refused, what it leaves and how to go on."""
     try:
         yield
+    except StorageError as error:
+        error.hint = f"Once the disk takes it, go on with the same command and --resume --out {folder}"
+        raise
     except (KeyboardInterrupt, Interrupted) as error:
         number = error.exit_code - 128 if isinstance(error, Interrupted) else 2
         why = f" ({error.message.rstrip('.')})" if isinstance(error, Interrupted) else ""
