@@ -2,10 +2,11 @@
 
 from embedcache.volume.identity import identity_tiles, pixel_digest, volume_identity
 from embedcache.volume.image_volume import ImageVolume
+from embedcache.volume.opening import open_volume
 from embedcache.volume.preprocess import Preprocess, resolve_preprocess
 from embedcache.volume.selection import Selection, select
 from embedcache.volume.tiles import TileGrid
-from embedcache.volume.volume import ImageRecord, Volume, open_volume
+from embedcache.volume.volume import ImageRecord, Volume
 from embedcache.volume.window import clipped_share
 
 __all__ = [

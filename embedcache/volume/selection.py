@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache.errors import VolumeError
-from embedcache.volume.volume import Volume, open_volume
+from embedcache.volume.opening import open_volume
+from embedcache.volume.volume import Volume
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,142 @@
+"""Turns a path into a ``Volume``: what lies there decides which reader it gets; only metadata is read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from embedcache.errors import EmbedcacheError, VolumeError
+from embedcache.volume.cache import CACHE_BYTES
+from embedcache.volume.volume import IMAGE_SUFFIXES, TIFF_SUFFIXES, Volume, way_out
+
+KNOWN_FORMATS = (
+    "OME-Zarr or Zarr (folder), TIFF, PNG or JPEG (file or folder), .npy, FILE.h5:DATASET, .nii, .nii.gz"
+)
+
+
+def open_volume(path: str | Path, *, level: int = 0, read_memory: int = CACHE_BYTES) -> Volume:
+    """Open a volume lazily; the format follows from what lies at ``path``.
+
+    Parameters
+    ----------
+    path : str or Path
+        An OME-Zarr group, a Zarr array, a TIFF file or folder of them, a PNG or JPEG file or folder of them,
+        ``.npy``, ``FILE.h5:DATASET``, ``.nii`` or ``.nii.gz``.
+    level : int
+        Pyramid level of an OME-Zarr group; 0 is the finest.
+    read_memory : int
+        Bytes of decoded pixels that are kept at most.
+
+    Returns
+    -------
+    Volume
+
+    Raises
+    ------
+    VolumeError
+        When nothing is there, the format is unknown, it is damaged or may not be read, or the level does not
+        exist.
+    """
+    # The readers are imported late: whoever opens a PNG need not load zarr, h5py and nibabel.
+    text = _local(str(path))
+    try:
+        volume = _open(text, level)
+        volume.cache.limit_bytes = read_memory
+        return volume
+    except (EmbedcacheError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # libraries raise anything at all for damaged files, some errors of their own
+        raise VolumeError(
+            f"{text} cannot be opened ({type(error).__name__}: {error}).",
+            hint=way_out(error, "It is damaged, incomplete or not what its name says: fetch it again."),
+        ) from error
+
+
+def _open(text: str, level: int) -> Volume:
+    if not text:
+        raise VolumeError("The path of the volume is empty.", hint=f"Formats that open: {KNOWN_FORMATS}.")
+    if level < 0:
+        raise VolumeError(f"--level {level}: levels count from 0, the finest.")
+    if not _is_hdf5(text) and not Path(text).exists():
+        raise VolumeError(
+            f"{text} does not exist.",
+            hint=_nearest(Path(text)),
+        )
+    if not _is_hdf5(text) and Path(text).is_dir():
+        return _open_folder(Path(text).absolute(), level)
+    volume = _open_file(text)
+    if level:
+        volume.close()
+        raise VolumeError(f"{text} has no pyramid: only level 0 is there, not level {level}.")
+    return volume
+
+
+def _open_folder(folder: Path, level: int) -> Volume:
+    from embedcache.volume.folder import files_with
+    from embedcache.volume.image_volume import open_image_folder
+    from embedcache.volume.tiff_volume import open_tiff_folder
+    from embedcache.volume.zarr_volume import looks_like_zarr, open_zarr
+
+    if looks_like_zarr(folder):
+        return open_zarr(folder, level=level)
+    images = files_with(folder, IMAGE_SUFFIXES)
+    tiffs = files_with(folder, TIFF_SUFFIXES)
+    if images and tiffs:
+        raise VolumeError(
+            f"{folder} holds {len(tiffs)} TIFF and {len(images)} PNG or JPEG files: which are the volume?",
+            hint="Put one kind into a folder of its own, or give the path of a single file.",
+        )
+    if not images and not tiffs:
+        raise VolumeError(
+            f"{folder} holds neither Zarr metadata (.zgroup, .zarray, zarr.json, 0/.zarray) nor image files "
+            f"({', '.join(IMAGE_SUFFIXES + TIFF_SUFFIXES)}).",
+            hint=f"Formats that open: {KNOWN_FORMATS}.",
+        )
+    if level:
+        raise VolumeError(f"{folder} has no pyramid: only level 0 is there, not level {level}.")
+    return open_image_folder(folder, images) if images else open_tiff_folder(folder, tiffs)
+
+
+def _open_file(text: str) -> Volume:
+    from embedcache.volume.array_volume import open_hdf5, open_nifti, open_npy
+    from embedcache.volume.image_volume import open_image
+    from embedcache.volume.tiff_volume import open_tiff
+
+    name = text.lower()
+    if _is_hdf5(text):
+        return open_hdf5(text)
+    path = Path(text).absolute()
+    if name.endswith(IMAGE_SUFFIXES):
+        return open_image(path)
+    if name.endswith(TIFF_SUFFIXES):
+        return open_tiff(path)
+    if name.endswith(".npy"):
+        return open_npy(path)
+    if name.endswith((".nii", ".nii.gz")):
+        return open_nifti(path)
+    raise VolumeError(
+        f"{text}: files that end in '{path.suffix or path.name}' are not known as volumes.",
+        hint=f"Formats that open: {KNOWN_FORMATS}.",
+    )
+
+
+def _local(text: str) -> str:
+    """The path behind ``file://``; other schemes are refused by name."""
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)
+    if scheme is None:
+        return str(Path(text).expanduser()) if text else text
+    if scheme[1].lower() == "file":
+        return text[len(scheme[0]) :]
+    raise VolumeError(
+        f"{text}: volumes are read from local paths; '{scheme[1]}://' is not supported.",
+        hint="Copy the volume, or the level that you need of it, to this machine and give its path.",
+    )
+
+
+def _is_hdf5(text: str) -> bool:
+    return re.search(r"\.(h5|hdf5|hdf)(:.*)?$", text, re.IGNORECASE) is not None
+
+
+def _nearest(path: Path) -> str:
+    parents = [parent for parent in path.absolute().parents if parent.is_dir()]
+    return f"The nearest folder that exists is {parents[0]}." if parents else "Check the path."
