@@ -20,8 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from made_up_store import make_store
 
+from embedcache.bench.made_up_store import make_store
 from embedcache.geometry import EMBEDDING_SHAPE
 from embedcache.store.layout import shard_path
 

@@ -22,8 +22,8 @@ import time
 from pathlib import Path
 
 import torch
-from made_up_store import fill, make_store
 
+from embedcache.bench.made_up_store import fill, make_store
 from embedcache.geometry import EMBEDDING_SHAPE
 from embedcache.store import EmbeddingStore
 from embedcache.store.care.verification import Scope

@@ -16,11 +16,11 @@ from typing import Any
 from embedcache.bench.child import Child
 from embedcache.bench.machine import machine
 from embedcache.bench.process import Settings
+from embedcache.bench.turns import check_wishes, take_turns
 from embedcache.bench.variants import REFERENCE, Variant, chosen, why_not_here
-from embedcache.errors import ConfigError, InputError
+from embedcache.errors import InputError
 from embedcache.progress import Progress
 from embedcache.sam.encoder import resolve_device
-from embedcache.sam.parts import SHAPES
 
 CUDA_BATCH = 8
 BEST_OF_OURS = ("ours_bf16_compiled", "ours_bf16", "ours_fp32")
@@ -163,11 +163,7 @@ def bench_encoders(
     InputError
         When no variant runs, or there is no such model or device.
     """
-    if model not in SHAPES:
-        raise InputError(f"bench encode knows no model {model!r}.", hint=f"Known: {', '.join(SHAPES)}.")
-    for name, number in (("--rounds", rounds), ("--threads", threads), ("--batch-size", batch_size)):
-        if number is not None and number < 1:
-            raise ConfigError(f"{name} {number}: must be at least 1.")
+    check_wishes("bench encode", model, rounds=rounds, threads=threads, batch_size=batch_size)
     place = resolve_device(device)
     batch = batch_size or (CUDA_BATCH if place.type == "cuda" else 1)
     variants = chosen(only)
@@ -204,15 +200,10 @@ def _take_turns(
     children: dict[Variant, Child], rounds: int, progress: Progress
 ) -> tuple[EncoderFigures, ...]:
     """Let the children encode, round by round; the figures of those that stayed to the end."""
-    turns: dict[Variant, list[tuple[float, float]]] = {variant: [] for variant in children}
     progress.start("taking turns", rounds * sum(child.not_run is None for child in children.values()))
-    for _ in range(rounds):
-        for variant, child in children.items():
-            took = child.turn() if child.not_run is None else None
-            if took is not None:
-                turns[variant].append(took)
-                progress.advance(note=f"{variant.label}: {took[0]:.3g} s an image")
-    progress.finish()
+    turns = take_turns(
+        children, rounds, progress, lambda variant, seconds: f"{variant.label}: {seconds:.3g} s an image"
+    )
     peaks = {variant: child.end() for variant, child in children.items() if child.not_run is None}
     return tuple(
         EncoderFigures(

@@ -20,23 +20,20 @@ import numpy as np
 import torch
 
 from embedcache.bench.machine import machine
+from embedcache.bench.made_up_store import fill, make_store
 from embedcache.bench.readers import WAYS, Place, Read, Way, memory_for
 from embedcache.errors import ConfigError
 from embedcache.geometry import EMBEDDING_SHAPE
 from embedcache.progress import Progress
-from embedcache.store import EmbeddingStore, EncodeSpec
+from embedcache.store import EmbeddingStore
 from embedcache.store.layout import shard_path
 from embedcache.store.shards.shard import FLOAT16
-from embedcache.volume import Preprocess, TileGrid
 
 RATIO_OF = "ours"
 """Whose ratio is the one that counts."""
 
 TURN_SECONDS = 0.2
 """A warm turn repeats passes for at least as long, so that short ones are measured well."""
-
-_SIDE = 32
-_SHARD_TILES = 64
 
 
 @dataclass(frozen=True)
@@ -198,41 +195,14 @@ def _drop(place: Place) -> None:
 def _write(folder: Path, tiles: int, batch: int) -> tuple[Place, Place]:
     """A store, the same as one plain file, and a copy of the store for cold reads."""
     rng, out = np.random.default_rng(0), memory_for(batch)
-    store = _made_up_store(folder / "warm.zarr", tiles)
+    store = make_store(folder / "warm.zarr", tiles)
     plain = np.lib.format.open_memmap(
         folder / "plain.npy", mode="w+", dtype=np.float16, shape=(tiles, *EMBEDDING_SHAPE)
     )
-    with store.writer() as writer:
-        for shard in range(store.n_shards):
-            numbers = range(shard * _SHARD_TILES, min((shard + 1) * _SHARD_TILES, tiles))
-            for number in numbers:
-                plain[number] = rng.standard_normal(EMBEDDING_SHAPE, np.float32)
-            writer.commit_shard(
-                shard,
-                embeddings={number: plain[number] for number in numbers},
-                input_digests={number: f"{number:064x}" for number in numbers},
-            )
+    for number in range(tiles):
+        plain[number] = rng.standard_normal(EMBEDDING_SHAPE, np.float32)
+    fill(store, tiles, lambda number: torch.from_numpy(plain[number]))
     plain.flush()
     shutil.copytree(store.path, folder / "cold.zarr")
     cold = EmbeddingStore.open(folder / "cold.zarr")
     return Place(store, folder / "plain.npy", out), Place(cold, folder / "plain.npy", out)
-
-
-def _made_up_store(path: Path, tiles: int) -> EmbeddingStore:
-    """A store with room for so many embeddings, of planes that nobody reads."""
-    spec = EncodeSpec(
-        model_type="vit_b",
-        encoder_digest="sha256:" + "0" * 64,
-        precision="fp32",
-        preprocess=Preprocess("repeat", (0.0, 255.0)),
-        volume={"kind": "npy", "shape": [tiles, _SIDE, _SIDE], "dtype": "uint8"},
-        grid=TileGrid(_SIDE),
-    )
-    return EmbeddingStore.create(
-        path,
-        spec=spec,
-        table=TileGrid(_SIDE).table_uniform(tiles, _SIDE, _SIDE),
-        decoder_state={"mask_decoder.a": torch.zeros(1)},
-        provenance={},
-        shard_tiles=_SHARD_TILES,
-    )

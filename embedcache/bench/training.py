@@ -16,11 +16,11 @@ from embedcache.bench.child import Child
 from embedcache.bench.machine import machine
 from embedcache.bench.step_figures import StepFigures, TrainBench
 from embedcache.bench.step_process import ENCODERS, StepSettings
+from embedcache.bench.turns import check_wishes, take_turns
 from embedcache.bench.waiting import share_of_waiting
 from embedcache.errors import ConfigError, InputError
 from embedcache.progress import Progress
 from embedcache.sam.encoder import resolve_device
-from embedcache.sam.parts import SHAPES
 
 CASES = ("1x1", "1x16", "8x1")
 """Images of a step × boxes on each."""
@@ -73,11 +73,7 @@ def bench_training(
     InputError
         When no way runs, or there is no such model or device.
     """
-    if model not in SHAPES:
-        raise InputError(f"bench train knows no model {model!r}.", hint=f"Known: {', '.join(SHAPES)}.")
-    for name, number in (("--rounds", rounds), ("--threads", threads)):
-        if number is not None and number < 1:
-            raise ConfigError(f"{name} {number}: must be at least 1.")
+    check_wishes("bench train", model, rounds=rounds, threads=threads)
     unknown = [way for way in only if way not in ENCODERS]
     if unknown:
         raise ConfigError(f"--only {unknown[0]}: expected one of {', '.join(ENCODERS)}.")
@@ -115,7 +111,6 @@ def _take_turns(
     case: str, settings: dict[str, StepSettings], rounds: int, progress: Progress
 ) -> tuple[list[StepFigures], dict[str, str]]:
     """Let the ways step in turns; the figures of those that stayed to the end, and why the others did not."""
-    turns: dict[str, list[tuple[float, float]]] = {way: [] for way in settings}
     with ExitStack() as stack:
         progress.start(f"{case}: starting", len(settings))
         children: dict[str, Child] = {}
@@ -123,13 +118,7 @@ def _take_turns(
             children[way] = stack.enter_context(Child(one, module="embedcache.bench.step_process"))
             progress.advance(note=LABELS[way])
         progress.start(f"{case}: taking turns", rounds * len(settings))
-        for _ in range(rounds):
-            for way, child in children.items():
-                took = child.turn() if child.not_run is None else None
-                if took is not None:
-                    turns[way].append(took)
-                    progress.advance(note=f"{LABELS[way]}: {took[0]:.3g} s")
-        progress.finish()
+        turns = take_turns(children, rounds, progress, lambda way, seconds: f"{LABELS[way]}: {seconds:.3g} s")
         for child in children.values():
             if child.not_run is None:
                 child.end()

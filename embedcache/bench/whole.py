@@ -7,7 +7,6 @@ Tiles, split, labels, loss, course of the learning rate and figures are those of
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Mapping
 from contextlib import closing
@@ -28,7 +27,7 @@ from embedcache.results.pictures import source_volume
 from embedcache.results.stitch import stitch_plane, tile_probabilities
 from embedcache.sam.decoder import Prompts, upscale_logits
 from embedcache.store import EmbeddingStore
-from embedcache.train.asking.metrics import Figures, ThresholdCounts, figures
+from embedcache.train.asking.metrics import Figures, ThresholdCounts, figures, probability
 from embedcache.train.asking.rounds import run_rounds
 from embedcache.train.asking.validation import Held, fixed_subset
 from embedcache.train.questions.batch import collate_questions
@@ -155,7 +154,7 @@ class _Whole:
         found = self._stitched(val, best.threshold)
         return {
             **{name: value for name, value in found.to_dict().items() if name != "threshold"},
-            "threshold": 1 / (1 + math.exp(-best.threshold)),
+            "threshold": probability(best.threshold),
             "untrained_dice": untrained.dice,
             "tiles": len(val),
             "steps": steps,
@@ -211,7 +210,7 @@ class _Whole:
 
     def _stitched(self, numbers: Numbers, threshold: float) -> Figures:
         """Figures of stitched planes, each pixel once, as ``evaluate`` counts them."""
-        level = 1 / (1 + math.exp(-threshold))
+        level = probability(threshold)
         counts = np.zeros(3, np.int64)
         planes = self.store.table[numbers, 0]
         for plane in np.unique(planes).tolist():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -32,23 +33,37 @@ def bench() -> None:
     """Measure this machine beside the stock way, in turns in one run."""
 
 
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--model`` and ``--checkpoint``."""
+    checkpoint = click.option(
+        "--checkpoint",
+        default="random:0",
+        show_default=True,
+        metavar="FILE|auto|random:SEED",
+        help="Weights; the speed does not depend on them.",
+    )
+    model = click.option(
+        "--model", default="vit_b", show_default=True, help="vit_b, vit_l, vit_h or vit_tiny."
+    )
+    return model(checkpoint(command))
+
+
+def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--threads`` and ``--device``."""
+    threads = click.option("--threads", type=int, metavar="N", help="CPU threads.  [default: torch's]")
+    device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+    return threads(device(command))
+
+
 @bench.command(
     name="encode",
     short_help="SAM's image encoder: ours, stock, and other libraries'.",
     epilog="Example: embedcache bench encode --model vit_b --rounds 3",
 )
-@click.option("--model", default="vit_b", show_default=True, help="vit_b, vit_l, vit_h or vit_tiny.")
-@click.option(
-    "--checkpoint",
-    default="random:0",
-    show_default=True,
-    metavar="FILE|auto|random:SEED",
-    help="Weights; the speed does not depend on them.",
-)
+@model_options
 @click.option("--rounds", type=int, default=3, show_default=True, help="Turns that each variant takes.")
 @click.option("--batch-size", type=int, help="Images in one call.  [default: 1 on a CPU, 8 on a GPU]")
-@click.option("--threads", type=int, metavar="N", help="CPU threads.  [default: torch's]")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@device_options
 @click.option("--only", multiple=True, metavar="NAME", help="Only this variant; may be repeated.")
 @click.option(
     "--tiles",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embedcache.cli.bench import bench
+from embedcache.cli.bench import bench, device_options, model_options
 from embedcache.cli.common import json_option, warn_untrained
 from embedcache.cli.output import print_json, print_pairs, print_table
 from embedcache.cli.signals import stop_at_once
@@ -22,14 +22,7 @@ if TYPE_CHECKING:
     short_help="A training step: cached or not, ours or stock.",
     epilog="Example: embedcache bench train --model vit_b --rounds 3",
 )
-@click.option("--model", default="vit_b", show_default=True, help="vit_b, vit_l, vit_h or vit_tiny.")
-@click.option(
-    "--checkpoint",
-    default="random:0",
-    show_default=True,
-    metavar="FILE|auto|random:SEED",
-    help="Weights; the speed does not depend on them.",
-)
+@model_options
 @click.option("--rounds", type=int, default=3, show_default=True, help="Steps that each way takes.")
 @click.option(
     "--case",
@@ -38,8 +31,7 @@ if TYPE_CHECKING:
     metavar="IMAGESxBOXES",
     help="Images of a step and boxes on each; may be repeated.  [default: 1x1, 1x16, 8x1]",
 )
-@click.option("--threads", type=int, metavar="N", help="CPU threads.  [default: torch's]")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@device_options
 @click.option("--only", multiple=True, metavar="NAME", help="Only this way; may be repeated.")
 @click.option(
     "--wait/--no-wait", default=True, show_default=True, help="Also a real training's wait for data."

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 from embedcache.errors import ConfigError, InputError
 from embedcache.store import EmbeddingStore
+from embedcache.train.asking.metrics import probability
 from embedcache.train.checkpoint import Checkpoint
 from embedcache.train.run import read_json
 
@@ -44,7 +44,7 @@ def probability_threshold(checkpoint: Checkpoint | None, threshold: float | None
                 hint="A run's summary gives its threshold in logits; without --threshold that one is taken.",
             )
         return float(threshold)
-    return 0.5 if checkpoint is None else _probability(checkpoint.threshold)
+    return 0.5 if checkpoint is None else probability(checkpoint.threshold)
 
 
 def untrained_threshold(checkpoint: Checkpoint | None, prompts: str) -> float:
@@ -56,8 +56,4 @@ def untrained_threshold(checkpoint: Checkpoint | None, prompts: str) -> float:
     if checkpoint is None or checkpoint.path is None or prompts != checkpoint.measured_prompts:
         return 0.5
     measured = checkpoint.path.parent / "baseline.json"
-    return _probability(float(read_json(measured)["threshold"])) if measured.is_file() else 0.5
-
-
-def _probability(logit: float) -> float:
-    return 1.0 / (1.0 + math.exp(-logit))
+    return probability(float(read_json(measured)["threshold"])) if measured.is_file() else 0.5

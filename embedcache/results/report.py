@@ -6,7 +6,6 @@ setting and fits a phone.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,6 +21,7 @@ from embedcache.results.curves import loss_curve, metric_curve
 from embedcache.results.evaluation import kept
 from embedcache.results.pictures import TileRow, draw_tiles
 from embedcache.store import EmbeddingStore
+from embedcache.train.asking.metrics import probability
 from embedcache.train.checkpoint import Checkpoint
 from embedcache.train.questions.dataset import EmbeddingDataset
 from embedcache.train.questions.mask_prompts import open_mask_prompts
@@ -135,7 +135,7 @@ def _page(run: Run, number: int, pictures: int) -> _Page:
         figures, headline = evaluation, evaluation["baseline"]
         thresholds = (float(headline["threshold"]), float(figures["threshold"]))
     elif figures and headline:
-        thresholds = (_probability(headline["threshold"]), _probability(figures["threshold"]))
+        thresholds = (probability(headline["threshold"]), probability(figures["threshold"]))
     return _Page(
         name=run.path.name,
         path=str(run.path),
@@ -160,10 +160,6 @@ def _page(run: Run, number: int, pictures: int) -> _Page:
         settings=[(_words(name), _text(value)) for name, value in run.config["options"].items()],
         provenance=_provenance(run, stores),
     )
-
-
-def _probability(logit: float) -> float:
-    return 1.0 / (1.0 + math.exp(-logit))
 
 
 def _first_validation(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

@@ -7,7 +7,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -95,8 +94,7 @@ def drawn_views(setup: Setup) -> list[Json]:
         if not part.dataset.views or store.views == (0,):
             found.append({"views": [0]})
             continue
-        committed = np.flatnonzero(store.committed)
-        chosen = committed[np.isin(store.base_of(committed), part.numbers)]
+        chosen = part.drawn_from
         found.append(
             {"views": list(store.views), "tiles": len(chosen), "digest": sha256_hex(chosen.tobytes())}
         )

@@ -7,6 +7,7 @@ is chosen on validation and travels with the checkpoint.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -18,6 +19,11 @@ _PROBABILITIES = np.concatenate([[0.001, 0.005, 0.01, 0.02], np.arange(1, 20) / 
 
 THRESHOLDS: npt.NDArray[np.float64] = np.round(np.log(_PROBABILITIES / (1 - _PROBABILITIES)), 4) + 0.0
 """Logits that are tried as thresholds: probabilities 0.001 to 0.99; 0.0 (SAM's own) is among them."""
+
+
+def probability(logit: float) -> float:
+    """A threshold as people give it: 0 to 1."""
+    return 1.0 / (1.0 + math.exp(-logit))
 
 
 @dataclass(frozen=True, slots=True)

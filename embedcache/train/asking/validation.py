@@ -58,6 +58,15 @@ class Held:
     dataset: EmbeddingDataset
     numbers: tuple[int, ...]
 
+    @property
+    def drawn_from(self) -> npt.NDArray[np.int64]:
+        """Numbers of all tiles that may be read for these: they, and their views where the dataset draws them."""
+        numbers, store = np.asarray(self.numbers, dtype=np.int64), self.dataset.store
+        if not self.dataset.views:
+            return numbers
+        committed = np.flatnonzero(store.committed)
+        return np.asarray(committed[np.isin(store.base_of(committed), numbers)])
+
 
 @dataclass(frozen=True)
 class _Asked:

@@ -79,7 +79,7 @@ class Feed:
         self._stores = [dataset.store for dataset in self._datasets]
         self._options, self._device = options, device
         self._share = share(options.batch_size, options.rank, options.world)
-        tiles = [_readable(part) for part in parts]
+        tiles = [part.drawn_from for part in parts]
         tier = tier_for(
             self._stores, tiles, device, wish=options.resident, processes_here=options.processes_here
         )
@@ -224,16 +224,6 @@ class Feed:
 
 def _stream(device: torch.device) -> torch.cuda.Stream | None:
     return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-
-
-def _readable(part: Held) -> Numbers:
-    """All tiles of a store that may be read: the training tiles and, where they are drawn, their views."""
-    numbers = np.asarray(part.numbers, dtype=np.int64)
-    store = part.dataset.store
-    if not part.dataset.views:
-        return numbers
-    committed = np.flatnonzero(store.committed)
-    return committed[np.isin(store.base_of(committed), numbers)]
 
 
 def _abandon(pending: Iterable[_Pending]) -> None:

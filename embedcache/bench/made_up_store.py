@@ -8,18 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from embedcache.store import EmbeddingStore, EncodeSpec
 from embedcache.store.shards.quantise import Quantised, quantise
+from embedcache.store.shards.shard import Stored
 from embedcache.volume import Preprocess, TileGrid
 
 SIDE = 32
 
 
 def make_store(path: Path, count: int, store_dtype: str = "float16") -> EmbeddingStore:
-    """An empty store with room for ``count`` embeddings."""
+    """An empty store with room for ``count`` embeddings, 64 to a shard."""
     spec = EncodeSpec(
         model_type="vit_b",
         encoder_digest="sha256:" + "0" * 64,
@@ -45,13 +45,13 @@ def fill(store: EmbeddingStore, count: int, embedding: Callable[[int], torch.Ten
             tiles = range(shard * store.shard_tiles, min((shard + 1) * store.shard_tiles, count))
             writer.commit_shard(
                 shard,
-                embeddings={tile: as_stored(embedding(tile), store.spec.store_dtype) for tile in tiles},
+                embeddings={tile: _as_stored(embedding(tile), store.spec.store_dtype) for tile in tiles},
                 input_digests={tile: f"{tile:064x}" for tile in tiles},
             )
     return store
 
 
-def as_stored(embedding: torch.Tensor, store_dtype: str) -> np.ndarray | Quantised:
+def _as_stored(embedding: torch.Tensor, store_dtype: str) -> Stored:
     if store_dtype == "float16":
         return embedding.half().numpy()
     values, scales = quantise(embedding[None])
