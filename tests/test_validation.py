@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -101,7 +102,8 @@ def test_processes_share_the_tiles_and_all_get_the_sum(model: Decoder, held: lis
 
     def run(rank: int) -> None:
         sharing = Sharing(rank, 2, table, barrier)
-        found[rank] = measure(model, held, CPU, batch=1, ranks=sharing).tensor
+        own = copy.deepcopy(model)  # as processes have it: measure() switches its mode
+        found[rank] = measure(own, held, CPU, batch=1, ranks=sharing).tensor
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
     for thread in threads:
