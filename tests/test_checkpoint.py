@@ -12,11 +12,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from training_stores import blob_labels, make_store
 
-from embedcache.errors import MismatchError, WeightsError
+from embedcache.errors import CorruptionError, MismatchError, WeightsError
 from embedcache.files import canonical_json
 from embedcache.sam.decoder import Decoder, Prompts
 from embedcache.train.adapter import AdaptedDecoder
-from embedcache.train.checkpoint import Checkpoint, check_space, content_digest
+from embedcache.train.checkpoint import Checkpoint, check_space
+from embedcache.train.checkpoint_file import content_digest
 
 
 @pytest.fixture(scope="module")
@@ -80,13 +81,34 @@ def test_an_adapter_comes_back_and_its_decoder_is_not_given_without_it(
         again.decoder()
 
 
-def test_a_single_changed_bit_is_found(checkpoint: Checkpoint, tmp_path: Path) -> None:
+@pytest.mark.parametrize("offset", [0, 6, 8, 9, 26, 60, 400, 20_000, -1000])
+def test_a_single_changed_bit_is_corruption_wherever_it_lies(
+    checkpoint: Checkpoint, tmp_path: Path, offset: int
+) -> None:
     path = checkpoint.save(tmp_path / "c.safetensors")
     content = bytearray(path.read_bytes())
-    content[-1000] ^= 1
+    content[offset] ^= 1
     path.write_bytes(content)
-    with pytest.raises(WeightsError, match="digest"):
+    with pytest.raises(CorruptionError, match=r"c\.safetensors is a damaged checkpoint") as refusal:
         Checkpoint.load(path)
+    assert refusal.value.exit_code == 4
+
+
+def test_a_damaged_checkpoint_of_a_run_names_what_else_may_be_used(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    best, last = (checkpoint.save(tmp_path / f"{name}.safetensors") for name in ("best", "last"))
+    (tmp_path / "config.json").write_text("{}")
+    best.write_bytes(b"")  # nothing in it tells what it was, but its place does
+    with pytest.raises(CorruptionError) as refusal:
+        Checkpoint.load(tmp_path)
+    assert refusal.value.hint is not None
+    assert str(last) in refusal.value.hint
+    assert f"--resume --out {tmp_path}" in refusal.value.hint
+    (tmp_path / "summary.json").write_text("{}")  # a finished run writes nothing more
+    with pytest.raises(CorruptionError) as refusal:
+        Checkpoint.load(tmp_path)
+    assert "--resume" not in str(refusal.value)
 
 
 def test_what_is_no_checkpoint_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -102,7 +124,7 @@ def test_what_is_no_checkpoint_is_refused(checkpoint: Checkpoint, tmp_path: Path
         Checkpoint.load(foreign)
     changed = tmp_path / "changed.safetensors"
     save_file(load_file(str(checkpoint.save(changed))), str(changed), metadata={"embedcache": "{}"})
-    with pytest.raises(WeightsError, match="damaged"):
+    with pytest.raises(CorruptionError, match="damaged"):
         Checkpoint.load(changed)
     pickled = tmp_path / "model.pth"
     torch.save({"x": torch.zeros(2)}, pickled)
@@ -128,14 +150,14 @@ def test_a_strangers_description_of_the_wrong_kind_is_refused(
     checkpoint: Checkpoint, tmp_path: Path, facts: dict[str, object]
 ) -> None:
     path = replace(checkpoint, **facts).save(tmp_path / "best.safetensors")  # with a digest that holds
-    with pytest.raises(WeightsError, match="damaged checkpoint"):
+    with pytest.raises(WeightsError, match="describes itself as no checkpoint"):
         Checkpoint.load(path)
 
 
 def test_a_description_nested_without_end_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
     path = tmp_path / "best.safetensors"
     save_file(checkpoint.state, path, metadata={"embedcache": "[" * 200_000})
-    with pytest.raises(WeightsError, match="damaged checkpoint"):
+    with pytest.raises(CorruptionError, match="damaged checkpoint"):
         Checkpoint.load(path)
 
 
@@ -163,7 +185,7 @@ def test_a_file_of_the_first_format_loads_and_says_less(checkpoint: Checkpoint, 
 def test_a_file_of_this_format_must_say_all_and_a_newer_one_is_refused_by_name(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    with pytest.raises(WeightsError, match="damaged checkpoint"):
+    with pytest.raises(WeightsError, match="'ema'"):
         Checkpoint.load(_rewritten(checkpoint, tmp_path / "short.safetensors", 2, without=("ema",)))
     with pytest.raises(WeightsError, match="newer embedcache"):
         Checkpoint.load(_rewritten(checkpoint, tmp_path / "newer.safetensors", 3, without=()))

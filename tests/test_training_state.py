@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from embedcache.errors import InputError
+from embedcache.errors import CorruptionError, InputError
 from embedcache.sam.decoder import Decoder
+from embedcache.train.adapter import AdaptedDecoder
 from embedcache.train.stepping.state import Standing, load_state, save_state
 
 STANDING = Standing(7, 14, 0.5, 3, 1, 2.5, {"loss": 0.1}, [0.5, 3, None, None, 0.5])
@@ -50,12 +51,20 @@ def test_a_flipped_bit_is_refused(saved, tmp_path, offset):
     data = bytearray(saved[0].read_bytes())
     data[offset] ^= 1
     (tmp_path / "resume.safetensors").write_bytes(data)
-    with pytest.raises(InputError, match="cannot go on") as refusal:
+    with pytest.raises(CorruptionError, match=r"resume\.safetensors is damaged.* cannot go on") as refusal:
         load_state(tmp_path / "resume.safetensors", *fresh())
+    assert refusal.value.exit_code == 4
     assert "best.safetensors" in str(refusal.value)
 
 
 def test_a_file_that_is_cut_short_is_refused(saved, tmp_path):
     (tmp_path / "resume.safetensors").write_bytes(saved[0].read_bytes()[:100_000])
-    with pytest.raises(InputError, match="cannot go on"):
+    with pytest.raises(CorruptionError, match="cannot go on"):
         load_state(tmp_path / "resume.safetensors", *fresh())
+
+
+def test_a_whole_file_of_another_training_is_wrong_input_not_damage(saved):
+    decoder = AdaptedDecoder.around(Decoder.random(2), seed=0)
+    with pytest.raises(InputError, match="of another training") as refusal:
+        load_state(saved[0], decoder, torch.optim.AdamW(decoder.parameters()))
+    assert refusal.value.exit_code == 2

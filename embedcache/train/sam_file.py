@@ -11,7 +11,7 @@ from embedcache.errors import MismatchError
 from embedcache.sam.decoder import Decoder
 from embedcache.sam.decoder_file import read_decoder_file
 from embedcache.store import EmbeddingStore
-from embedcache.train.checkpoint import METADATA_KEY
+from embedcache.train.checkpoint_file import METADATA_KEY, was_checkpoint
 
 _ENDINGS = (".pth", ".pt", ".bin")
 
@@ -25,7 +25,7 @@ def is_sam_file(path: str | Path) -> bool:
         return False
     try:
         with safe_open(str(found), framework="numpy") as stream:
-            return METADATA_KEY not in (stream.metadata() or {})
+            return METADATA_KEY not in (stream.metadata() or {}) and not was_checkpoint(found)
     except (SafetensorError, OSError):
         return False
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from embedcache.errors import ConfigError
+from embedcache.errors import ConfigError, WeightsError
 from embedcache.sam.decoder import Decoder
 from embedcache.store import EmbeddingStore
 from embedcache.train.adapter import AdaptedDecoder
 from embedcache.train.checkpoint import Checkpoint, check_space
+from embedcache.train.checkpoint_file import EXPECTED
 from embedcache.train.options import TrainOptions
 from embedcache.train.sam_file import decoder_of_sam_file, is_sam_file
 from embedcache.train.truth.split import Split
 
 _RANDOM = "random:"
+INIT_EXPECTED = (
+    "--init takes a run's folder, its best.safetensors or last.safetensors, a file of SAM's (.pth, .pt, .bin or "
+    ".safetensors), or random:SEED."
+)
 
 
 def starting_model(
@@ -31,8 +36,8 @@ def starting_model(
 
     Raises
     ------
-    WeightsError, MismatchError
-        When ``init`` is no checkpoint, or one of another embedding space.
+    WeightsError, CorruptionError, MismatchError
+        When ``init`` is no checkpoint, a damaged one, or one of another embedding space.
     ConfigError
         When ``random:`` is not followed by a number, or a checkpoint's adapter is not wanted.
     """
@@ -57,9 +62,18 @@ def _initial(options: TrainOptions, stores: Sequence[EmbeddingStore], say: Calla
         return Decoder.random(int(text.removeprefix(_RANDOM)))
     if is_sam_file(text):
         return decoder_of_sam_file(text, stores[0], say)
-    checkpoint = Checkpoint.load(text)
+    checkpoint = _load(text)
     check_space(checkpoint, stores[0])
     return checkpoint.model()
+
+
+def _load(path: str) -> Checkpoint:
+    try:
+        return Checkpoint.load(path)
+    except WeightsError as error:
+        if error.hint == EXPECTED:
+            error.hint = INIT_EXPECTED
+        raise
 
 
 def require_unseen(split: Split, stores: Sequence[EmbeddingStore], options: TrainOptions) -> None:
@@ -72,7 +86,7 @@ def require_unseen(split: Split, stores: Sequence[EmbeddingStore], options: Trai
     """
     if options.init is None or str(options.init).startswith(_RANDOM) or is_sam_file(options.init):
         return
-    before = Split.from_dict(Checkpoint.load(options.init).split)
+    before = Split.from_dict(_load(str(options.init)).split)
     for index, numbers in split.val:
         trained = before.of_store("train", stores[index])
         seen = set() if trained is None else set(trained.tolist()) & set(numbers)

@@ -64,6 +64,8 @@ def train(
         Before anything is written; :class:`ConfigError` also when the training diverges.
     MissingTilesError
         When tiles that the labels touch are not encoded.
+    CorruptionError
+        When the checkpoint to start from, or the state to go on from, is damaged.
     MismatchError
         When stores or ``init`` are of several embedding spaces, or a resumed run began otherwise.
     Interrupted

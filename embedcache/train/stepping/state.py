@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from embedcache.errors import InputError
-from embedcache.files import write_file
-from embedcache.train.checkpoint import content_digest
+from embedcache.errors import CorruptionError, InputError
+from embedcache.files import read_error, write_file
+from embedcache.train.checkpoint_file import content_digest
 from embedcache.train.stepping.averaging import Average
 
 
@@ -83,33 +83,47 @@ def load_state(
 
     Raises
     ------
+    CorruptionError
+        When the file's bytes are not those that were written.
     InputError
-        When the file cannot be read or is of another training.
+        When it is of another training.
     """
+    tensors, text = _read(path)
+    try:
+        standing = Standing(**json.loads(text))
+        if average is not None:
+            average.load(_under("average.", tensors))
+        _restore(tensors, model, optimizer)
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{path} is of another training, so the run cannot go on ({error}).", hint=_anew(path)
+        ) from error
+    return standing
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], str]:
+    """Tensors and standing as they were written."""
     try:
         with safe_open(str(path), framework="pt") as stream:
             metadata = dict(stream.metadata() or {})
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - no mapping
-        if metadata["digest"] != content_digest(tensors, metadata["standing"]):
+        text = metadata["standing"]
+        if metadata["digest"] != content_digest(tensors, text):
             raise ValueError("its digest is not the one recorded in it")
-        standing = Standing(**json.loads(metadata["standing"]))
-        if average is not None:
-            average.load(_under("average.", tensors))
-        _restore(tensors, model, optimizer)
-    except (
-        SafetensorError,
-        OSError,
-        LookupError,
-        TypeError,
-        ValueError,
-        RuntimeError,
-        RecursionError,
-    ) as error:
-        raise InputError(
-            f"{path} cannot be read, so the run cannot go on ({error}).",
-            hint=f"Begin a new run where this one was best: --init {path.with_name('best.safetensors')}",
+    except OSError as error:
+        raise read_error(error, path) from error
+    except (SafetensorError, LookupError, ValueError) as error:
+        raise CorruptionError(
+            f"{path} is damaged, so the run cannot go on ({error}).", hint=_anew(path)
         ) from error
-    return standing
+    return tensors, text
+
+
+def _anew(path: Path) -> str:
+    return (
+        f"Begin a new run where this one was best: --init {path.with_name('best.safetensors')}; "
+        "or restore the file from a copy."
+    )
 
 
 def _restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
