@@ -42,6 +42,11 @@ def command(*words: object) -> str:
     return shlex.join(["embedcache", *map(str, words)])
 
 
+def counted(number: int, noun: str) -> str:
+    """So many of a thing whose plural ends in s: ``1 tile``, ``2 tiles``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 class EmbedcacheError(Exception):
     """Root of all errors this package raises on purpose.
 

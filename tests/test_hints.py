@@ -17,7 +17,7 @@ from encode_samples import quick
 from embedcache.cli.app import app, register
 from embedcache.encode.care.at_hand import require_volume
 from embedcache.encode.care.repair import repair
-from embedcache.errors import EmbedcacheError
+from embedcache.errors import EmbedcacheError, counted
 from embedcache.store import EmbeddingStore, layout
 from embedcache.store.care.gc import find_garbage
 from embedcache.train.truth.needed import encode_command
@@ -139,3 +139,7 @@ def test_the_command_for_missing_tiles_names_the_store(store: EmbeddingStore) ->
     params = parse(words).params
     assert (params["store"], params["like"]) == (str(store.path), str(store.path))
     assert params["z_range"] == "1:3"
+
+
+def test_one_of_a_thing_is_named_in_the_singular() -> None:
+    assert [counted(number, "tile") for number in (0, 1, 2)] == ["0 tiles", "1 tile", "2 tiles"]

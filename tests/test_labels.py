@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -239,13 +240,34 @@ def test_missing_tiles_are_named_by_the_command_that_encodes_them(tmp_path: Path
     partial = make_store(tmp_path / "s.zarr", labels, wanted=[0, 1, 64, 65])  # planes 0 and 1
     path = save_labels(tmp_path / "l.npy", labels)
     opened = open_labels(path, partial)
-    with pytest.raises(MissingTilesError, match=r"4 of 8 tiles.*\n.*--z-range 2:4") as refusal:
+    with pytest.raises(MissingTilesError, match=r"lacks 4 of 8 tiles.*\n.*--z-range 2:4") as refusal:
         require_tiles(partial, opened, allow_partial=False)
     assert "embedcache encode --volume /data/volume.zarr" in str(refusal.value)
     assert refusal.value.exit_code == 3
+    assert "--allow-partial" in str(refusal.value)
     assert "4 of 8" in (require_tiles(partial, opened, allow_partial=True) or "")
     flat = open_labels(save_png_folder(tmp_path / "p", {"ink.png": labels[0]}) / "ink.png", partial)
     assert needed_tiles(partial, flat).tolist() == [0, 1, 64, 65]  # one label for all planes: the wanted ones
+
+
+@pytest.mark.parametrize("allow_partial", [False, True])
+def test_a_store_without_a_tile_says_so_and_who_is_writing_it(tmp_path: Path, allow_partial: bool) -> None:
+    labels = np.full((2, 64, 64), 255, np.uint8)
+    empty = make_store(tmp_path / "s.zarr", labels, absent=range(64))
+    opened = open_labels(save_labels(tmp_path / "l.npy", labels), empty)
+    with pytest.raises(
+        MissingTilesError, match=r"Nothing .* is encoded in .*s\.zarr yet: 2 tiles"
+    ) as refusal:
+        require_tiles(empty, opened, allow_partial=allow_partial)
+    assert "embedcache encode --volume /data/volume.zarr" in str(refusal.value)
+    assert "--allow-partial" not in str(refusal.value)
+    assert "being written" not in str(refusal.value)
+    written = (
+        rf"The whole store is being written by process {os.getpid()} on \S+ since \d{{4}}-\d\d-\d\d \d\d:\d\d"
+    )
+    with EmbeddingStore.open(empty.path).writer(), pytest.raises(MissingTilesError, match=written) as refusal:
+        require_tiles(empty, opened, allow_partial=allow_partial)
+    assert "Wait until it has finished or has committed some, or:\nEncode them: " in str(refusal.value)
 
 
 @given(st.integers(10, 700), st.integers(10, 700), st.integers(0, 1000))

@@ -82,8 +82,8 @@ def test_when_memory_is_short_calls_become_smaller_and_the_steps_stay_the_same(
     assert not any("memory does not hold" in line for line in said)
     cut, said = run(setup, tmp_path / "cut", most=1)
     assert [line for line in said if "memory does not hold" in line] == [
-        "memory does not hold a call; 2 images a call from here.",
-        "memory does not hold a call; 1 images a call from here.",
+        "memory does not hold a call; images a call from here: 2.",
+        "memory does not hold a call; images a call from here: 1.",
     ]
     for name, tensor in whole.items():
         torch.testing.assert_close(cut[name], tensor, rtol=1e-3, atol=1e-4, msg=name)

@@ -185,3 +185,11 @@ def test_no_pixel_is_in_a_training_and_a_validation_tile(stack: Pair, tiles: Til
             apart = np.abs(tiles.corner[choice.val] - tiles.corner[mine]) >= 64
             other_plane = tiles.plane[choice.val] != tiles.plane[mine]
             assert (apart.any(axis=1) | (other_plane if choice.kind == "planes" else False)).all()
+
+
+def test_a_store_of_one_tile_cannot_be_split_and_is_told_so_in_the_singular(tmp_path: Path) -> None:
+    labels = blob_labels(1, 64, 64)
+    store = make_store(tmp_path / "s.zarr", labels)
+    opened = open_labels(save_labels(tmp_path / "l.npy", labels), store)
+    with pytest.raises(LabelError, match=r"tried for validation: \d+ places? among 1 tile, 1 of them"):
+        make_split([store], [opened])

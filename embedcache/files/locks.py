@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -40,10 +41,13 @@ class Claim:
         The shards it may write; None: the whole store.
     holder : str
         Process and host.
+    since : str
+        When it took the lock, local time; empty when that is not known.
     """
 
     shards: range | None
     holder: str
+    since: str = ""
 
     def overlaps(self, other: range | None) -> bool:
         """Whether both could write the same shard."""
@@ -57,6 +61,12 @@ class Claim:
         if self.shards is None:
             return "the whole store"
         return f"shards {self.shards.start} to {self.shards.stop - 1}"
+
+    @property
+    def sentence(self) -> str:
+        """Who writes what, and since when, without a full stop."""
+        since = f" since {self.since}" if self.since else ""
+        return f"{self.words} {'is' if self.shards is None else 'are'} being written by {self.holder}{since}"
 
 
 @contextmanager
@@ -110,9 +120,7 @@ def range_lock(folder: Path, shards: range | None, *, guarded: Path) -> Iterator
         for claim in claims_under_mutex(folder):
             if claim.overlaps(shards):
                 raise LockedError(
-                    f"{guarded}: {claim.words} is being written by {claim.holder}."
-                    if claim.shards is None
-                    else f"{guarded}: {claim.words} are being written by {claim.holder}.",
+                    f"{guarded}: {claim.sentence}.",
                     hint="Wait until it has finished, or stop it; what it has committed is kept.",
                 )
         held = hold(own, guarded, 0.0)
@@ -163,6 +171,7 @@ def _read_claim(descriptor: int) -> Claim:
         values = json.loads(os.pread(descriptor, SIGNATURE_BYTES, 0))
         span = values["shards"]
         shards = None if span is None else range(int(span[0]), int(span[1]))
-        return Claim(shards, str(values["holder"]))
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(os.fstat(descriptor).st_mtime))
+        return Claim(shards, str(values["holder"]), since)
     except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
         return Claim(None, "another process")

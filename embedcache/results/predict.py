@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from embedcache.encode import run_encode
 from embedcache.encode.options import options_from
-from embedcache.errors import ConfigError, MissingTilesError, command
+from embedcache.errors import ConfigError, MissingTilesError, command, counted
 from embedcache.progress import Progress, Silent
 from embedcache.results.masks_out import Values, write_masks
 from embedcache.results.opened import as_checkpoint, open_store, probability_threshold
@@ -272,7 +272,7 @@ def predict(
         )
     missing = int((selected & store.wanted & ~store.committed & ~store.skipped).sum())
     if missing:
-        progress.say(f"{missing} tiles of {store.path} have no embedding; their pixels are not predicted.")
+        progress.say(f"{store.path} lacks {counted(missing, 'tile')}, which will not be predicted.")
     failed = sum(bool(selected[number]) for number in store.failed)
     if trained.prompt_source == "oracle":
         progress.say(

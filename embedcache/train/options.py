@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from embedcache.errors import ConfigError
+from embedcache.errors import ConfigError, counted
 from embedcache.train.option_checks import check_options
 
 DEFAULT_STEPS = 2000
@@ -156,7 +156,7 @@ class TrainOptions:
 def _of_store(value: Paths, what: str, index: int, stores: int) -> str | Path | None:
     if isinstance(value, tuple):
         if len(value) != stores:
-            raise ConfigError(f"{len(value)} {what} were given for {stores} stores.")
+            raise ConfigError(f"{what} given for {len(value)}, but there are {counted(stores, 'store')}.")
         return value[index]
     return value
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from embedcache.errors import ConfigError, LabelError
+from embedcache.errors import ConfigError, LabelError, counted
 from embedcache.store import EmbeddingStore
 from embedcache.train.options import TrainOptions
 from embedcache.train.truth.labels import Labels
@@ -45,7 +45,7 @@ def overfit_split(stores: Sequence[EmbeddingStore], labels: Sequence[Labels], co
     held[chosen] = True
     part = tiles.part(held)
     rule = (
-        f"the {len(chosen)} tiles with the most positives train and validate; "
+        f"{counted(len(chosen), 'tile')} with the most positives, for training and validation; "
         "figures say nothing about unseen tiles"
     )
     return Split("overfit", rule, part, part, tuple(store_identity(store) for store in stores))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedcache.errors import ConfigError, LabelError, MismatchError, command
+from embedcache.errors import ConfigError, LabelError, MismatchError, command, counted
 from embedcache.progress import Progress
 from embedcache.store import EmbeddingStore
 from embedcache.train.asking.validation import Held
@@ -120,7 +120,7 @@ def _opened(
     opened = tuple(_open(store) for store in _as_list(stores))
     paths = _as_list(labels)
     if len(opened) != len(paths):
-        raise ConfigError(f"{len(opened)} stores and {len(paths)} labels were given; they come in pairs.")
+        raise ConfigError(f"{counted(len(opened), 'store')}, but labels of {len(paths)}; they come in pairs.")
     _require_one_space(opened)
     for number, store in enumerate(opened):
         if store.fingerprint in {other.fingerprint for other in opened[:number]}:
@@ -142,7 +142,8 @@ def _split(
     else:
         split = make_split(stores, labels, options.val)
         require_unseen(split, stores, options)
-    progress.say(f"split: {split.rule}; {_count(split.train)} tiles train, {_count(split.val)} validate.")
+    train, val = _count(split.train), _count(split.val)
+    progress.say(f"split: {split.rule}; {counted(train, 'tile')} to train on, {val} to validate.")
     return split
 
 
@@ -184,7 +185,7 @@ def _tell(store: EmbeddingStore, labels: Labels, options: TrainOptions, progress
         progress.say(f"{store.address}: {left_out}")
     uncounted = labels.uncounted(store)
     if uncounted:
-        progress.say(f"{store.address}: {uncounted} tiles hold nothing that counts and are left out.")
+        progress.say(f"{store.address}: left out, as nothing in them counts: {counted(uncounted, 'tile')}.")
 
 
 def _starts(

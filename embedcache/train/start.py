@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from embedcache.errors import ConfigError, WeightsError
+from embedcache.errors import ConfigError, WeightsError, counted
 from embedcache.sam.decoder import Decoder
 from embedcache.store import EmbeddingStore
 from embedcache.train.adapter import AdaptedDecoder
@@ -92,7 +92,7 @@ def require_unseen(split: Split, stores: Sequence[EmbeddingStore], options: Trai
         seen = set() if trained is None else set(trained.tolist()) & set(numbers)
         if seen:
             raise ConfigError(
-                f"--init {options.init} was trained on {len(seen)} of the {len(numbers)} tiles that would be held "
-                f"out now ({split.rule}); the figures would not be honest.",
+                f"--init {options.init} was trained on {len(seen)} of {counted(len(numbers), 'tile')} that would "
+                f"be held out now ({split.rule}); the figures would not be honest.",
                 hint=f"Hold out what it held out, with --val ({before.rule}).",
             )

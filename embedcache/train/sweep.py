@@ -21,6 +21,7 @@ from embedcache.errors import (
     MismatchError,
     StorageError,
     command,
+    counted,
 )
 from embedcache.files import exclusive_lock
 from embedcache.progress import Progress, Silent
@@ -166,7 +167,7 @@ def _again(row: Row) -> EmbedcacheError:
 
 def _open_all(stores: Sequence[EmbeddingStore], paths: Sequence[Any], options: TrainOptions) -> list[Any]:
     if len(stores) != len(paths):
-        raise ConfigError(f"{len(stores)} stores and {len(paths)} labels were given; they come in pairs.")
+        raise ConfigError(f"{counted(len(stores), 'store')}, but labels of {len(paths)}; they come in pairs.")
     return [
         RememberedLabels(open_labels_of(path, store, options, index, len(stores)))
         for index, (store, path) in enumerate(zip(stores, paths, strict=True))

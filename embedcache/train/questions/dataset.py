@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from embedcache.errors import ConfigError, LabelError, MissingTilesError
+from embedcache.errors import ConfigError, LabelError, MissingTilesError, counted
 from embedcache.geometry import Tile, see
 from embedcache.store import EmbeddingStore
 from embedcache.train.asking.rounds import plan_rounds
@@ -247,6 +247,6 @@ def _given(tiles: Sequence[int] | npt.NDArray[np.int64], store: EmbeddingStore) 
     absent = chosen[~store.committed[chosen]]
     if len(absent):
         raise MissingTilesError(
-            f"{len(absent)} of {len(chosen)} tiles are not in {store.path}, the first is number {absent[0]}."
+            f"{store.path} lacks {len(absent)} of {counted(len(chosen), 'tile')}, the first is number {absent[0]}."
         )
     return chosen

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedcache.errors import ConfigError, MismatchError
+from embedcache.errors import ConfigError, MismatchError, counted
 from embedcache.files import digest_json
 from embedcache.progress import Progress
 from embedcache.store.reading.order import Order
@@ -76,7 +76,7 @@ def decide(setup: Setup, options: TrainOptions, folder: Path, ranks: Ranks, prog
     images = beginning.batch_size * options.accumulate
     if images < ranks.world:
         raise ConfigError(
-            f"A step has {images} images, fewer than the {ranks.world} processes that share it.",
+            f"A step has {counted(images, 'image')}, fewer than the {ranks.world} processes that share it.",
             hint=f"Give --batch-size {ranks.world} or more, or start fewer processes.",
         )
     return beginning

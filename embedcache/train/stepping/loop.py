@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from embedcache.errors import ConfigError, Interrupted
+from embedcache.errors import ConfigError, Interrupted, counted
 from embedcache.progress import Progress
 from embedcache.train.asking.drawn import draw_validation
 from embedcache.train.asking.metrics import Figures
@@ -95,7 +95,9 @@ class Loop:
             done = result.step + 1
             signal_number = 0 if done == course.steps else self._ranks.most(self._stop() or 0)
             if self._step_ends(result, saves=signal_number > 0):
-                self._say(f"stopped early: no better for {self.standing.without_gain} validations.")
+                self._say(
+                    f"stopped early: no better for {counted(self.standing.without_gain, 'validation')}."
+                )
                 break
             if signal_number:
                 raise Interrupted(f"stopped after step {done}", signal_number=signal_number)
@@ -142,7 +144,7 @@ class Loop:
             self.stepper.optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
             self.feed.images_per_call = -(-self.feed.images_per_call // 2)
-            self._say(f"memory does not hold a call; {self.feed.images_per_call} images a call from here.")
+            self._say(f"memory does not hold a call; images a call from here: {self.feed.images_per_call}.")
 
     def _settle(self) -> None:
         """Read what the steps since the last time gave; the first that is bad ends the training."""

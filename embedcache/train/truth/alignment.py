@@ -219,7 +219,11 @@ def _match_stack(
     depth, labels = planes[-1] + 1, volume.n_planes
     if labels == depth:
         order = " in natural order" if not volume.uniform and depth > 1 else ""
-        return {plane: plane for plane in planes}, f"{depth} {what} planes lie on {depth} planes{order}"
+        return {plane: plane for plane in planes}, (
+            f"one {what} plane lies on one plane"
+            if depth == 1
+            else f"{depth} {what} planes lie on {depth} planes{order}"
+        )
     if labels == 1:
         return dict.fromkeys(planes, 0), f"one {what} plane lies on all {depth} planes"
     numbers = _trailing_numbers(volume)

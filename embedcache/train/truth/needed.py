@@ -7,8 +7,11 @@ import shlex
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.errors import MissingTilesError
+from embedcache.errors import EmbedcacheError, MissingTilesError, counted
+from embedcache.files import living_claims
 from embedcache.store import EmbeddingStore
+from embedcache.store.layout import JOURNAL
+from embedcache.store.reading.address import is_remote
 from embedcache.train.truth.labels import Labels
 
 
@@ -47,11 +50,38 @@ def require_tiles(store: EmbeddingStore, labels: Labels, *, allow_partial: bool)
         return None
     found = len(needed) - len(missing)
     if allow_partial and found:
-        return f"{len(missing)} of {len(needed)} tiles that the labels touch are not encoded and left out."
-    raise MissingTilesError(
-        f"{len(missing)} of {len(needed)} tiles that {labels.source} touches are not in {store.path}.",
-        hint=f"Encode them: {encode_command(store, missing)}\nOr train on those that are there: --allow-partial",
-    )
+        return (
+            f"{len(missing)} of {counted(len(needed), 'tile')} that the labels touch: not encoded, left out."
+        )
+    raise _refusal(store, labels, missing, found)
+
+
+def _refusal(
+    store: EmbeddingStore, labels: Labels, missing: npt.NDArray[np.int64], found: int
+) -> MissingTilesError:
+    count, source = len(missing), labels.source
+    wrong = f"{store.address} lacks {count} of {counted(count + found, 'tile')} that {source} touches."
+    if not found:
+        wrong = f"Nothing that {source} touches is encoded in {store.address} yet: {counted(count, 'tile')}."
+    ways = [f"Encode them: {encode_command(store, missing)}"]
+    writers = _writers(store)
+    if writers:
+        wrong += f"\n{writers[0].upper()}{writers[1:]}."
+        ways.insert(0, "Wait until it has finished" + (", or:" if found else " or has committed some, or:"))
+    if found:
+        ways.append("Or train on those that are there: --allow-partial")
+    return MissingTilesError(wrong, hint="\n".join(ways))
+
+
+def _writers(store: EmbeddingStore) -> str:
+    """Who is writing the store just now, in words; nothing where that cannot be told."""
+    if is_remote(store.address):
+        return ""
+    try:
+        claims = living_claims(store.path / JOURNAL, guarded=store.path)
+    except EmbedcacheError:  # read-only, or on a disk without locks: it is only told, nothing depends on it
+        return ""
+    return "; ".join(claim.sentence for claim in claims)
 
 
 def encode_command(store: EmbeddingStore, numbers: npt.NDArray[np.int64]) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.errors import ConfigError, LabelError
+from embedcache.errors import ConfigError, LabelError, counted
 from embedcache.files import digest_json
 from embedcache.store import EmbeddingStore
 from embedcache.train.truth.labels import Labels
@@ -179,8 +179,8 @@ def _first_useful(candidates: Iterable[_Choice], tiles: Tiles) -> _Choice:
         if tiles.positive[choice.val].any() and tiles.positive[choice.train].any():
             return choice
     raise LabelError(
-        f"No split leaves positives on both sides: {tried} places for validation were tried among "
-        f"{len(tiles.number)} tiles, {int((tiles.positive > 0).sum())} of them with positives.",
+        f"No split leaves positives on both sides: tried for validation: {counted(tried, 'place')} among "
+        f"{counted(len(tiles.number), 'tile')}, {int((tiles.positive > 0).sum())} of them with positives.",
         hint="Encode with smaller tiles (--tile 512), give more labels, or name the planes or images with --val.",
     )
 
@@ -246,7 +246,7 @@ def _slabs(stores: list[EmbeddingStore], tiles: Tiles, share: float) -> Iterator
         train = (tiles.plane < first - gap) | (tiles.plane > last + gap)
         held = f"plane {first} is" if first == last else f"planes {first} to {last} are"
         beside = "it" if first == last else "them"
-        rule = f"{held} held out, with a gap of {gap} beside {beside}, of {len(planes)} planes"
+        rule = f"{held} held out, with a gap of {gap} beside {beside}, of {counted(len(planes), 'plane')}"
         yield _Choice("planes", rule, train, val)
 
 
