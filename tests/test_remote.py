@@ -21,10 +21,11 @@ from store_samples import commit, embedding, make_store, spec
 
 from embedcache.errors import CorruptionError, EmbedcacheError, InputError, MismatchError, StorageError
 from embedcache.geometry import EMBEDDING_VALUES
+from embedcache.remote import sources
 from embedcache.store import EmbeddingReader, EmbeddingStore
 from embedcache.store.journal.lines import encode_line
 from embedcache.store.layout import scales_path, shard_path
-from embedcache.store.reading import remote, sources
+from embedcache.store.reading import remote
 from embedcache.store.reading.checks import CHECKS
 from embedcache.store.reading.remote import RemoteStore, is_remote, open_remote
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from embedcache.errors import CorruptionError, InputError, MismatchError, StorageError, command
 from embedcache.files import mutex, read_error, require_no_links, write_file
+from embedcache.remote.address import is_remote
 from embedcache.sam.decoder import Decoder
 from embedcache.store import layout
 from embedcache.store.creation import (
@@ -36,7 +37,7 @@ from embedcache.store.journal.replay import append, catch_up, read_state
 from embedcache.store.journal.state import StoreState
 from embedcache.store.predictor import StorePredictor
 from embedcache.store.reader import EmbeddingReader
-from embedcache.store.reading.address import is_remote, refuse_mirror
+from embedcache.store.reading.address import refuse_mirror
 from embedcache.store.session import make_durable, writing
 from embedcache.store.shards.shard import ShardFile
 from embedcache.store.spec import EncodeSpec

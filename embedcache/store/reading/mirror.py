@@ -9,10 +9,10 @@ from pathlib import Path
 
 from embedcache.errors import CorruptionError, InputError, MismatchError, StorageError
 from embedcache.files import make_folder, read_inside, remove_file, require_no_links, write_file
+from embedcache.remote.sources import Source, again_and_again
 from embedcache.store import layout
 from embedcache.store.journal.lines import CREATED, MAIN, SUFFIX, decode_line
 from embedcache.store.journal.snapshot import is_snapshot
-from embedcache.store.reading.sources import Source, again_and_again
 
 TRIES = 3
 """How often a journal that changes while it is copied is copied again."""

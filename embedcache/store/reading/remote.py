@@ -11,18 +11,18 @@ from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NoReturn
-from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
 
 from embedcache.errors import CorruptionError, EmbedcacheError, InputError, StorageError
 from embedcache.files import crc32c, exclusive_lock, make_folder, sha256_hex
+from embedcache.remote import Source, is_remote, open_source, without_password
+from embedcache.remote.kept import KeptFiles
+from embedcache.remote.sources import again_and_again
 from embedcache.store import layout
-from embedcache.store.reading.address import MIRROR_OF, is_remote, without_password
-from embedcache.store.reading.kept import KeptFiles
+from embedcache.store.reading.address import MIRROR_OF
 from embedcache.store.reading.mirror import copy_but_embeddings, get, write_mirrored
-from embedcache.store.reading.sources import HttpSource, Source, again_and_again
 from embedcache.store.shards.scales import read_scales
 from embedcache.store.shards.shard import CRC_BYTES, ShardFile, index_bytes
 from embedcache.store.store import EmbeddingStore
@@ -40,41 +40,6 @@ KEPT, LOCK = "kept", ".lock"
 
 PATIENCE_SECONDS = 300.0
 """How long a process waits for another that is copying to the same mirror."""
-
-
-class FsspecSource:
-    """A folder on any file system that fsspec knows: s3://, gs://, memory://.
-
-    Raises
-    ------
-    InputError
-        When fsspec, or what it needs for this address, is not installed.
-    """
-
-    def __init__(self, url: str) -> None:
-        try:
-            import fsspec
-
-            self._system, self._root = fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise InputError(
-                f"{without_password(url)} cannot be opened: {error}.", hint="pip install 'embedcache[remote]'"
-            ) from error
-
-    def read(self, name: str, first: int = 0, length: int | None = None) -> bytes:
-        """See :class:`~embedcache.store.reading.sources.Source`."""
-        end = None if length is None else first + length
-        body = bytes(self._system.cat_file(f"{self._root}/{name}", start=first, end=end))
-        if length is not None and len(body) != length:
-            raise OSError(f"{len(body)} of {length} bytes came")
-        return body
-
-    def names(self, folder: str) -> list[str] | None:
-        """See :class:`~embedcache.store.reading.sources.Source`."""
-        self._system.invalidate_cache()
-        return [
-            str(path).rpartition("/")[2] for path in self._system.ls(f"{self._root}/{folder}", detail=False)
-        ]
 
 
 class RemoteStore(EmbeddingStore):
@@ -231,7 +196,7 @@ def open_remote(url: str, *, cache: Path | None = None, cache_bytes: int = CACHE
     LockedError
         When another process has been copying to the same mirror for minutes.
     """
-    source: Source = HttpSource(url) if urlsplit(url).scheme in ("http", "https") else FsspecSource(url)
+    source = open_source(url)
     shown = without_password(url)
     mirror = (cache or CACHE).expanduser().absolute() / sha256_hex(url.encode())
     make_folder(mirror)

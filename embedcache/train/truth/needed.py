@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from embedcache.errors import EmbedcacheError, MissingTilesError, counted
 from embedcache.files import living_claims
+from embedcache.remote import is_remote
 from embedcache.store import EmbeddingStore
 from embedcache.store.layout import JOURNAL
-from embedcache.store.reading.address import is_remote
 from embedcache.train.truth.labels import Labels
 
 

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 import requests
 
 from embedcache.errors import EmbedcacheError, InputError, StorageError
-from embedcache.store.reading.address import without_password
+from embedcache.remote.address import without_password
 
 TIMEOUT_SECONDS = (10.0, 30.0)
 """To connect; and how long a server may say nothing."""
@@ -27,7 +27,7 @@ Found = TypeVar("Found")
 
 
 class Source(Protocol):
-    """Where a store lies that is not on this machine."""
+    """A folder that is not on this machine."""
 
     def read(self, name: str, first: int = 0, length: int | None = None) -> bytes:
         """A file's bytes from ``first`` on, so many of them, or all; FileNotFoundError where there is none."""
