@@ -16,6 +16,7 @@ from embedcache.geometry import Tile
 from embedcache.sam.decoder import Decoder, Prompts
 from embedcache.train.asking.drawn import (
     ANSWER,
+    BETWEEN,
     IN,
     LONG_SIDE,
     OUT,
@@ -53,6 +54,10 @@ def nothing(tile: Tile) -> np.ndarray:
     return np.zeros((tile.height, tile.width), bool)
 
 
+def no(tile: Tile) -> np.ndarray:
+    return np.full((tile.height, tile.width), -20.0, np.float32)
+
+
 def middle(frame: Frame, x: int, y: int) -> tuple[int, int]:
     """Row and column in the picture of a tile's pixel."""
     height, width = frame.size
@@ -82,8 +87,8 @@ def test_points_are_green_in_and_red_out_and_boxes_green() -> None:
         torch.tensor([[1, 0]], dtype=torch.int32),
         boxes=torch.from_numpy(tile.boxes_to_frame([[100, 10, 180, 50]])),
     )
-    picture = draw_tile(EMBEDDING, tile, nothing(tile), nothing(tile), prompts)
-    assert picture.shape == (256, 512, 3)
+    picture = draw_tile(EMBEDDING, tile, nothing(tile), no(tile), prompts)
+    assert picture.shape == (256, 512 + BETWEEN + 512, 3)
     assert tuple(picture[middle(frame, 40, 20)]) == IN
     assert tuple(picture[middle(frame, 150, 80)]) == OUT
     assert tuple(picture[round(30 * 2.56), 256]) == IN  # the left side of the box
@@ -102,7 +107,7 @@ def test_what_takes_no_part_is_not_drawn() -> None:
         point_counts=torch.tensor([1, 2]),
         has_box=torch.tensor([False, False]),
     )
-    picture = draw_tile(EMBEDDING, tile, nothing(tile), nothing(tile), prompts)
+    picture = draw_tile(EMBEDDING, tile, nothing(tile), no(tile), prompts)
     green = (picture == np.array(IN)).all(axis=-1)
     rows, columns = np.nonzero(green)
     assert green.any()
@@ -110,16 +115,47 @@ def test_what_takes_no_part_is_not_drawn() -> None:
     assert abs(columns - 260).max() <= 5
 
 
-def test_the_truth_is_white_and_the_answer_yellow() -> None:
+def halves(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The question and the answer."""
+    side = (picture.shape[1] - BETWEEN) // 2
+    return picture[:, :side], picture[:, -side:]
+
+
+def test_the_truth_is_outlined_in_both_halves_and_the_answer_is_filled_in_one() -> None:
     tile = Tile(0, 0, 0, 64, 64)
-    truth, answer = nothing(tile), nothing(tile)
+    truth, answer = nothing(tile), no(tile)
     truth[8:24, 8:24] = True
-    answer[40:56, 40:56] = True
-    picture = draw_tile(EMBEDDING, tile, truth, answer, Prompts.none(1))
-    for colour, low, high in ((TRUTH, 8, 24), (ANSWER, 40, 56)):
-        rows, columns = np.nonzero((picture == np.array(colour)).all(axis=-1))
-        assert (rows.min() // 8, rows.max() // 8) in {(low - 1, high), (low - 1, high - 1), (low, high)}
-        assert (columns.min() // 8, columns.max() // 8) in {(low - 1, high), (low - 1, high - 1), (low, high)}
+    answer[40:56, 40:56] = 20.0
+    question, answered = halves(draw_tile(EMBEDDING, tile, truth, answer, Prompts.none(1)))
+    for half in (question, answered):
+        rows, columns = np.nonzero((half == np.array(TRUTH)).all(axis=-1))
+        for found in (rows, columns):
+            assert (found.min() // 8, found.max() // 8) in {(7, 24), (7, 23), (8, 24)}
+    assert (answered[8 * 40 : 8 * 56, 8 * 40 : 8 * 56] == ANSWER).all()
+    assert (answered[8 * 24 + 2 : 8 * 40] == 0).all()  # surely not
+    assert not (question == np.array(ANSWER)).all(axis=-1).any()
+
+
+def test_an_untrained_decoders_guess_is_dim_all_over_and_hides_no_truth() -> None:
+    tile = Tile(0, 0, 0, 64, 64)
+    truth = nothing(tile)
+    truth[8:24, 8:24] = True
+    noise = np.random.default_rng(0).normal(0, 0.01, (64, 64)).astype(np.float32)
+    _, answered = halves(draw_tile(EMBEDDING, tile, truth, noise, Prompts.none(1)))
+    white = (answered == np.array(TRUTH)).all(axis=-1)
+    assert white.sum() > 4 * 8 * 16
+    assert answered[~white].max() < 100
+    sure, unsure = (answer_of(tile, logit)[100, 100] for logit in (5.0, 1.0))
+    assert sure[0] > unsure[0] > 100  # yes: the surer, the brighter
+    sure, unsure = (answer_of(tile, logit)[100, 100] for logit in (-5.0, -1.0))
+    assert sure[0] < unsure[0] < 100
+    assert len(set(unsure.tolist())) == 1  # no is grey
+
+
+def answer_of(tile: Tile, logit: float) -> np.ndarray:
+    """The answer's half where every pixel has this logit above the threshold."""
+    everywhere = np.full((tile.height, tile.width), logit, np.float32)
+    return halves(draw_tile(EMBEDDING, tile, nothing(tile), everywhere, Prompts.none(1)))[1]
 
 
 @pytest.fixture(scope="module")

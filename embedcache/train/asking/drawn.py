@@ -1,7 +1,9 @@
 """Turns held-out tiles into pictures of what was asked and answered, so that a training can be watched.
 
-Training has no volume, so colours are the embedding's main components. The truth is outlined in white, the answer
-in yellow; points are green where they say *in* and red where they say *out*, boxes are green.
+Left is the question, right the answer. Training has no volume, so the question's colours are the embedding's
+main components; points are green where they say *in* and red where they say *out*, boxes are green. The answer is
+yellow where it says yes and grey where it says no, dim where it is a guess: so a decoder that has learnt nothing
+yet is dim all over, and its noise hides nothing. The truth is outlined in white on both.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -37,9 +40,15 @@ TRUTH, ANSWER = (255, 255, 255), (255, 221, 0)
 IN, OUT = (0, 200, 60), (230, 30, 30)
 RADIUS = 5
 
+BETWEEN = 4
+DIM = 0.35
+"""Brightness of what is a guess; see :func:`_shaded`."""
+
 Bools = npt.NDArray[np.bool_]
 Pixels = npt.NDArray[np.uint8]
 Places = npt.NDArray[np.float64]
+Margins = npt.NDArray[np.float32]
+Value = TypeVar("Value", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -77,43 +86,54 @@ class Frame:
         factors = np.array([self.size[1] / width, self.size[0] / height] * 2)
         return np.asarray(np.asarray(xyxy, dtype=np.float64) * factors)
 
-    def sampled(self, pixels: Bools) -> Bools:
+    def sampled(self, pixels: npt.NDArray[Value]) -> npt.NDArray[Value]:
         """Tile px ``(height, width)`` at the picture's own size, each the nearest."""
         rows = ((np.arange(self.size[0]) + 0.5) * self.tile.height / self.size[0]).astype(int)
         columns = ((np.arange(self.size[1]) + 0.5) * self.tile.width / self.size[1]).astype(int)
         return np.asarray(pixels[rows][:, columns])
 
 
-def draw_tile(embedding: Tensor, tile: Tile, truth: Bools, answer: Bools, prompts: Prompts) -> Pixels:
-    """One tile with everything that was asked of it.
+def draw_tile(embedding: Tensor, tile: Tile, truth: Bools, answer: Margins, prompts: Prompts) -> Pixels:
+    """One tile with everything that was asked of it, and beside it what was answered.
 
     Parameters
     ----------
     embedding : float32 (256, 64, 64)
     tile : Tile
-    truth, answer : bool (height, width)
+    truth : bool (height, width)
         In tile px.
+    answer : float32 (height, width)
+        In tile px: logits less the threshold, so that what is in the answer is above 0.
     prompts : Prompts
         All of this tile, in the 1024 frame.
 
     Returns
     -------
-    uint8 (height, width, 3), the longer side 512
+    uint8 (height, 2 · width + 4, 3), the longer side of each half 512
     """
     frame = Frame.of(tile)
     height, width = tile.input_size
     cells = embedding.shape[1] / IMAGE_SIZE
     colours = Image.fromarray(embedding_colours(embedding.cpu()))
     size = (frame.size[1], frame.size[0])
-    picture = np.array(
-        colours.resize(size, Image.Resampling.BILINEAR, box=(0.0, 0.0, width * cells, height * cells))
-    )
-    for mask, colour in ((truth, TRUTH), (answer, ANSWER)):
-        shown = frame.sampled(mask)
-        picture[ndimage.maximum_filter(shown, 3) != ndimage.minimum_filter(shown, 3)] = colour
-    image = Image.fromarray(picture)
+    box = (0.0, 0.0, width * cells, height * cells)
+    question = np.array(colours.resize(size, Image.Resampling.BILINEAR, box=box))
+    answered = _shaded(frame.sampled(answer))
+    outlined = frame.sampled(truth)
+    edge = ndimage.maximum_filter(outlined, 3) != ndimage.minimum_filter(outlined, 3)
+    question[edge] = answered[edge] = TRUTH
+    image = Image.fromarray(question)
     _draw_prompts(ImageDraw.Draw(image), frame, prompts)
-    return np.asarray(image)
+    between = np.zeros((frame.size[0], BETWEEN, 3), np.uint8)
+    return np.concatenate([np.asarray(image), between, answered], axis=1)
+
+
+def _shaded(answer: Margins) -> Pixels:
+    """Colours of an answer, by how sure it is: yellow above 0, grey below, both dim at 0 where it is a guess."""
+    sure = np.abs(np.tanh(answer / 2))[..., None]  # 0 at the threshold, 1 far from it
+    yes = np.array(ANSWER) * (DIM + (1 - DIM) * sure)
+    no = np.full(3, 255) * DIM * (1 - sure)
+    return np.where(answer[..., None] > 0, yes, no).round().astype(np.uint8)
 
 
 def _draw_prompts(pen: ImageDraw.ImageDraw, frame: Frame, prompts: Prompts) -> None:
@@ -206,7 +226,7 @@ def picture_of(
     tile, embedding = asked.tile, dataset.store[asked.number]
     truth = (dataset.labels.crop(tile) > 0) & dataset.labels.supervised(tile)
     logits = answers(model, embedding[None].to(device), prompts.to(device))
-    answer = upscale_logits(logits, tile).amax(dim=0) > threshold
+    answer = upscale_logits(logits, tile).amax(dim=0).float() - threshold
     return draw_tile(embedding, tile, truth, answer.cpu().numpy(), prompts)
 
 
