@@ -35,7 +35,7 @@ bench: $(STAMP) ## this machine's figures beside the stock way (stage one: 40 mi
 	$(BIN)/embedcache bench read
 	$(BIN)/embedcache bench train --model vit_tiny
 
-docs: $(STAMP) ## write the generated pages (docs/cli.md)
+docs: $(STAMP) ## write what is generated (docs/cli.md, the table of docs/volumes.md)
 	$(BIN)/python docs/generate.py
 
 clean: ## remove the environment and the demo

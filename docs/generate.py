@@ -1,4 +1,4 @@
-"""Write the generated pages: docs/cli.md from the commands' own --help.
+"""Write what is generated: docs/cli.md from the commands' own --help, and the table of formats in docs/volumes.md.
 
 Run ``make docs``; ``make lint`` runs it with ``--check``, which fails when a page is not up to date.
 """
@@ -11,8 +11,11 @@ from pathlib import Path
 import click
 
 from embedcache.cli.app import SECTIONS, app, register
+from embedcache.volume.formats import formats_table
 
-PAGE = Path(__file__).parent / "cli.md"
+CLI = Path(__file__).parent / "cli.md"
+VOLUMES = Path(__file__).parent / "volumes.md"
+BEGIN, END = "<!-- formats -->\n", "<!-- /formats -->"
 WIDTH = 100
 
 
@@ -25,7 +28,7 @@ def cli_page() -> str:
         "Generated from `--help` by `make docs`. Option names take `-` and `_` alike; options may stand in "
         "`embedcache.toml`, one table per command. Exit codes: 0 done, 1 a bug of ours, 2 wrong usage or input, "
         "3 stale or mismatched, 4 corruption found, 5 locked by another writer, 6 storage failed (full, denied), "
-        "7 finished with failed tiles, 130/143 interrupted.\n",
+        "7 finished with failed tiles or (a sweep) failed runs, 130/143 interrupted.\n",
         _block(app.get_help(parent)),
     ]
     for section, names in SECTIONS.items():
@@ -45,13 +48,22 @@ def _block(text: str) -> str:
     return f"```text\n{text.rstrip()}\n```\n"
 
 
+def volumes_page() -> str:
+    """The page as it is, with the table of formats as it should be."""
+    before, _, rest = VOLUMES.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        sys.exit(f"{VOLUMES} has lost the comments around its table of formats.")
+    return before + BEGIN + formats_table() + END + after
+
+
 def main() -> None:
-    """Write the page, or check it."""
-    page = cli_page()
-    if "--check" not in sys.argv:
-        PAGE.write_text(page, encoding="utf-8")
-    elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != page:
-        sys.exit(f"{PAGE} is not up to date; run `make docs`.")
+    """Write the pages, or check them."""
+    for page, text in {CLI: cli_page(), VOLUMES: volumes_page()}.items():
+        if "--check" not in sys.argv:
+            page.write_text(text, encoding="utf-8")
+        elif not page.exists() or page.read_text(encoding="utf-8") != text:
+            sys.exit(f"{page} is not up to date; run `make docs`.")
 
 
 if __name__ == "__main__":

@@ -7,14 +7,20 @@ from pathlib import Path
 
 from embedcache.errors import EmbedcacheError, VolumeError
 from embedcache.volume.cache import CACHE_BYTES
+from embedcache.volume.formats import known_formats
 from embedcache.volume.volume import IMAGE_SUFFIXES, TIFF_SUFFIXES, Volume, way_out
 
-KNOWN_FORMATS = (
-    "OME-Zarr or Zarr (folder), TIFF, PNG or JPEG (file or folder), .npy, FILE.h5:DATASET, .nii, .nii.gz"
-)
+KNOWN_FORMATS = known_formats()
 
 
-def open_volume(path: str | Path, *, level: int = 0, read_memory: int = CACHE_BYTES) -> Volume:
+def open_volume(
+    path: str | Path,
+    *,
+    level: int = 0,
+    read_memory: int = CACHE_BYTES,
+    image: str | None = None,
+    anon: bool | None = None,
+) -> Volume:
     """Open a volume lazily; the format follows from what lies at ``path``.
 
     Parameters
@@ -26,6 +32,10 @@ def open_volume(path: str | Path, *, level: int = 0, read_memory: int = CACHE_BY
         Pyramid level of an OME-Zarr group; 0 is the finest.
     read_memory : int
         Bytes of decoded pixels that are kept at most.
+    image : str, optional
+        Which image of a fragment: ``surface``, ``ir``, or the name of a folder or file in it.
+    anon : bool, optional
+        Whether an address is asked without credentials.
 
     Returns
     -------
@@ -34,11 +44,15 @@ def open_volume(path: str | Path, *, level: int = 0, read_memory: int = CACHE_BY
     Raises
     ------
     VolumeError
-        When nothing is there, the format is unknown, it is damaged or may not be read, or the level does not
-        exist.
+        When nothing is there, the format is unknown, it is damaged or may not be read, the level does not
+        exist, or ``image`` or ``anon`` do not apply to what is there.
     """
     # The readers are imported late: whoever opens a PNG need not load zarr, h5py and nibabel.
     text = _local(str(path))
+    if image is not None:
+        raise VolumeError(f"{text} is no fragment: --image {image} does not apply.")
+    if anon is not None:
+        raise VolumeError(f"{text} lies on this machine: --anon and --no-anon are for addresses.")
     try:
         volume = _open(text, level)
         volume.cache.limit_bytes = read_memory

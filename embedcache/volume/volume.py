@@ -100,6 +100,12 @@ class Volume(ABC):
         In which pieces a uniform source is decoded and kept; None where nothing is.
     kept : PieceGrid or None
         The same grid with the parts of chunks that :meth:`expect` told to keep; None where each crop decides.
+    scale : (float, float, float)
+        Voxels of the base resolution per pixel of this level, z y x.
+    voxel_size : (float, float, float) or None
+        Micrometres at the BASE resolution, z y x; None where the source does not say.
+    levels : tuple of tuple of int
+        Shapes of the pyramid's levels, finest first; empty where they are not known.
     cache : BlockCache
         The decoded pixels that are kept.
     """
@@ -114,6 +120,9 @@ class Volume(ABC):
     chunks: tuple[int, int, int] | None = None
     pieces: PieceGrid | None = None
     kept: PieceGrid | None = None
+    scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    voxel_size: tuple[float, float, float] | None = None
+    levels: tuple[tuple[int, ...], ...] = ()
     cache: BlockCache
 
     @property
