@@ -19,6 +19,7 @@ CHANGES = {
     "preprocess": Preprocess("adjacent:1", (0.0, 255.0)),
     "volume": {"kind": "npy", "shape": [6, 32, 32], "dtype": "uint8"},
     "grid": TileGrid(32, 8),
+    "statistics": {"mean": 12.5, "deviation": 3.0},
 }
 SPACE = {"model_type", "encoder_digest", "precision", "preprocess"}
 
@@ -61,6 +62,14 @@ def test_the_digests_of_a_known_spec_never_change() -> None:
     assert spec().embedding_space == "sha256:554e2870b4db86b1fac1d6b1b7b780e0bd274ba5aaad1eee5dcc73f1a4a1aac3"
 
 
+def test_figures_of_the_volume_are_named_only_where_there_are_any() -> None:
+    figures = {"mean": 12.5, "deviation": 3.0}
+    assert "statistics" not in spec().to_dict()
+    again = EncodeSpec.from_dict(json.loads(json.dumps(spec(statistics=figures).to_dict())))
+    assert again.statistics == figures
+    assert again.fingerprint == spec(statistics=figures).fingerprint
+
+
 def test_a_newer_format_is_refused_with_the_way_out() -> None:
     with pytest.raises(MismatchError, match=r"format 2.*up to 1") as caught:
         EncodeSpec.from_dict(spec().to_dict() | {"format": 2})
@@ -68,7 +77,16 @@ def test_a_newer_format_is_refused_with_the_way_out() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"odd": 1}, {"preprocess": 3}, {"grid": {}}, {"volume": []}, {"format": "x"}, {"format": None}]
+    "change",
+    [
+        {"odd": 1},
+        {"preprocess": 3},
+        {"grid": {}},
+        {"volume": []},
+        {"statistics": None},
+        {"format": "x"},
+        {"format": None},
+    ],
 )
 def test_a_malformed_spec_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(InputError):

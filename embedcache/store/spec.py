@@ -34,6 +34,9 @@ _FIELDS = (
     "format",
 )
 
+_OPTIONAL = ("statistics",)
+"""Absent where they are not set, so that stores without them keep their fingerprints."""
+
 
 @dataclass(frozen=True)
 class EncodeSpec:
@@ -57,6 +60,9 @@ class EncodeSpec:
         Element type of the stored embeddings.
     format : int
         Number of the store format.
+    statistics : dict, optional
+        Figures of the volume that the window was found from, JSON values only. Part of the fingerprint, not of
+        the embedding space: the window, whose numbers the preprocessing holds, says all that embeddings mean.
     """
 
     model_type: str
@@ -67,6 +73,7 @@ class EncodeSpec:
     grid: TileGrid
     store_dtype: str = "float16"
     format: int = FORMAT
+    statistics: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.store_dtype not in STORE_DTYPES:
@@ -76,7 +83,7 @@ class EncodeSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values, from which :meth:`from_dict` makes an equal spec; what it gives survives a file."""
-        values = {
+        values: dict[str, Any] = {
             "model_type": self.model_type,
             "encoder_digest": self.encoder_digest,
             "precision": self.precision,
@@ -86,6 +93,8 @@ class EncodeSpec:
             "store_dtype": self.store_dtype,
             "format": self.format,
         }
+        if self.statistics is not None:
+            values["statistics"] = self.statistics
         plain: dict[str, Any] = json.loads(canonical_json(values))  # tuples become lists, as after reading
         return plain
 
@@ -106,11 +115,11 @@ class EncodeSpec:
                 f"The spec has format {found}; this version of embedcache reads formats up to {FORMAT}.",
                 hint="Install a newer embedcache: pip install --upgrade embedcache",
             )
-        if set(values) != set(_FIELDS):
-            odd = sorted(set(values) ^ set(_FIELDS))
+        if odd := sorted((set(values) - set(_OPTIONAL)) ^ set(_FIELDS)):
             raise InputError(f"The spec lacks or does not know the fields {', '.join(map(repr, odd))}.")
-        if not isinstance(values["volume"], dict):
-            raise InputError("The spec's field 'volume' is not an object.")
+        for name in ("volume", *(set(values) & set(_OPTIONAL))):
+            if not isinstance(values[name], dict):
+                raise InputError(f"The spec's field {name!r} is not an object.")
         try:
             return cls(
                 model_type=str(values["model_type"]),
@@ -121,6 +130,7 @@ class EncodeSpec:
                 grid=TileGrid.from_rule(values["grid"]),
                 store_dtype=str(values["store_dtype"]),
                 format=int(values["format"]),
+                statistics=values.get("statistics"),
             )
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise InputError(f"The spec is malformed: {type(error).__name__}: {error}.") from error
