@@ -16,7 +16,8 @@
     ├── StorageError                6   the disk refused: full, denied, failing
     └── Interrupted            130/143  SIGINT or SIGTERM; what was committed stays
 
-Exit code 7 (finished, with failed tiles) is a result, not an exception: see ``EXIT_FAILED_TILES``.
+Exit code 7 (finished, with failed tiles, or with failed runs of a sweep) is a result, not an exception: see
+``EXIT_SOME_FAILED``.
 
 Every message says what is wrong and where; ``hint`` says what to do about it.
 """
@@ -32,7 +33,7 @@ EXIT_MISMATCH = 3
 EXIT_CORRUPTION = 4
 EXIT_LOCKED = 5
 EXIT_STORAGE = 6
-EXIT_FAILED_TILES = 7
+EXIT_SOME_FAILED = 7
 EXIT_SIGINT = 130
 EXIT_SIGTERM = 143
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from training_stores import blob_labels, make_store, save_labels
 
 from embedcache.cli.app import app, register
+from embedcache.cli.app import run as command
 from embedcache.errors import ConfigError, InputError, Interrupted, LockedError, MismatchError
 from embedcache.files import exclusive_lock
 from embedcache.progress import Silent
@@ -319,3 +320,19 @@ def test_the_command_prints_one_object_and_a_table_for_people(
     assert found["best"] == found["runs"][0]["run"] == str(tmp_path / "s" / "001-seed=0")
     printed = CliRunner().invoke(app, words, catch_exceptions=False).stdout.splitlines()
     assert printed[0].split()[:3] == ["run", "seed", "dice"]
+
+
+def test_a_sweep_that_finished_with_a_failed_run_prints_its_table_and_ends_with_7(
+    data: tuple[EmbeddingStore, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(tmp_path, '[fixed]\nsteps = 1\nbatch_size = 1\n[vary]\nobjects = ["ids", "whole"]\n')
+    words = ["train", "--store", str(data[0].path), "--labels", str(data[1]), "--sweep", str(path)]
+    words += ["--out", str(tmp_path / "s"), "--logger", "none"]
+    assert command(words) == 7
+    table, said = capsys.readouterr()
+    assert table.splitlines()[-1].split()[1:3] == ["ids", "failed:"]
+    assert "1 run of 2 failed" in said
+    assert command([*words, "--json"]) == 7  # when it is not tried again, too
+    found = json.loads(capsys.readouterr().out)
+    assert found["failed"] == ["001-objects=ids"]
+    assert [row.get("exit_code") for row in found["runs"]] == [None, 2]

@@ -14,6 +14,7 @@ from embedcache.cli.defaults import store_and_labels
 from embedcache.cli.output import print_json, print_pairs
 from embedcache.cli.signals import interruptible
 from embedcache.encode.sizes import readable_bytes
+from embedcache.errors import EXIT_SOME_FAILED, counted
 from embedcache.progress import Terminal
 from embedcache.train.option_checks import AMP, CHECK_READS, RESIDENT, SCHEDULES, VIEWS
 
@@ -132,7 +133,9 @@ from embedcache.train.option_checks import AMP, CHECK_READS, RESIDENT, SCHEDULES
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
 @click.option("--save-every", type=int, help="Steps between states to resume.  [default: each validation]")
 @click.option(
-    "--sweep", metavar="FILE", help="Train once for each choice of a TOML file; one table at the end."
+    "--sweep",
+    metavar="FILE",
+    help="Train once for each choice of a TOML file; one table at the end. Exit code 7 when a run failed.",
 )
 @click.option(
     "--logger",
@@ -208,6 +211,9 @@ def _sweep(
         print_json(result.to_dict())
     else:
         click.echo(result.table())
+    if result.failed:
+        click.echo(f"{counted(len(result.failed), 'run')} of {len(result.rows)} failed.", err=True)
+        click.get_current_context().exit(EXIT_SOME_FAILED)
 
 
 def _one_or_each(paths: tuple[str, ...]) -> str | tuple[str, ...] | None:

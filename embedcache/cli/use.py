@@ -14,7 +14,7 @@ from embedcache.cli.defaults import labels_for, only_store
 from embedcache.cli.encode_options import machine_options, selection_options
 from embedcache.cli.output import print_json, print_pairs
 from embedcache.cli.signals import stop_at_once
-from embedcache.errors import EXIT_FAILED_TILES, ConfigError
+from embedcache.errors import EXIT_SOME_FAILED, ConfigError
 from embedcache.progress import Terminal
 from embedcache.store import EmbeddingStore
 
@@ -64,7 +64,7 @@ def predict(
         print_pairs("predict", _worded(figures))
     if result.tiles_failed:
         click.echo(f"{result.tiles_failed} tile(s) could not be encoded and are not predicted.", err=True)
-        click.get_current_context().exit(EXIT_FAILED_TILES)
+        click.get_current_context().exit(EXIT_SOME_FAILED)
 
 
 @app.command(

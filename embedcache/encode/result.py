@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from embedcache.encode.parts import Part
-from embedcache.errors import EXIT_DONE, EXIT_FAILED_TILES
+from embedcache.errors import EXIT_DONE, EXIT_SOME_FAILED
 from embedcache.store import EmbeddingStore
 
 
@@ -81,7 +81,7 @@ class EncodeResult:
     @property
     def exit_code(self) -> int:
         """0, or 7 when tiles failed."""
-        return EXIT_FAILED_TILES if self.failed else EXIT_DONE
+        return EXIT_SOME_FAILED if self.failed else EXIT_DONE
 
     @property
     def missing_in_store(self) -> int:

@@ -33,9 +33,18 @@ class SweepResult:
         """The best run's folder; None when none finished."""
         return Path(self.rows[0]["run"]) if self.rows and "failed" not in self.rows[0] else None
 
+    @property
+    def failed(self) -> list[str]:
+        """Names of the runs that failed."""
+        return [row["name"] for row in self.rows if "failed" in row]
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of ``embedcache train --sweep --json``."""
-        return {"runs": list(self.rows), "best": None if self.best is None else str(self.best)}
+        return {
+            "runs": list(self.rows),
+            "best": None if self.best is None else str(self.best),
+            "failed": self.failed,
+        }
 
     def table(self) -> str:
         """The rows as text; a run that failed ends in its reason."""
