@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_stores import blob_labels, make_store, save_labels
+from training_stores import blob_labels, labelled_folder
 
 from embedcache.errors import ConfigError, MismatchError
 from embedcache.store import EmbeddingStore
@@ -19,11 +19,7 @@ QUICK = {"logger": "none", "batch_size": 1, "lr": 1e-3, "device": "cpu"}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("course")
-    make_store(folder / "s.zarr", LABELS)
-    save_labels(folder / "l.npy", LABELS)
-    return folder
+    return labelled_folder(tmp_path_factory.mktemp("course"), LABELS)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from disk_faults import InterruptedDisk, refuse
-from training_stores import blob_labels, make_store, save_labels
+from training_stores import blob_labels, labelled_folder, make_store, save_labels
 
 from embedcache.errors import (
     ConfigError,
@@ -33,11 +33,7 @@ QUICK = {"logger": "none", "batch_size": 1, "lr": 1e-3, "device": "cpu"}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("train")
-    make_store(folder / "s.zarr", LABELS)
-    save_labels(folder / "l.npy", LABELS)
-    return folder
+    return labelled_folder(tmp_path_factory.mktemp("train"), LABELS)
 
 
 @pytest.fixture(scope="module")

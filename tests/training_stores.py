@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
 
 from embedcache.files import sha256_hex
@@ -28,6 +29,16 @@ def blob_labels(planes: int, height: int, width: int, *, seed: int = 0) -> npt.N
         for _ in range(3):
             cy, cx = rng.uniform(0.2, 0.8, 2) * (height, width)
             labels[plane][(y - cy) ** 2 + (x - cx) ** 2 < (min(height, width) / 6) ** 2] = 255
+    return labels
+
+
+def crowd_labels() -> npt.NDArray[np.uint16]:
+    """Six planes of 1, 1, 2, 3, 4 and 5 objects: hardly two tiles are asked equally often."""
+    labels = np.zeros((6, 64, 64), np.uint16)
+    for plane in range(6):
+        for number in range(max(1, plane)):
+            top, left = 24 * (number // 3), 21 * (number % 3)
+            labels[plane, top : top + 14, left : left + 12 + plane] = 10 * plane + number + 1
     return labels
 
 
@@ -55,6 +66,14 @@ def make_store(
     table = grid.table_uniform(*labels.shape)
     volume = {"kind": "zarr", "shape": list(labels.shape), "made": path.name}
     return _fill(path, table, grid, volume, list(labels), (), absent, wanted, encoder, channels)
+
+
+def labelled_folder(folder: Path, labels: npt.NDArray[np.generic]) -> Path:
+    """A folder with labels, ``l.npy``, and a store that shows them, ``s.zarr``; torch is left with one thread."""
+    torch.set_num_threads(1)
+    make_store(folder / "s.zarr", labels)
+    save_labels(folder / "l.npy", labels)
+    return folder
 
 
 def make_image_store(
