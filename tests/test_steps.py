@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from training_stores import blob_labels, make_store, save_labels
+from training_stores import blob_labels, crowd_labels, labelled_folder, make_store, save_labels
 
 from embedcache.errors import ConfigError
 from embedcache.sam.decoder import Decoder
 from embedcache.store import EmbeddingStore
+from embedcache.train.asking.losses import LossParts, compute_loss
+from embedcache.train.asking.rounds import Answer, next_prompts
 from embedcache.train.options import TrainOptions
-from embedcache.train.questions.batch import StepData, collate_questions
+from embedcache.train.questions.batch import StepData, TileQuestion, collate_questions
 from embedcache.train.questions.dataset import EmbeddingDataset
 from embedcache.train.stepping.device import require_amp, tf32
 from embedcache.train.stepping.ranks import Ranks
@@ -61,8 +64,7 @@ def weights(decoder: Decoder) -> Tensor:
 def whole(dataset: EmbeddingDataset) -> tuple[dict[str, float], Tensor]:
     decoder = Decoder.random(0)
     result = stepper(decoder).step(step_data(dataset))
-    gradient = torch.cat([p.grad.flatten() for p in decoder.parameters() if p.grad is not None])
-    return result.read(), gradient
+    return result.read(), gradient_of(decoder)
 
 
 @pytest.mark.parametrize("calls", [(1, 1, 1, 1), (2, 2), (1, 3)])
@@ -71,15 +73,65 @@ def test_a_step_is_the_same_however_it_is_cut_into_calls(
 ) -> None:
     decoder = Decoder.random(0)
     found = stepper(decoder).step(step_data(dataset, calls=calls)).read()
-    gradient = torch.cat([p.grad.flatten() for p in decoder.parameters() if p.grad is not None])
     assert found == pytest.approx(whole[0], rel=1e-5)
-    assert (gradient - whole[1]).norm() <= 1e-5 * whole[1].norm()
+    assert (gradient_of(decoder) - whole[1]).norm() <= 1e-5 * whole[1].norm()
 
 
-def test_the_numbers_of_a_step_are_means_over_its_asks(whole: tuple[dict[str, float], Tensor]) -> None:
-    found = whole[0]
-    assert list(found) == ["loss", "focal", "dice", "iou", "grad_norm"]
-    assert found["loss"] == pytest.approx(found["focal"] + found["dice"] + found["iou"], rel=1e-5)
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory: pytest.TempPathFactory) -> EmbeddingDataset:
+    """Tiles of 2, 3 and 4 objects, asked three times each."""
+    folder = labelled_folder(tmp_path_factory.mktemp("crowd"), crowd_labels())
+    store = EmbeddingStore.open(folder / "s.zarr")
+    return EmbeddingDataset(store, folder / "l.npy", prompts="iterative", rounds=3, tiles=[2, 3, 4])
+
+
+def losses_by_hand(decoder: Decoder, question: TileQuestion, embedding: Tensor) -> list[LossParts]:
+    """The losses of a tile's objects, round by round; each is asked by its box, so that there is one answer."""
+    batch = collate_questions([question], embedding[None])
+    prompts, found = batch.prompts, []
+    for turn in range(1, 2 if question.free else 4):
+        logits, iou = decoder(batch.image_embeddings, prompts, multimask_output=False)
+        found.append(compute_loss("sam", logits[:, 0], iou[:, 0], batch.low_res_masks, batch.weight))
+        if turn < batch.rounds and not question.free:
+            answer = Answer(logits.detach(), iou.detach(), logits.detach()[:, 0])
+            prompts = next_prompts(batch, prompts, answer, turn)
+    return found
+
+
+def step_by_hand(
+    decoder: Decoder, questions: Sequence[TileQuestion], embeddings: Sequence[Tensor]
+) -> dict[str, float]:
+    """Means over all asks, whose gradients the decoder keeps."""
+    sums = dict.fromkeys(("loss", "focal", "dice", "iou"), torch.zeros(()))
+    for question, embedding in zip(questions, embeddings, strict=True):
+        stands_for = 3 * len(question.targets) if question.free else 1
+        for found in losses_by_hand(decoder, question, embedding):
+            for name, value in {"loss": found.total, **found.parts}.items():
+                sums[name] = sums[name] + stands_for * value.sum()
+    asks = 3 * sum(len(question.targets) for question in questions)
+    (sums["loss"] / asks).backward()  # type: ignore[no-untyped-call]
+    return {name: float(value.detach()) / asks for name, value in sums.items()}
+
+
+def gradient_of(decoder: Decoder) -> Tensor:
+    return torch.cat([p.grad.flatten() for p in decoder.parameters() if p.grad is not None])
+
+
+def test_losses_and_gradient_of_a_step_are_means_over_its_asks(crowd: EmbeddingDataset) -> None:
+    """Not over images, objects or rounds; a tile without prompts, asked once, stands for all it would be asked."""
+    drawn = [crowd.question(number, 0) for number in (2, 3, 4)]
+    questions = [replace(question, begins_with_box=True, free=at == 2) for at, question in enumerate(drawn)]
+    embeddings = [crowd.store[question.number] for question in questions]
+    by_hand, decoder = Decoder.random(0), Decoder.random(0)
+    expected = step_by_hand(by_hand, questions, embeddings)
+    calls = [collate_questions(questions[:2], torch.stack(embeddings[:2]))]
+    calls.append(collate_questions(questions[2:], embeddings[2][None]))
+    keys = tuple(question.key for question in questions)
+    data = StepData(0, 0, 3, sum(call.asks for call in calls), keys, iter(calls))
+    found = stepper(decoder, clip=1e9).step(data).read()
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    difference = gradient_of(decoder) - gradient_of(by_hand)
+    assert difference.norm() <= 1e-4 * gradient_of(by_hand).norm()
 
 
 def test_a_step_that_is_not_finite_changes_neither_weights_nor_moments_nor_average(
