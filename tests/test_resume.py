@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from disk_faults import InterruptedDisk
 from safetensors.torch import load_file
-from training_stores import blob_labels, make_store, save_labels
+from training_stores import blob_labels, labelled_folder, make_store
+from view_samples import give_views
 
 from embedcache.errors import Interrupted
 from embedcache.files import disk as disk_module
@@ -30,15 +30,13 @@ OPTIONS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("resume")
-    make_store(folder / "s.zarr", LABELS)
-    save_labels(folder / "l.npy", LABELS)
+    folder = labelled_folder(tmp_path_factory.mktemp("resume"), LABELS)
+    give_views(make_store(folder / "views.zarr", LABELS), LABELS)
     return folder
 
 
-def go(folder: Path, out: Path, **more: Any) -> Run:
-    return train(folder / "s.zarr", folder / "l.npy", out=out, **OPTIONS, **more)
+def go(folder: Path, out: Path, store: str = "s.zarr", **more: Any) -> Run:
+    return train(folder / store, folder / "l.npy", out=out, **OPTIONS, **more)
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +98,15 @@ def test_killed_between_saves(folder: Path, whole: Run, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert in_a_child(lambda: go(folder, out, progress=DiesAfter(3))) == -signal.SIGKILL
     require_same(go(folder, out, resume=True), whole)
+
+
+def test_killed_between_saves_where_views_are_drawn(folder: Path, whole: Run, tmp_path: Path) -> None:
+    out, store = tmp_path / "run", "views.zarr"
+    viewed = go(folder, tmp_path / "viewed", store)
+    assert viewed.summary["views"] == [0, 2, 4, 6]
+    assert viewed.metrics[-2]["loss"] != whole.metrics[-2]["loss"]  # others than view 0 were drawn
+    assert in_a_child(lambda: go(folder, out, store, progress=DiesAfter(3))) == -signal.SIGKILL
+    require_same(go(folder, out, store, resume=True), viewed)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.7, 0.95])
