@@ -7,12 +7,15 @@ import json
 import pytest
 import torch
 
+from embedcache.bench import waiting
 from embedcache.bench.step_process import ENCODERS, Steps, StepSettings
 from embedcache.bench.training import bench_training
-from embedcache.bench.waiting import share_of_waiting
+from embedcache.bench.waiting import shares_of_waiting
 from embedcache.cli.app import run
 from embedcache.errors import ConfigError, EmbedcacheError, InputError
 from embedcache.progress import Silent
+from embedcache.store import EmbeddingReader
+from embedcache.train import train
 
 TINY = ["bench", "train", "--model", "vit_tiny", "--device", "cpu", "--rounds", "1", "--threads", "1"]
 
@@ -47,8 +50,31 @@ def test_every_way_takes_the_same_steps(tmp_path):
     assert losses["cached"][:1] == pytest.approx(losses["stock"], rel=1e-5)
 
 
-def test_a_real_training_tells_how_long_it_waits():
-    assert 0 <= share_of_waiting(torch.device("cpu"), Silent(), steps=2) <= 1
+def test_real_trainings_tell_how_long_they_wait_for_what_is_read_and_for_what_is_kept(monkeypatch):
+    read, reads, of_training, said = EmbeddingReader.read_stored, [], [], []
+
+    class Hears(Silent):
+        def say(self, line):
+            said.append(line)
+
+    def counted(self, indices, out):
+        reads.extend(indices)
+        return read(self, indices, out)
+
+    def trained(*arguments, **options):
+        before = len(reads)
+        run = train(*arguments, **options)
+        of_training.append(len(reads) - before)
+        return run
+
+    monkeypatch.setattr(EmbeddingReader, "read_stored", counted)
+    monkeypatch.setattr(waiting, "train", trained)
+    monkeypatch.setattr(waiting, "TILES", 4)  # two of them train: one is held out, one lies between
+    found = shares_of_waiting(torch.device("cpu"), Hears(), steps=6)
+    assert list(found) == ["disk", "ram"]
+    assert all(0 <= share <= 1 for share in found.values())
+    assert of_training[0] >= 6 * 2 > of_training[1] >= 2
+    assert any("read each time, from the page cache: " in line for line in said)
 
 
 def test_a_way_that_cannot_start_is_named_and_holds_up_nobody(tmp_path):

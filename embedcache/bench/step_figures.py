@@ -60,8 +60,10 @@ class TrainBench:
         Of those that ran.
     not_run : dict of str to str
         The others, and why.
-    wait : float or None
-        Share of its steps that a real training on made-up embeddings waited for data; None: not measured.
+    waits : dict of str to float
+        Share of its steps that a real training on made-up embeddings waited for data, by where they came from:
+        ``disk`` (read each time; from the page cache) and ``ram`` or ``gpu`` (kept after their first read).
+        Empty: not measured.
     machine : dict
         This machine, versions, date.
     """
@@ -72,7 +74,7 @@ class TrainBench:
     rounds: int
     figures: tuple[StepFigures, ...]
     not_run: dict[str, str]
-    wait: float | None
+    waits: dict[str, float]
     machine: dict[str, object]
 
     def of(self, case: str, way: str) -> StepFigures | None:
@@ -88,6 +90,11 @@ class TrainBench:
             if ours is not None and one.way != "cached":
                 found[f"{one.case} {one.way}"] = one.median / ours.median
         return found
+
+    @property
+    def wait(self) -> float | None:
+        """The share waited where each embedding is read each time; None: not measured."""
+        return self.waits.get("disk")
 
     @property
     def loss_difference(self) -> float | None:
@@ -107,6 +114,7 @@ class TrainBench:
             "saved_bytes": self._by_case("saved_bytes"),
             "peak_memory_bytes": self._by_case("peak_memory_bytes"),
             "wait": self.wait,
+            "waits": self.waits,
             "loss_difference": self.loss_difference,
             "steps": [asdict(one) for one in self.figures],
             "not_run": self.not_run,

@@ -17,7 +17,7 @@ from embedcache.bench.machine import machine
 from embedcache.bench.step_figures import StepFigures, TrainBench
 from embedcache.bench.step_process import ENCODERS, StepSettings
 from embedcache.bench.turns import check_wishes, take_turns
-from embedcache.bench.waiting import share_of_waiting
+from embedcache.bench.waiting import shares_of_waiting
 from embedcache.errors import ConfigError, InputError
 from embedcache.progress import Progress
 from embedcache.sam.encoder import resolve_device
@@ -96,8 +96,8 @@ def bench_training(
         not_run |= failed
     if not figures:
         raise InputError("Not one way could run.", hint="\n".join(f"  {k}: {v}" for k, v in not_run.items()))
-    waited = share_of_waiting(place, progress) if wait else None
-    return TrainBench(model, checkpoint, str(place), rounds, tuple(figures), not_run, waited, machine(place))
+    waits = shares_of_waiting(place, progress) if wait else {}
+    return TrainBench(model, checkpoint, str(place), rounds, tuple(figures), not_run, waits, machine(place))
 
 
 def _size(case: str) -> tuple[int, int]:
