@@ -295,8 +295,11 @@ def test_a_number_without_a_tile_is_said_to_be_one(tmp_path: Path) -> None:
     assert store.tile(3).plane == 3
     assert "without a tile" in store.describe(2)
     for number, why in ((2, "gaps"), (-1, "begin at 0"), (4, "end at 3")):
-        with pytest.raises(NoTileError, match=why):
-            store.tile(number)
+        for ask in (store.tile, store.__getitem__):
+            with pytest.raises(NoTileError, match=why) as refusal:
+                ask(number)
+            assert "3 of 4 have one: 0, 1, 3." in refusal.value.message
+            assert "np.flatnonzero(store.committed)" in str(refusal.value.hint)
 
 
 def test_without_views_every_tile_is_its_own_base(tmp_path: Path) -> None:

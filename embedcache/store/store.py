@@ -53,6 +53,10 @@ OPEN_TRIES = 3
 class EmbeddingStore(StoreView):
     """The embeddings of one volume under one recipe; made by :meth:`create` and :meth:`open`.
 
+    ``store[number]`` is an embedding, ``store.tile(number)`` where it lies. ``len(store)`` counts numbers, and not
+    each has a tile or an embedding: ``np.flatnonzero(store.committed)`` are those that have one, and iteration
+    gives their embeddings.
+
     The object shows a snapshot of the journal; :meth:`refresh` takes a new one, and a writer of the same object
     keeps it up to date.
 

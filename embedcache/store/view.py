@@ -22,6 +22,9 @@ from embedcache.store.status import StoreStatus
 from embedcache.store.views import Numbering
 from embedcache.volume.volume import ImageRecord
 
+NUMBERS_SHOWN = 4
+"""A message names at most so many numbers that have a tile."""
+
 
 class StoreView:
     """What a store's snapshot says; the part of ``EmbeddingStore`` that only looks things up.
@@ -70,6 +73,7 @@ class StoreView:
     # ---- tiles and images
 
     def __len__(self) -> int:
+        """How many numbers there are; not each has a tile, and not each tile is encoded (:attr:`committed`)."""
         return self.state.n_tiles
 
     def tile(self, number: int) -> Tile:
@@ -87,10 +91,14 @@ class StoreView:
         """Refuse a number that has no tile: :class:`NoTileError`."""
         if 0 <= number < len(self) and self.table[number, 0] >= 0:
             return
+        having = self.numbering.having
         inside = f"its numbers end at {len(self) - 1}" if number >= len(self) else "numbering leaves gaps"
+        more = ", …" if len(having) > NUMBERS_SHOWN else ""
         raise NoTileError(
-            f"{self.path}: number {number} has no tile ({'numbers begin at 0' if number < 0 else inside}).",
-            hint="np.flatnonzero(store.committed) lists the numbers that can be read.",
+            f"{self.path}: number {number} has no tile ({'numbers begin at 0' if number < 0 else inside}); "
+            f"{len(having)} of {len(self)} have one: {', '.join(map(str, having[:NUMBERS_SHOWN]))}{more}.",
+            hint="`for number in np.flatnonzero(store.committed)` goes over those that can be read, "
+            "`for embedding in store` over their embeddings.",
         )
 
     def describe(self, number: int) -> str:

@@ -179,6 +179,13 @@ class Numbering:
         return views
 
     @cached_property
+    def having(self) -> Ints:
+        """The numbers that have a tile, ascending. Read-only."""
+        having = np.flatnonzero(self.table[:, 0] >= 0)
+        having.flags.writeable = False
+        return having
+
+    @cached_property
     def base(self) -> npt.NDArray[np.bool_]:
         """Numbers of base tiles, (N,). Read-only."""
         base = np.asarray((self.table[:, 0] >= 0) & (self.view_of == 0))
