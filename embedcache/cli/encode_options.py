@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from embedcache.cli.source_options import apply
 from embedcache.encode import EncodeOptions
 from embedcache.encode.options import ATTENTIONS, COMPILES, options_from
 from embedcache.encode.parts import part_of_array_job
@@ -21,11 +22,13 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
 def selection_options(function: Decorated) -> Decorated:
-    """Add ``--z-range``, ``--bbox``, ``--mask``, ``--skip-empty``."""
-    return _apply(
+    """Add ``--z-range``, ``--bbox``, ``--mask``, ``--skip-empty``, ``--empty-threshold``."""
+    return apply(
         function,
         click.option(
-            "--z-range", metavar="A:B[:STEP]", help="Only these planes (of a folder: these images)."
+            "--z-range",
+            metavar="A:B[:STEP][,…]|random:N[:SEED]",
+            help="Only these planes (of a folder: these images).",
         ),
         click.option(
             "--bbox", metavar="Y0:Y1,X0:X1", help="Only tiles that touch this box, in pixels of the level."
@@ -36,12 +39,20 @@ def selection_options(function: Decorated) -> Decorated:
             default=None,
             help="Leave out tiles that are all zero.  [default: on where a mask is given]",
         ),
+        click.option(
+            "--empty-threshold",
+            type=float,
+            default=0.0,
+            show_default=True,
+            metavar="VALUE",
+            help="A tile is empty where no pixel is above this, in the source's units.",
+        ),
     )
 
 
 def views_option(function: Decorated) -> Decorated:
     """Add ``--views``."""
-    return _apply(
+    return apply(
         function,
         click.option(
             "--views",
@@ -55,7 +66,7 @@ def views_option(function: Decorated) -> Decorated:
 
 def machine_options(function: Decorated) -> Decorated:
     """Add ``--batch-size``, ``--device`` and ``--cache-dir``."""
-    return _apply(
+    return apply(
         function,
         click.option(
             "--batch-size", type=int, help="Tiles in one encoder call.  [default: what suits the device]"
@@ -73,7 +84,7 @@ def machine_options(function: Decorated) -> Decorated:
 
 def engine_options(function: Decorated) -> Decorated:
     """Add how the encoder runs and how many of it: no part of a store's identity."""
-    return _apply(
+    return apply(
         function,
         click.option(
             "--attention",
@@ -113,7 +124,7 @@ def engine_options(function: Decorated) -> Decorated:
 
 def part_options(function: Decorated) -> Decorated:
     """Add ``--num-parts`` and ``--part-id``."""
-    return _apply(
+    return apply(
         function,
         click.option("--num-parts", type=int, metavar="N", help="Share the work among N processes."),
         click.option("--part-id", type=int, metavar="I", help="Which of them this is, from 0 to N - 1."),
@@ -137,7 +148,7 @@ def part_of_environment(wishes: dict[str, Any]) -> dict[str, Any]:
 
 def recipe_options(function: Decorated) -> Decorated:
     """Add the options that decide the embedding space and the grid."""
-    return _apply(
+    return apply(
         function,
         click.option(
             "--store",
@@ -166,12 +177,12 @@ def recipe_options(function: Decorated) -> Decorated:
         click.option("--level", type=int, default=0, show_default=True, help="Pyramid level."),
         click.option(
             "--channels",
-            metavar="repeat|adjacent[:STEP]|rgb|depth:A-B,C-D,E-F",
+            metavar="repeat|adjacent[:STEP]|rgb|depth:A-B,C-D,E-F|random:N[:SEED]",
             help="What becomes red, green and blue.  [default: rgb for colour, else repeat]",
         ),
         click.option(
             "--window",
-            metavar="dtype|MIN:MAX|pA:pB",
+            metavar="dtype|MIN:MAX|pA:pB|NAME[:mask]",
             help="Intensities mapped to 0…255.  [default: dtype for uint8, else p1:p99 of the volume]",
         ),
         click.option(
@@ -191,14 +202,7 @@ def recipe_options(function: Decorated) -> Decorated:
         click.option(
             "--shard-tiles", type=int, default=64, show_default=True, help="Embeddings in one file."
         ),
-        click.option("--licence", default="", metavar="TEXT", help="Licence of the data, kept in the store."),
     )
-
-
-def _apply(function: Decorated, *options: Callable[[Decorated], Decorated]) -> Decorated:
-    for option in reversed(options):
-        function = option(function)
-    return function
 
 
 def encode_options(volume: str, like: str | None, wishes: dict[str, Any]) -> EncodeOptions:

@@ -20,6 +20,7 @@ from embedcache.cli.encode_options import (
 )
 from embedcache.cli.output import print_json, print_pairs
 from embedcache.cli.signals import interruptible, stop_at_once
+from embedcache.cli.source_options import origin_options, source_options
 from embedcache.encode import EncodeResult, run_encode
 from embedcache.encode.estimate import Estimate, estimate
 from embedcache.encode.options import CHANGED
@@ -32,7 +33,9 @@ from embedcache.progress import Progress, Terminal
     epilog="Example: embedcache encode --volume scroll1.zarr --tile 512 --z-range 0:2000",
 )
 @click.option("--volume", required=True, metavar="V", help="Zarr, folder of images, TIFF, PNG, JPEG, .npy …")
+@source_options
 @recipe_options
+@origin_options
 @selection_options
 @views_option
 @machine_options
@@ -151,7 +154,9 @@ def _print_failed(result: EncodeResult) -> None:
     epilog="Example: embedcache plan --volume scroll1.zarr --tile 512 --level 1",
 )
 @click.option("--volume", required=True, metavar="V", help="The volume.")
+@source_options
 @recipe_options
+@origin_options
 @selection_options
 @views_option
 @machine_options

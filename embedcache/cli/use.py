@@ -14,9 +14,11 @@ from embedcache.cli.defaults import labels_for, only_store
 from embedcache.cli.encode_options import machine_options, selection_options
 from embedcache.cli.output import print_json, print_pairs
 from embedcache.cli.signals import stop_at_once
+from embedcache.cli.source_options import source_options
 from embedcache.errors import EXIT_SOME_FAILED, ConfigError
 from embedcache.progress import Terminal
 from embedcache.store import EmbeddingStore
+from embedcache.train.questions.prompts import PROMPTS
 
 
 @app.command(
@@ -38,11 +40,13 @@ from embedcache.store import EmbeddingStore
 @click.option(
     "--start", metavar="FILE", help="Earlier predictions, for a run that was trained with --prompts mask."
 )
+@click.option("--boxes", metavar="FILE", help="Boxes of your own, for a run trained with --prompts boxes.")
 @click.option(
     "--probabilities",
     is_flag=True,
     help="Write probabilities instead of masks: float32 in zarr and TIFF, 0…255 in PNG.",
 )
+@source_options
 @selection_options
 @machine_options
 @json_option
@@ -81,13 +85,14 @@ def predict(
 )
 @click.option(
     "--prompts",
-    type=click.Choice(["none", "points", "box", "grid", "iterative", "mask"]),
+    type=click.Choice(PROMPTS),
     help="Prompts; what is derived from the truth is named oracle.  [default: the run's]",
 )
 @click.option("--supervision", metavar="MASK", help="Labels count only where this mask is positive.")
 @click.option(
     "--start", metavar="FILE", help="Earlier predictions, for --prompts mask.  [default: the run's]"
 )
+@click.option("--boxes", metavar="FILE", help="Boxes of your own, for --prompts boxes.  [default: the run's]")
 @click.option(
     "--threshold", type=float, help="Probability above which a pixel is positive.  [default: the run's]"
 )

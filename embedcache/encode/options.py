@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from embedcache.encode.option_checks import ATTENTIONS, COMPILES, check_machine, check_source
 from embedcache.encode.recipe import RECIPE_FIELDS, recipe_of
 from embedcache.encode.sizes import parse_bytes
 from embedcache.errors import ConfigError
 from embedcache.geometry import VIEW_SETS
-from embedcache.sam.vit import VARIANTS
 from embedcache.store.spec import STORE_DTYPES
 
 REENCODE = "reencode"
 CHANGED = ("stop", REENCODE)
 """What may be done about recorded tiles whose pixels changed."""
 
-ATTENTIONS = ("auto", *VARIANTS)
-"""Ways to compute the same attention; ``auto`` takes the fastest here."""
-
-COMPILES = ("auto", "on", "off")
-"""When the encoder is compiled; ``auto``: where the tiles to encode repay it."""
-
 READ_MEMORY = 2 << 30
 """Bytes of decoded source pixels that are kept until their last tile is read."""
+
+CHUNK_CACHE = 20 << 30
+"""Bytes of chunks that are kept on this machine of volumes that are read from an address."""
+
+
+__all__ = ["ATTENTIONS", "COMPILES", "EncodeOptions", "default_cache_dir", "options_from", "parse_tile"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +89,16 @@ class EncodeOptions:
         Go on although this machine computes with other bits than the store's first commit.
     licence : str
         Licence of the data, kept in the store's provenance.
+    image : str, optional
+        Which image of a fragment: ``surface``, ``ir``, or the name of a folder or file in it.
+    anon : bool, optional
+        Whether an address is asked without credentials; by default as the address and the environment suggest.
+    chunk_cache : int
+        Bytes of chunks kept on this machine of a volume that is read from an address; 0: none.
+    empty_threshold : float
+        A tile is empty where no pixel is above this, in the source's units.
+    citation, source_url : str
+        How the data wants to be cited, and where it was fetched; kept in the store's provenance.
     """
 
     volume: str
@@ -126,6 +135,12 @@ class EncodeOptions:
     part_id: int | None = None
     allow_numerics: bool = False
     licence: str = ""
+    image: str | None = None
+    anon: bool | None = None
+    chunk_cache: int = CHUNK_CACHE
+    empty_threshold: float = 0.0
+    citation: str = ""
+    source_url: str = ""
 
     def __post_init__(self) -> None:
         """Refuse values that no volume could make right."""
@@ -148,48 +163,8 @@ class EncodeOptions:
             raise ConfigError(f"--check-pixels {self.check_pixels}: give a number of tiles from 0, or 'all'.")
         if self.seed is not None and self.seed < 0:
             raise ConfigError(f"--seed {self.seed}: must be at least 0.")
-        self._require_sensible_machine()
-
-    def _require_sensible_machine(self) -> None:
-        """Refuse what no machine could do, or what contradicts itself."""
-        for option, value, known in (
-            ("--attention", self.attention, ATTENTIONS),
-            ("--compile", self.compile, COMPILES),
-        ):
-            if value not in known:
-                raise ConfigError(f"{option} {value}: expected {', '.join(known[:-1])} or {known[-1]}.")
-        for option, number in (("--threads", self.threads), ("--workers", self.workers)):
-            if number is not None and number < 1:
-                raise ConfigError(f"{option} {number}: must be at least 1.")
-        if self.read_memory < 0:
-            raise ConfigError(f"--read-memory {self.read_memory}: must be at least 0 bytes.")
-        together = "--scheduler" if self.scheduler else "--workers" if self.workers > 1 else None
-        if together and (self.num_parts or 1) > 1:
-            raise ConfigError(
-                f"{together} was given beside --num-parts: both share the work out.",
-                hint="Parts are for processes that do not know each other; give one of the two. In a SLURM array "
-                "also give --num-parts 1 --part-id 0 to encode everything with workers.",
-            )
-        if self.scheduler and self.workers > 1:
-            raise ConfigError(
-                "--workers was given beside --scheduler, whose workers are there already.",
-                hint="Leave --workers out.",
-            )
-
-        if self.scheduler and re.fullmatch(r"(\w+://)?\S+:\d+", self.scheduler) is None:
-            raise ConfigError(
-                f"--scheduler {self.scheduler}: expected the address of a dask scheduler, such as tcp://HOST:8786.",
-                hint="`dask scheduler` prints its own when it starts.",
-            )
-        if self.profile and Path(self.profile).is_dir():
-            raise ConfigError(f"--profile {self.profile} is a folder; expected the name of a file to write.")
-        if self.profile and not Path(self.profile).absolute().parent.is_dir():
-            raise ConfigError(f"--profile {self.profile}: there is no such folder to put it in.")
-        if self.profile and self.by_workers:
-            raise ConfigError(
-                f"--profile was given beside {together}: a trace is of one process.",
-                hint="Trace a run without workers; --json gives the seconds by stage of all of them.",
-            )
+        check_machine(self)
+        check_source(self)
 
     @property
     def by_workers(self) -> bool:
@@ -234,8 +209,9 @@ def options_from(volume: str | Path, wishes: Mapping[str, Any], like: object = N
             given[path_option] = str(given[path_option])
     if "tile" in given:
         given["tile"] = parse_tile(given["tile"])
-    if "read_memory" in given:
-        given["read_memory"] = parse_bytes(given["read_memory"], "--read-memory")
+    for size in ("read_memory", "chunk_cache"):
+        if size in given:
+            given[size] = parse_bytes(given[size], f"--{size.replace('_', '-')}")
     options = EncodeOptions(volume=str(volume), **given)
     return options if like is None else options.with_recipe(recipe_of(like))
 

@@ -56,6 +56,18 @@ class Survey:
     selection: Selection
 
 
+def open_source_of(options: EncodeOptions) -> Volume:
+    """The volume that the options name."""
+    return open_volume(
+        options.volume,
+        level=options.level,
+        read_memory=options.read_memory,
+        image=options.image,
+        anon=options.anon,
+        chunk_cache=options.chunk_cache,
+    )
+
+
 def survey(options: EncodeOptions, progress: Progress) -> Survey:
     """Open the volume and cut it up; refuse what no weights could make right.
 
@@ -64,7 +76,7 @@ def survey(options: EncodeOptions, progress: Progress) -> Survey:
     VolumeError
         For a wrong volume, channel recipe, window or selection.
     """
-    volume = open_volume(options.volume, level=options.level, read_memory=options.read_memory)
+    volume = open_source_of(options)
     preprocess = resolve_preprocess(volume, channels=options.channels, window=options.window)
     if options.window is not None and not is_sampled(options.window.strip().lower()):
         _check_window(volume, preprocess.window, progress)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from embedcache.errors import InputError
+from embedcache.errors import ConfigError, InputError
 from embedcache.progress import Progress, Silent
 from embedcache.results.evaluated_tiles import choose_tiles
 from embedcache.results.evaluation import Evaluation, keep
@@ -46,6 +46,7 @@ def evaluate(
     prompts: str | None = None,
     supervision: str | Path | None = None,
     start: str | Path | None = None,
+    boxes: str | Path | None = None,
     threshold: float | None = None,
     device: str = "auto",
     batch_size: int | None = None,
@@ -72,6 +73,8 @@ def evaluate(
         Labels count only where this mask is positive; by default the mask that the run was trained with.
     start : path, optional
         Earlier predictions for prompts of kind ``mask``; by default those that the run was trained with.
+    boxes : path, optional
+        Boxes of your own for prompts of kind ``boxes``; by default those that the run was trained with.
     threshold : float, optional
         A probability; the checkpoint's own by default, which was chosen on validation.
     device, batch_size : optional
@@ -90,6 +93,8 @@ def evaluate(
     LabelError, MissingTilesError, ConfigError
         When labels do not fit, nothing of the split is encoded, or an option is wrong.
     """
+    if boxes is not None:
+        raise ConfigError("--boxes: this version has no prompts of kind boxes.")
     opened = open_store(store)
     if opened is None:
         raise InputError(f"{store} is no store of embeddings.", hint="embedcache status lists stores.")

@@ -178,10 +178,15 @@ def predict(
     probabilities: bool = False,
     prompts: str | None = None,
     start: str | Path | None = None,
+    boxes: str | Path | None = None,
     z_range: str | None = None,
     bbox: str | None = None,
     mask: str | Path | None = None,
     skip_empty: bool | None = None,
+    empty_threshold: float = 0.0,
+    image: str | None = None,
+    anon: bool | None = None,
+    chunk_cache: int | str | None = None,
     cache_dir: str | Path | None = None,
     device: str = "auto",
     batch_size: int | None = None,
@@ -207,9 +212,11 @@ def predict(
         with. There is no truth to take other prompts from.
     start : path, optional
         Earlier predictions for ``mask``: what predict wrote, or any masks or probabilities of the same planes.
+    boxes : path, optional
+        Boxes of your own for ``boxes``.
     z_range, bbox, mask : optional
         Only tiles that touch this selection.
-    skip_empty, cache_dir, batch_size : optional
+    skip_empty, empty_threshold, image, anon, chunk_cache, cache_dir, batch_size : optional
         Passed on when a volume is encoded; ``batch_size`` is the decoder's too.
     device : str
         ``auto``, ``cpu``, ``cuda`` …
@@ -233,6 +240,8 @@ def predict(
     progress = progress or Silent()
     trained = as_checkpoint(checkpoint)
     level = probability_threshold(trained, threshold)
+    if boxes is not None:
+        raise ConfigError("--boxes: this version has no prompts of kind boxes.")
     if prompts not in (None, "none", "grid:free", "mask"):
         raise ConfigError(
             f"predict has no prompts {prompts!r}: they would be taken from a truth that is not there.",
@@ -245,7 +254,11 @@ def predict(
             hint="Give them with --start; predict of another checkpoint writes them.",
         )
     selection = {"z_range": z_range, "bbox": bbox, "mask": None if mask is None else str(mask)}
+    reached = {"image": image, "anon": anon}
     store = open_store(source)
+    for option, value in reached.items():
+        if store is not None and value is not None:
+            raise ConfigError(f"--{option} is for volumes; {store.address} is a store.")
     path = None if output is None else Path(output).absolute()
     if path is not None:
         places = (
@@ -253,9 +266,10 @@ def predict(
         )
         check_place(path, sources=places, probabilities=probabilities)
         if store is None and path.suffix.lower() == ".png":
-            check_one_plane(path, selected_planes(str(source), trained.recipe, **selection))
+            check_one_plane(path, selected_planes(str(source), trained.recipe, **selection, **reached))
     if store is None:
         wishes = {**selection, "skip_empty": skip_empty, "cache_dir": cache_dir, "batch_size": batch_size}
+        wishes |= {**reached, "chunk_cache": chunk_cache, "empty_threshold": empty_threshold}
         result = run_encode(options_from(str(source), {**wishes, "device": device}, trained), progress)
         store = result.store
     check_space(trained, store)

@@ -50,7 +50,14 @@ def selected_tiles(
 
 
 def selected_planes(
-    source: str, recipe: Mapping[str, Any], *, z_range: str | None, bbox: str | None, mask: str | None
+    source: str,
+    recipe: Mapping[str, Any],
+    *,
+    z_range: str | None,
+    bbox: str | None,
+    mask: str | None,
+    image: str | None = None,
+    anon: bool | None = None,
 ) -> int:
     """How many planes of a volume a selection touches when it is encoded by a recipe; nothing is encoded for it.
 
@@ -61,7 +68,7 @@ def selected_planes(
     """
     if str(recipe.get("channels", "")).startswith("depth:"):
         return 1  # projections over depth make one plane
-    with open_volume(source, level=int(recipe.get("level", 0))) as volume:
+    with open_volume(source, level=int(recipe.get("level", 0)), image=image, anon=anon) as volume:
         planes = [(plane, 0, 0, *volume.plane_size(plane)) for plane in range(volume.n_planes)]
         selection = Selection(z_range=z_range, bbox=bbox, mask=mask)
         return int(select(np.array(planes, dtype=np.int64), selection, volume=volume).sum())

@@ -6,8 +6,10 @@ import re
 from pathlib import Path
 
 from embedcache.errors import EmbedcacheError, VolumeError
+from embedcache.remote import is_remote, without_password
 from embedcache.volume.cache import CACHE_BYTES
 from embedcache.volume.formats import known_formats
+from embedcache.volume.remote_volume import open_remote
 from embedcache.volume.volume import IMAGE_SUFFIXES, TIFF_SUFFIXES, Volume, way_out
 
 KNOWN_FORMATS = known_formats()
@@ -20,6 +22,7 @@ def open_volume(
     read_memory: int = CACHE_BYTES,
     image: str | None = None,
     anon: bool | None = None,
+    chunk_cache: int | None = None,
 ) -> Volume:
     """Open a volume lazily; the format follows from what lies at ``path``.
 
@@ -36,6 +39,8 @@ def open_volume(
         Which image of a fragment: ``surface``, ``ir``, or the name of a folder or file in it.
     anon : bool, optional
         Whether an address is asked without credentials.
+    chunk_cache : int, optional
+        Bytes of chunks that are kept on this machine of a volume that is read from an address.
 
     Returns
     -------
@@ -50,11 +55,14 @@ def open_volume(
     # The readers are imported late: whoever opens a PNG need not load zarr, h5py and nibabel.
     text = _local(str(path))
     if image is not None:
-        raise VolumeError(f"{text} is no fragment: --image {image} does not apply.")
-    if anon is not None:
+        raise VolumeError(f"{without_password(text)} is no fragment: --image {image} does not apply.")
+    if anon is not None and not is_remote(text):
         raise VolumeError(f"{text} lies on this machine: --anon and --no-anon are for addresses.")
     try:
-        volume = _open(text, level)
+        if is_remote(text):
+            volume = open_remote(text, level=level, anon=anon, chunk_cache=chunk_cache)
+        else:
+            volume = _open(text, level)
         volume.cache.limit_bytes = read_memory
         return volume
     except (EmbedcacheError, ImportError, MemoryError):
@@ -135,16 +143,11 @@ def _open_file(text: str) -> Volume:
 
 
 def _local(text: str) -> str:
-    """The path behind ``file://``; other schemes are refused by name."""
+    """The path behind ``file://``; other addresses stay as they are."""
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)
     if scheme is None:
         return str(Path(text).expanduser()) if text else text
-    if scheme[1].lower() == "file":
-        return text[len(scheme[0]) :]
-    raise VolumeError(
-        f"{text}: volumes are read from local paths; '{scheme[1]}://' is not supported.",
-        hint="Copy the volume, or the level that you need of it, to this machine and give its path.",
-    )
+    return text[len(scheme[0]) :] if scheme[1].lower() == "file" else text
 
 
 def _is_hdf5(text: str) -> bool:

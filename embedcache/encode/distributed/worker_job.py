@@ -8,12 +8,13 @@ from pathlib import Path
 from embedcache.encode.distributed.messages import Briefing
 from embedcache.encode.identity.unchanged import Seen
 from embedcache.encode.prepare import EncodeJob
+from embedcache.encode.survey import open_source_of
 from embedcache.errors import EmbedcacheError, MismatchError, WeightsError
 from embedcache.sam.device import resolve_device
 from embedcache.sam.parts import model_types
 from embedcache.sam.weights import MODELS, Weights, resolve_weights
 from embedcache.store import EmbeddingStore
-from embedcache.volume import ImageVolume, Selection, Volume, open_volume, volume_identity
+from embedcache.volume import ImageVolume, Selection, Volume, volume_identity
 
 
 def open_job(briefing: Briefing) -> EncodeJob:
@@ -69,7 +70,7 @@ def _open_store(briefing: Briefing) -> EmbeddingStore:
 
 def _open_volume(briefing: Briefing, store: EmbeddingStore) -> Volume:
     options = briefing.options
-    volume = open_volume(options.volume, level=options.level, read_memory=options.read_memory)
+    volume = open_source_of(options)
     if isinstance(volume, ImageVolume):
         return volume.reordered([record.name for record in store.images])
     found = volume_identity(volume, store.spec.grid, store.spec.preprocess)
