@@ -4,6 +4,9 @@ Where tiles overlap their probabilities are averaged with tent weights, which fa
 edge, where a prediction knows least of its surroundings. Where one tile stands alone its values pass unchanged
 (to rounding). Pixels that no tile covers are NaN: *not predicted* is neither ink nor background.
 
+A tile that is asked several times, once for each of a user's boxes, has the largest of the answers at each pixel;
+one that is not asked, as no box lies on it, is background.
+
 Memory is one plane and one batch of tiles, whatever the volume.
 """
 
@@ -23,6 +26,8 @@ from torch import Tensor, nn
 from embedcache.geometry import Tile
 from embedcache.sam.decoder import Prompts, upscale_logits
 from embedcache.store import EmbeddingStore
+from embedcache.store.reader import EmbeddingReader
+from embedcache.train.questions.box_prompts import BoxPrompts, open_boxes, require_boxes
 from embedcache.train.questions.mask_prompts import MaskPrompts, open_mask_prompts, require_start
 from embedcache.train.questions.prompts import collate_prompts, make_prompts
 
@@ -30,23 +35,67 @@ Floats = npt.NDArray[np.float32]
 
 CPU = torch.device("cpu")
 
-PromptsOf = Callable[[list[int]], Prompts]
-"""What gives the prompts of a batch of tile numbers, one query per tile, image by image."""
+MOST_QUERIES = 64
+"""Answers that are held at a time, each of 256 KiB, where tiles are asked unequally often."""
 
 
-def free_prompts(numbers: list[int]) -> Prompts:
+@dataclass(frozen=True)
+class Asked:
+    """What the tiles of a batch are asked.
+
+    Parameters
+    ----------
+    counts : tuple of int
+        How often each of them; 0: not at all.
+    prompts : Prompts, optional
+        Of those that are asked, tile by tile; None when none of them is.
+    """
+
+    counts: tuple[int, ...]
+    prompts: Prompts | None
+
+    @classmethod
+    def of(cls, prompts: Prompts) -> Asked:
+        """All of them are asked."""
+        return cls(prompts.counts, prompts)
+
+    @property
+    def speaking(self) -> list[int]:
+        """Places of the tiles that are asked."""
+        return [place for place, count in enumerate(self.counts) if count]
+
+    def calls(self) -> Iterator[tuple[slice, Prompts]]:
+        """Which of the tiles that are asked come together in a call of the decoder, and their prompts."""
+        prompts = self.prompts
+        if prompts is None:
+            return
+        counts = prompts.counts
+        if max(counts) == 1 or sum(counts) <= MOST_QUERIES:
+            yield slice(0, len(counts)), prompts
+            return
+        for place, count in enumerate(counts):
+            own = prompts.of_images(slice(place, place + 1))
+            for first in range(0, count, MOST_QUERIES):
+                yield slice(place, place + 1), own.of_rows(slice(first, first + MOST_QUERIES))
+
+
+PromptsOf = Callable[[list[int]], Asked]
+"""What gives the prompts of a batch of tile numbers."""
+
+
+def free_prompts(numbers: list[int]) -> Asked:
     """No prompt at all: one prompt-free query per tile, which asks for everything the decoder was trained on."""
-    return Prompts.none(len(numbers))
+    return Asked.of(Prompts.none(len(numbers)))
 
 
 def unsigned_grid(store: EmbeddingStore) -> PromptsOf:
     """A regular grid of points, all labelled 1, on each tile of a store."""
 
-    def prompts_of(numbers: list[int]) -> Prompts:
+    def prompts_of(numbers: list[int]) -> Asked:
         nothing = np.random.default_rng(0)  # an unsigned grid draws nothing
         tiles = [store.tile(number) for number in numbers]
         grids = [make_prompts("grid:free", np.zeros((1, t.height, t.width), bool), t, nothing) for t in tiles]
-        return collate_prompts(grids, [1] * len(numbers))
+        return Asked.of(collate_prompts(grids, [1] * len(numbers)))
 
     return prompts_of
 
@@ -54,9 +103,24 @@ def unsigned_grid(store: EmbeddingStore) -> PromptsOf:
 def earlier_masks(start: MaskPrompts, store: EmbeddingStore) -> PromptsOf:
     """What an earlier prediction says of each tile, as mask prompt."""
 
-    def prompts_of(numbers: list[int]) -> Prompts:
+    def prompts_of(numbers: list[int]) -> Asked:
         masks = np.stack([start.logits(store.tile(number))[None] for number in numbers])
-        return Prompts((1,) * len(numbers), mask_input=torch.from_numpy(masks))
+        return Asked.of(Prompts((1,) * len(numbers), mask_input=torch.from_numpy(masks)))
+
+    return prompts_of
+
+
+def user_boxes(boxes: BoxPrompts, store: EmbeddingStore) -> PromptsOf:
+    """A query for each of a user's boxes on a tile; tiles without any are not asked."""
+
+    def prompts_of(numbers: list[int]) -> Asked:
+        tiles = [store.tile(number) for number in numbers]
+        found = [boxes.for_frame(tile) for tile in tiles]
+        counts = tuple(0 if own.boxes is None else len(own.boxes) for own in found)
+        asked = [(own, count) for own, count in zip(found, counts, strict=True) if count]
+        if not asked:
+            return Asked(counts, None)
+        return Asked(counts, collate_prompts([own for own, _ in asked], [count for _, count in asked]))
 
     return prompts_of
 
@@ -67,8 +131,11 @@ def prompts_for(
     numbers: npt.NDArray[np.int64],
     start: str | Path | None,
     labels: str | None = None,
+    boxes: str | Path | None = None,
 ) -> PromptsOf:
-    """Prompts of a free kind: none, grid:free, or mask, which needs predictions to start from, not the labels.
+    """Prompts of a free kind: none, grid:free, boxes of a user's file, or mask.
+
+    ``mask`` needs predictions to start from, which must not be the labels.
 
     Raises
     ------
@@ -80,6 +147,8 @@ def prompts_for(
     if prompts == "mask":
         opened = None if start is None else open_mask_prompts(start, store)
         return earlier_masks(require_start(opened, store, numbers, labels), store)
+    if prompts == "boxes":
+        return user_boxes(require_boxes(None if boxes is None else open_boxes(boxes, store)), store)
     return unsigned_grid(store)
 
 
@@ -132,7 +201,7 @@ class Stitcher:
     numbers : ndarray of int64
         Tile numbers to use; all must be committed.
     prompts_of : callable
-        Prompts of a batch of tiles; :func:`free_prompts` for none.
+        What a batch of tiles is asked; :func:`free_prompts`: each once, without prompts.
     device : torch.device
         Where the decoder runs.
     batch_size : int
@@ -173,12 +242,27 @@ class Stitcher:
         with closing(self.store.reader()) as reader:
             for start in range(0, len(numbers), self.batch_size):
                 batch = numbers[start : start + self.batch_size]
-                logits = low_res_logits(
-                    self.decoder, reader.read(batch), self.prompts_of(batch), device=self.device
-                )
-                for number, low in zip(batch, logits, strict=True):
-                    tile = self.store.tile(number)
-                    yield tile, tile_probabilities(low, tile)
+                tiles = [self.store.tile(number) for number in batch]
+                yield from zip(tiles, self._answers(batch, tiles, reader), strict=True)
+
+    def _answers(self, batch: list[int], tiles: list[Tile], reader: EmbeddingReader) -> list[Floats]:
+        """Probabilities of the tiles of a batch: the largest of the answers, or 0 without a question."""
+        asked = self.prompts_of(batch)
+        found: list[Floats | None] = [None] * len(batch)
+        speaking = asked.speaking
+        embeddings = reader.read([batch[place] for place in speaking]) if speaking else None
+        for images, prompts in asked.calls():
+            assert embeddings is not None  # calls come of tiles that speak
+            logits = low_res_logits(self.decoder, embeddings[images], prompts, device=self.device)
+            parts = torch.split(logits, list(prompts.counts))
+            for place, part in zip(speaking[images], parts, strict=True):
+                for low in part:
+                    one, before = tile_probabilities(low, tiles[place]), found[place]
+                    found[place] = one if before is None else np.maximum(before, one)
+        return [
+            np.zeros((tile.height, tile.width), np.float32) if answer is None else answer
+            for tile, answer in zip(tiles, found, strict=True)
+        ]
 
 
 @torch.inference_mode()

@@ -1,10 +1,10 @@
 """Turns a file of boxes that a person or a program drew, CSV or COCO JSON, into checked boxes; pure parsing.
 
-CSV has a header. One column says which plane a box lies on, ``image`` (a file's name) or ``plane`` (a number from
-0), and four say where: ``x0,y0,x1,y1``, ``xmin,ymin,xmax,ymax`` or ``x,y,width,height``; ``label`` may be there, and
-further columns are left alone. COCO JSON has ``images[].file_name`` and ``annotations[].bbox`` (x, y, width,
-height); segmentations in it are not read. All are pixels, x to the right and y down; x0 and x1 are edges, so a box
-of one pixel has x1 = x0 + 1.
+CSV has a header. One column says which plane a box lies on, ``image`` (a file's name) or ``plane`` (a number
+from 0), and four say where: ``x0,y0,x1,y1``, ``xmin,ymin,xmax,ymax`` or ``x,y,width,height``; ``label`` may be
+there, and further columns are left alone. COCO JSON has ``images[].file_name`` and ``annotations[].bbox`` (x, y,
+width, height); segmentations in it are not read. All are pixels, x to the right and y down; x0 and x1 are edges,
+so a box of one pixel has x1 = x0 + 1.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def _checked(
     if not (x0 < x1 and y0 < y1):
         raise LabelError(
             f"{where}: the box from ({x0:g}, {y0:g}) to ({x1:g}, {y1:g}) holds nothing.",
-            hint="x0 < x1 and y0 < y1 are edges, x to the right and y down; columns x, y, width, height hold sides.",
+            hint="Edges have x0 < x1 and y0 < y1; sides stand in columns x, y, width, height.",
         )
     return UserBox(image, plane, x0, y0, x1, y1, label)
 
