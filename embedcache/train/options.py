@@ -23,7 +23,8 @@ class TrainOptions:
     ----------
     task : "auto", "semantic" or "instances"
     prompts : str, optional
-        none | points | box | grid | iterative | mask; default: none for semantic labels, iterative for instances.
+        none | points | box | grid | iterative | mask | boxes; default: none for semantic labels, iterative for
+        instances.
     objects : str, optional
         whole | components | ids; default: ids for prompted instances, else whole.
     train : "prompt+decoder" or "decoder"
@@ -88,6 +89,10 @@ class TrainOptions:
         Pixels of this label value do not count.
     start : path, or one per store, optional
         Predictions that ``--prompts mask`` starts from.
+    validation : path, or one per store, optional
+        Masks of what is held out: pixels that are positive there are validated, the others trained on.
+    boxes : path, or one per store, optional
+        Boxes of the user's own that ``--prompts boxes`` asks with.
 
     Raises
     ------
@@ -133,6 +138,8 @@ class TrainOptions:
     overfit: int | None = None
     ignore: int | None = None
     start: Paths = None
+    validation: Paths = None
+    boxes: Paths = None
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -145,10 +152,18 @@ class TrainOptions:
         """The predictions that a store's mask prompts start from: one for all, or one per store."""
         return _of_store(self.start, "files to start from", index, stores)
 
+    def validation_of(self, index: int, stores: int) -> str | Path | None:
+        """The mask of what is held out of a store: one for all, or one per store."""
+        return _of_store(self.validation, "validation masks", index, stores)
+
+    def boxes_of(self, index: int, stores: int) -> str | Path | None:
+        """The boxes that a store is asked with: one file for all, or one per store."""
+        return _of_store(self.boxes, "files of boxes", index, stores)
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON, paths as text."""
         values = asdict(self)
-        for name in ("supervision", "start", "init"):
+        for name in ("supervision", "start", "validation", "boxes", "init"):
             values[name] = _as_text(values[name])
         return values
 

@@ -13,6 +13,7 @@ from embedcache.store import EmbeddingStore
 from embedcache.train.asking.validation import Held
 from embedcache.train.options import TrainOptions
 from embedcache.train.overfit import overfit_split
+from embedcache.train.questions.box_prompts import BoxPrompts, open_boxes
 from embedcache.train.questions.dataset import EmbeddingDataset
 from embedcache.train.questions.mask_prompts import MaskPrompts, open_mask_prompts
 from embedcache.train.questions.objects import check_objects, default_objects
@@ -78,6 +79,7 @@ def prepare(
     objects = check_objects(options.objects or default_objects(task, prompts), task, prompts)
     split = _split(opened, found, options, progress)
     starts = _starts(opened, prompts, options, progress)
+    boxes = _boxes(opened, prompts, options, progress)
     if prompts != "iterative" and options.rounds != TrainOptions.rounds:
         progress.say(f"--rounds {options.rounds} has no effect: prompts {prompts} are asked once.")
     free = task == "semantic" and prompt_source(prompts) == "oracle"
@@ -91,7 +93,18 @@ def prepare(
 
     def hold(part: Part, prompts: str, objects: str, **more: Any) -> tuple[Held, ...]:
         held = (
-            _hold(opened[i], found[i], numbers, prompts, objects, options, i, start=starts[i], **more)
+            _hold(
+                opened[i],
+                found[i],
+                numbers,
+                prompts,
+                objects,
+                options,
+                i,
+                start=starts[i],
+                boxes=boxes[i],
+                **more,
+            )
             for i, numbers in part
         )
         return tuple(item for item in held if item is not None)
@@ -152,6 +165,8 @@ def open_labels_of(
 ) -> Labels:
     """The labels of the ``index``-th of so many stores, as the options say; open ones are taken as they are."""
     supervision = options.supervision_of(index, stores)
+    if options.validation_of(index, stores) is not None:
+        raise ConfigError("--validation: this version holds tiles out by --val only.")
     if isinstance(labels, Labels):
         _require_as_opened(labels, supervision, options)
         return labels
@@ -201,6 +216,24 @@ def _starts(
         if start is not None:
             progress.say(f"{start.source}: {start.alignment}")
         found.append(start)
+    return found
+
+
+def _boxes(
+    stores: Sequence[EmbeddingStore], prompts: str, options: TrainOptions, progress: Progress
+) -> list[BoxPrompts | None]:
+    """What each store's box prompts are."""
+    if options.boxes is not None and prompts != "boxes":
+        raise ConfigError(f"--boxes is what --prompts boxes asks with; the prompts are {prompts}.")
+    if prompts == "boxes" and options.boxes is None:
+        raise ConfigError("Prompts of kind boxes need boxes of your own.", hint="Give --boxes.")
+    found: list[BoxPrompts | None] = []
+    for index, store in enumerate(stores):
+        path = options.boxes_of(index, len(stores))
+        boxes = None if path is None else open_boxes(path, store)
+        if boxes is not None:
+            progress.say(f"{boxes.source}: {boxes.alignment}")
+        found.append(boxes)
     return found
 
 

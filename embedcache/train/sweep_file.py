@@ -33,7 +33,8 @@ RANDOM_RUNS, MOST_RUNS = 20, 10_000
 FILE_LIMIT = 1 << 20
 
 ONE_FOR_ALL = (
-    "val", "task", "supervision", "ignore", "start", "allow_partial", "overfit", "device", "logger",
+    "val", "task", "supervision", "validation", "ignore", "start", "boxes", "allow_partial", "overfit",
+    "device", "logger",
 )  # fmt: skip
 """Options that all runs share: figures on other tiles or labels could not stand in one table."""
 

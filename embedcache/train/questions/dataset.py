@@ -21,6 +21,7 @@ from embedcache.geometry import Tile, see
 from embedcache.store import EmbeddingStore
 from embedcache.train.asking.rounds import plan_rounds
 from embedcache.train.questions.batch import Batch, TileKey, TileQuestion
+from embedcache.train.questions.box_prompts import BoxPrompts
 from embedcache.train.questions.items import TrainingItem, collate
 from embedcache.train.questions.jitter import draw_cut, jitter_window
 from embedcache.train.questions.mask_prompts import MaskPrompts, require_start
@@ -70,6 +71,8 @@ class EmbeddingDataset(Dataset[TrainingItem]):
         Move label edges a little, and let only a part of a tile count, drawn anew each epoch.
     start : MaskPrompts, optional
         What ``prompts="mask"`` starts from.
+    boxes : BoxPrompts, optional
+        What ``prompts="boxes"`` asks with.
     free_share : float
         Share of tiles that are asked without prompts, for everything positive at once.
 
@@ -95,6 +98,7 @@ class EmbeddingDataset(Dataset[TrainingItem]):
         views: bool = False,
         jitter: bool = False,
         start: MaskPrompts | None = None,
+        boxes: BoxPrompts | None = None,
         free_share: float = 0.0,
     ) -> None:
         self.store, self.store_index = store, store_index
@@ -107,6 +111,9 @@ class EmbeddingDataset(Dataset[TrainingItem]):
         self.max_objects, self.seed, self.epoch = max_objects, seed, 0
         self.rounds = rounds if self.prompts == "iterative" else 1
         self.views, self.jitter, self.free_share, self.start = views, jitter, free_share, start
+        if self.prompts == "boxes" and boxes is None:
+            raise ConfigError("Prompts of kind boxes need boxes of your own.", hint="Give --boxes.")
+        self.boxes = boxes
         self.tiles = self._choose(tiles)
         if views and not store.base[self.tiles].all():
             raise ConfigError("Views are drawn of base tiles; some of the tiles that were given are views.")

@@ -12,6 +12,7 @@ points     one point inside each object                          oracle
 box        a jittered box around each object                     oracle
 iterative  a point or box, then points where the answer is wrong oracle
 mask       what an earlier training predicted, from a file       free
+boxes      boxes of the user's own, from a file                  free
 ========== ===================================================== =======
 
 *Oracle* prompts are derived from the truth: figures got with them describe interactive use, in which a person
@@ -34,7 +35,7 @@ from embedcache.geometry import Tile, see_boxes, see_points
 from embedcache.sam.prompts import PAD_LABEL, Prompts
 from embedcache.train.questions.object_table import TileObject
 
-PROMPTS = ("none", "points", "box", "grid", "iterative", "mask")
+PROMPTS = ("none", "points", "box", "grid", "iterative", "mask", "boxes")
 
 GRID_SIDE = 8
 BOX_NOISE = 0.1
@@ -76,7 +77,7 @@ class TilePrompts:
 
 def prompt_source(prompts: str) -> Literal["free", "oracle"]:
     """``free`` when a prompt kind knows nothing of the truth, ``oracle`` when it is derived from it."""
-    return "free" if check_prompts(prompts) in ("none", "grid:free", "mask") else "oracle"
+    return "free" if check_prompts(prompts) in ("none", "grid:free", "mask", "boxes") else "oracle"
 
 
 def check_prompts(prompts: str) -> str:
@@ -115,6 +116,8 @@ def make_prompts(
         raise ConfigError(
             "Prompts of kind mask need earlier predictions to start from.", hint="Give --start."
         )
+    if prompts == "boxes":
+        raise ConfigError("Prompts of kind boxes: this version does not read boxes from a file.")
     if prompts in ("grid", "grid:free"):
         return _grid(objects, tile, signed=prompts == "grid")
     coords, labels = sample_points(objects, tile, rng, supervised)
