@@ -14,9 +14,10 @@ from embedcache.cli.defaults import store_and_labels
 from embedcache.cli.output import print_json, print_pairs
 from embedcache.cli.signals import interruptible
 from embedcache.encode.sizes import readable_bytes
-from embedcache.errors import EXIT_SOME_FAILED, counted
+from embedcache.errors import EXIT_SOME_FAILED, ConfigError, counted
 from embedcache.progress import Terminal
 from embedcache.train.option_checks import AMP, CHECK_READS, RESIDENT, SCHEDULES, VIEWS
+from embedcache.train.questions.prompts import PROMPTS
 
 
 @app.command(
@@ -29,6 +30,9 @@ from embedcache.train.option_checks import AMP, CHECK_READS, RESIDENT, SCHEDULES
 @click.option(
     "--labels", "labels", multiple=True, metavar="L", help="Its labels: zarr, TIFF, PNG, or a folder."
 )
+@click.option(
+    "--data", metavar="FILE", help="Stores and their labels as a TOML file, instead of --store and --labels."
+)
 @click.option("--out", metavar="RUN", help="Folder of the run.  [default: runs/NAME]")
 @click.option(
     "--task",
@@ -39,7 +43,7 @@ from embedcache.train.option_checks import AMP, CHECK_READS, RESIDENT, SCHEDULES
 )
 @click.option(
     "--prompts",
-    type=click.Choice(["none", "points", "box", "grid", "iterative", "mask"]),
+    type=click.Choice(PROMPTS),
     help="Prompts during training.  [default: none for semantic, iterative for instances]",
 )
 @click.option("--objects", type=click.Choice(["whole", "components", "ids"]), help="What one object is.")
@@ -67,6 +71,7 @@ from embedcache.train.option_checks import AMP, CHECK_READS, RESIDENT, SCHEDULES
     help="Rounds of iterative prompts, with the two that bring no new point.",
 )
 @click.option("--start", multiple=True, metavar="FILE", help="Predictions that --prompts mask starts from.")
+@click.option("--boxes", multiple=True, metavar="FILE", help="Boxes of your own, for --prompts boxes.")
 @click.option("--steps", type=int, help="Optimiser steps.  [default: 2000, or early stop]")
 @click.option("--epochs", type=int, help="Passes over the training tiles, instead of --steps.")
 @click.option("--batch-size", type=int, help="Tiles per batch.  [default: what suits the device]")
@@ -126,6 +131,12 @@ from embedcache.train.option_checks import AMP, CHECK_READS, RESIDENT, SCHEDULES
 @click.option(
     "--supervision", multiple=True, metavar="MASK", help="Labels count only where this mask is positive."
 )
+@click.option(
+    "--validation",
+    multiple=True,
+    metavar="MASK",
+    help="Hold out what is positive in this mask, and nothing else.",
+)
 @click.option("--ignore", type=int, metavar="VALUE", help="Label pixels of this value do not count.")
 @click.option(
     "--init", metavar="FILE|random:SEED", help="Where training starts.  [default: the store's own decoder]"
@@ -166,6 +177,7 @@ from embedcache.train.option_checks import AMP, CHECK_READS, RESIDENT, SCHEDULES
 def train(
     stores: tuple[str, ...],
     labels: tuple[str, ...],
+    data: str | None,
     out: str | None,
     train_parts: str,
     sweep: str | None,
@@ -178,10 +190,12 @@ def train(
     Without --store it takes the only store of --cache-dir, and labels by their known names beside its volume.
     Several processes train as one: torchrun --nproc-per-node N -m embedcache train …
     """
+    if data is not None:
+        raise ConfigError("--data: this version takes pairs of --store and --labels only.")
     chosen = store_and_labels(stores, labels, Path(cache_dir))
     wishes |= {
         "train": train_parts,
-        **{name: _one_or_each(wishes[name]) for name in ("supervision", "start")},
+        **{name: _one_or_each(wishes[name]) for name in ("supervision", "start", "validation", "boxes")},
     }
     if sweep is not None:
         _sweep(chosen, sweep, out, as_json, wishes)
