@@ -37,6 +37,7 @@ from embedcache.volume import (
     Volume,
     volume_identity,
 )
+from embedcache.volume.origin import origin_of
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ class EncodeJob:
         )
 
     def provenance(self) -> dict[str, Any]:
-        """Where the embeddings come from: source, weights, versions, licence, and the recipe to do it again."""
+        """Where the embeddings come from: source, weights, versions, origin, and the recipe to do it again."""
         window = ":".join(f"{edge:.17g}" for edge in self.preprocess.window)
         recipe = {
             "model": self.options.model,
@@ -173,12 +174,24 @@ class EncodeJob:
             "weights": self.weights.source,
             "untrained": self.weights.untrained,
             "licence": self.options.licence,
+            "origin": self._origin(),
+            "geometry": {
+                "level": self.volume.level,
+                "scale": list(self.volume.scale),
+                "voxel_size": None if self.volume.voxel_size is None else list(self.volume.voxel_size),
+            },
             "versions": {name: version(name) for name in packages},
             "python": platform.python_version(),
             "device": device_name(self.device),
             "recipe": recipe,
             "asked": self.words,
         }
+
+    def _origin(self) -> dict[str, Any]:
+        told = self.options
+        return origin_of(
+            self.volume.source, url=told.source_url, licence=told.licence, citation=told.citation
+        ).to_dict()
 
 
 def prepare(options: EncodeOptions, progress: Progress) -> EncodeJob:
