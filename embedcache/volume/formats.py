@@ -34,6 +34,8 @@ class Format:
 
 
 _ZARR, _TIFF, _IMAGES = "OME-Zarr or Zarr (folder)", "TIFF", "PNG or JPEG (file or folder)"
+_NIFTI, _FRAGMENT, _VOLPKG = ".nii, .nii.gz", "fragment folder", "volpkg"
+_SEGMENT, _REMOTE = "segment folder", "s3:// and https:// (Zarr)"
 
 FORMATS: tuple[Format, ...] = (
     Format(
@@ -82,9 +84,78 @@ FORMATS: tuple[Format, ...] = (
     Format(_IMAGES, "one PNG or JPEG", "collection", "one"),
     Format(".npy", "`.npy`", "array", "z", "memory map"),
     Format("FILE.h5:DATASET", "`FILE.h5:DATASET`", "array", "z", extra="hdf5"),
-    Format(".nii, .nii.gz", "`.nii`, `.nii.gz`", "array", "third axis", extra="nifti"),
+    Format(
+        _NIFTI,
+        "`.nii`, `.nii.gz`",
+        "array",
+        "third axis",
+        "`.gz` is decoded from its beginning for each plane",
+        extra="nifti",
+    ),
+    Format(
+        "NRRD",
+        "`.nrrd`, or `.nhdr` beside its data",
+        "array",
+        "third axis",
+        "raw: memory map; gzip, bzip2: decoded once, into memory",
+        extra="nrrd",
+    ),
+    Format(
+        _FRAGMENT,
+        "fragment: `surface_volume/` beside `ir.png`, `inklabels.png` or `mask.png`",
+        "array",
+        "one file each",
+        "also `fragment:DIR`; the same volume as `DIR/surface_volume`",
+    ),
+    Format(
+        _FRAGMENT,
+        "fragment with `--image ir`, or any other file of it",
+        "collection",
+        "one",
+        "the same volume as `DIR/ir.png`",
+    ),
+    Format(
+        _VOLPKG,
+        "volpkg: `config.json` beside `volumes/` or `volumes_zarr*/`",
+        "array",
+        "z",
+        "its only volume; of several, one is to be named",
+    ),
+    Format(
+        _VOLPKG,
+        "`X.volpkg/volumes/ID`",
+        "array",
+        "one file each",
+        "slices that `meta.json` counts and that are not there are refused",
+    ),
+    Format(
+        _SEGMENT,
+        "segment with `layers/`",
+        "array",
+        "one file each",
+        "the same volume as `SEGMENT/layers`",
+    ),
+    Format(
+        _SEGMENT,
+        "segment with `surface-volumes/*.zarr` or `*.tifs/`",
+        "array",
+        "z",
+        "its only surface volume; of several, one is to be named",
+    ),
+    Format(_SEGMENT, "segment `ID` with `ID.zarr`", "array", "z", "beside its mesh and its labels"),
 )
 """In the order of the page."""
+
+
+_KEYS = {
+    "zarr": _ZARR, "tiff": _TIFF, "images": _IMAGES, "npy": ".npy", "hdf5": "FILE.h5:DATASET", "nifti": _NIFTI,
+    "nrrd": "NRRD", "fragment": _FRAGMENT, "volpkg": _VOLPKG, "segment": _SEGMENT, "remote": _REMOTE,
+}  # fmt: skip
+
+
+def format_key(kind: str) -> str:
+    """The key of a kind of volume, of a layout, or of ``remote``."""
+    return _KEYS[kind]
 
 
 def formats_table() -> str:

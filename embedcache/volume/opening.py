@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from embedcache.errors import EmbedcacheError, VolumeError
 from embedcache.remote import is_remote, without_password
 from embedcache.volume.cache import CACHE_BYTES
 from embedcache.volume.formats import known_formats
+from embedcache.volume.layouts import Found, resolve_layout, strip_scheme
+from embedcache.volume.meta import check_whole, read_meta, voxel_size_of
 from embedcache.volume.remote_volume import open_remote
 from embedcache.volume.volume import IMAGE_SUFFIXES, TIFF_SUFFIXES, Volume, way_out
 
@@ -29,8 +32,8 @@ def open_volume(
     Parameters
     ----------
     path : str or Path
-        An OME-Zarr group, a Zarr array, a TIFF file or folder of them, a PNG or JPEG file or folder of them,
-        ``.npy``, ``FILE.h5:DATASET``, ``.nii`` or ``.nii.gz``.
+        What the table of docs/volumes.md lists: Zarr, TIFF, PNG, JPEG, ``.npy``, ``FILE.h5:DATASET``, NIfTI, NRRD,
+        the folder of a fragment (also as ``fragment:DIR``), of a volpkg or of a segment.
     level : int
         Pyramid level of an OME-Zarr group; 0 is the finest.
     read_memory : int
@@ -53,16 +56,20 @@ def open_volume(
         exist, or ``image`` or ``anon`` do not apply to what is there.
     """
     # The readers are imported late: whoever opens a PNG need not load zarr, h5py and nibabel.
-    text = _local(str(path))
-    if image is not None:
-        raise VolumeError(f"{without_password(text)} is no fragment: --image {image} does not apply.")
+    named, fragment = strip_scheme(str(path))
+    text = _local(named)
+    if is_remote(text) and (fragment or image is not None):
+        raise VolumeError(
+            f"{without_password(text)}: fragments are read from folders of this machine.",
+            hint="Copy the fragment, or give the address of its surface volume if that is Zarr.",
+        )
     if anon is not None and not is_remote(text):
         raise VolumeError(f"{text} lies on this machine: --anon and --no-anon are for addresses.")
     try:
         if is_remote(text):
             volume = open_remote(text, level=level, anon=anon, chunk_cache=chunk_cache)
         else:
-            volume = _open(text, level)
+            volume = _open(text, level, _Asked(image, fragment))
         volume.cache.limit_bytes = read_memory
         return volume
     except (EmbedcacheError, ImportError, MemoryError):
@@ -74,23 +81,81 @@ def open_volume(
         ) from error
 
 
-def _open(text: str, level: int) -> Volume:
+@dataclass(frozen=True)
+class _Asked:
+    """Which image of a fragment is asked for, and whether the path was named as a fragment's."""
+
+    image: str | None = None
+    fragment: bool = False
+
+
+def _open(text: str, level: int, asked: _Asked) -> Volume:
     if not text:
         raise VolumeError("The path of the volume is empty.", hint=f"Formats that open: {KNOWN_FORMATS}.")
     if level < 0:
         raise VolumeError(f"--level {level}: levels count from 0, the finest.")
-    if not _is_hdf5(text) and not Path(text).exists():
-        raise VolumeError(
-            f"{text} does not exist.",
-            hint=_nearest(Path(text)),
-        )
-    if not _is_hdf5(text) and Path(text).is_dir():
-        return _open_folder(Path(text).absolute(), level)
+    hdf5 = _is_hdf5(text)
+    if not hdf5 and not Path(text).exists():
+        raise VolumeError(f"{text} does not exist.", hint=_nearest(Path(text)))
+    if not hdf5 and Path(text).is_dir():
+        found = found_in(Path(text).absolute(), asked.image, fragment=asked.fragment)
+        if found is None:
+            return _measured(_open_folder(Path(text).absolute(), level), text)
+        if found.choices:
+            raise _several(Path(text).absolute(), found)
+        return _open(str(found.path), level, _Asked())
+    if asked.image is not None or asked.fragment:
+        option = f"--image {asked.image}: " if asked.image is not None else "fragment:"
+        raise VolumeError(f"{option}{text} is no fragment folder (it is a file).")
     volume = _open_file(text)
     if level:
         volume.close()
         raise VolumeError(f"{text} has no pyramid: only level 0 is there, not level {level}.")
+    return _measured(volume, text)
+
+
+def found_in(folder: Path, image: str | None = None, *, fragment: bool = False) -> Found | None:
+    """What a folder is recognised as; None where it is opened as it lies.
+
+    Raises
+    ------
+    VolumeError
+        When it is known and holds no pixels, or not the ``image`` that is asked for.
+    """
+    from embedcache.volume.zarr_volume import looks_like_zarr
+
+    if image is None and not fragment and looks_like_zarr(folder):
+        return None
+    return resolve_layout(folder, image=image, fragment=fragment)
+
+
+def _measured(volume: Volume, text: str) -> Volume:
+    """The volume with the voxel size that its name or its meta.json tells, where its own metadata tell none."""
+    if volume.voxel_size is None:
+        volume.voxel_size = voxel_size_of(Path(text).absolute())
     return volume
+
+
+def _several(folder: Path, found: Found) -> VolumeError:
+    """A numbered list; none of them is the obvious one."""
+    lines = [f"  {number}. {path} ({_in_words(path)})" for number, path in enumerate(found.choices, 1)]
+    return VolumeError(
+        f"{folder} holds {len(lines)} volumes:\n" + "\n".join(lines), hint="Give the path of one."
+    )
+
+
+def _in_words(path: Path) -> str:
+    """Name, shape and voxel size of a volume, as far as they are known; nothing but metadata is read."""
+    name = read_meta(path).get("name")
+    words = [name] if isinstance(name, str) and name else []
+    try:
+        with open_volume(path) as volume:
+            height, width = volume.plane_size(0)
+            words.append(f"{volume.n_planes:,} × {height:,} × {width:,}")
+            words += [] if volume.voxel_size is None else [f"{volume.voxel_size[0]:g} µm"]
+    except VolumeError as error:
+        words.append(f"does not open: {error.message}")
+    return ", ".join(words)
 
 
 def _open_folder(folder: Path, level: int) -> Volume:
@@ -116,12 +181,17 @@ def _open_folder(folder: Path, level: int) -> Volume:
         )
     if level:
         raise VolumeError(f"{folder} has no pyramid: only level 0 is there, not level {level}.")
-    return open_image_folder(folder, images) if images else open_tiff_folder(folder, tiffs)
+    if images:
+        return open_image_folder(folder, images)
+    volume = open_tiff_folder(folder, tiffs)
+    check_whole(folder, volume.n_planes, volume.plane_size(0))
+    return volume
 
 
 def _open_file(text: str) -> Volume:
     from embedcache.volume.array_volume import open_hdf5, open_nifti, open_npy
     from embedcache.volume.image_volume import open_image
+    from embedcache.volume.nrrd_volume import open_nrrd
     from embedcache.volume.tiff_volume import open_tiff
 
     name = text.lower()
@@ -136,6 +206,8 @@ def _open_file(text: str) -> Volume:
         return open_npy(path)
     if name.endswith((".nii", ".nii.gz")):
         return open_nifti(path)
+    if name.endswith((".nrrd", ".nhdr")):
+        return open_nrrd(path)
     raise VolumeError(
         f"{text}: files that end in '{path.suffix or path.name}' are not known as volumes.",
         hint=f"Formats that open: {KNOWN_FORMATS}.",
