@@ -10,11 +10,11 @@ import click
 
 from embedcache.cli.app import app
 from embedcache.cli.common import cache_dir_option, json_option, say_certificates
-from embedcache.cli.defaults import store_and_labels
+from embedcache.cli.defaults import training_data
 from embedcache.cli.output import print_json, print_pairs
 from embedcache.cli.signals import interruptible
 from embedcache.encode.sizes import readable_bytes
-from embedcache.errors import EXIT_SOME_FAILED, ConfigError, counted
+from embedcache.errors import EXIT_SOME_FAILED, counted
 from embedcache.progress import Terminal
 from embedcache.train.option_checks import AMP, CHECK_READS, RESIDENT, SCHEDULES, VIEWS
 from embedcache.train.questions.prompts import PROMPTS
@@ -190,13 +190,17 @@ def train(
     Without --store it takes the only store of --cache-dir, and labels by their known names beside its volume.
     Several processes train as one: torchrun --nproc-per-node N -m embedcache train …
     """
-    if data is not None:
-        raise ConfigError("--data: this version takes pairs of --store and --labels only.")
-    chosen = store_and_labels(stores, labels, Path(cache_dir))
-    wishes |= {
-        "train": train_parts,
-        **{name: _one_or_each(wishes[name]) for name in ("supervision", "start", "validation", "boxes")},
-    }
+    found = training_data(
+        stores,
+        labels,
+        Path(cache_dir),
+        data=data,
+        files={name: wishes[name] for name in ("supervision", "validation", "boxes")},
+        val=wishes["val"],
+        held_out=wishes["overfit"] is None,
+    )
+    chosen = found.chosen
+    wishes |= {"train": train_parts, "start": _one_or_each(wishes["start"]), **found.options}
     if sweep is not None:
         _sweep(chosen, sweep, out, as_json, wishes)
         return
