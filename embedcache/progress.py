@@ -29,8 +29,8 @@ LIMITS = ("read", "preprocess", "encode", "write")
 class Progress(Protocol):
     """Where long work reports to."""
 
-    def start(self, what: str, total: int) -> None:
-        """Begin a piece of work of ``total`` steps (0: unknown); ends the one before."""
+    def start(self, what: str, total: int, done: int = 0) -> None:
+        """Begin a piece of work of ``total`` steps (0: unknown), of which some were done; ends the one before."""
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         """Report finished steps, with an optional short note such as a loss, or the stage that limits."""
@@ -45,7 +45,7 @@ class Progress(Protocol):
 class Silent:
     """A ``Progress`` that says nothing."""
 
-    def start(self, what: str, total: int) -> None:
+    def start(self, what: str, total: int, done: int = 0) -> None:
         """Do nothing."""
 
     def advance(self, steps: int = 1, note: str = "") -> None:
@@ -67,16 +67,18 @@ class Pace:
         Steps in all; 0 when it is not known.
     now : float
         When it began, in seconds of any clock.
+    done : int
+        Steps that an earlier time had done, which say nothing of the pace.
 
     Attributes
     ----------
-    done : int
-        Steps so far.
+    first : int
+        Steps that were done when it began.
     """
 
-    def __init__(self, total: int, now: float) -> None:
-        self.total, self.done, self.began = total, 0, now
-        self._seen: deque[tuple[float, int]] = deque([(now, 0)])
+    def __init__(self, total: int, now: float, done: int = 0) -> None:
+        self.total, self.first, self.done, self.began = total, done, done, now
+        self._seen: deque[tuple[float, int]] = deque([(now, done)])
 
     def add(self, steps: int, now: float) -> None:
         """Count finished steps."""
@@ -95,6 +97,11 @@ class Pace:
         """Seconds until the end at this pace; None when nobody knows."""
         pace = self.per_second(now)
         return max(self.total - self.done, 0) / pace if self.total and pace > 0 else None
+
+    def count(self, now: float) -> str:
+        """Steps of all, and the time they took: ``4/9 in 2 s``, or ``7/9, 3 of them in 2 s`` after some before."""
+        of, took = f"{self.done}/{self.total or '?'}", f"in {now - self.began:.0f} s"
+        return f"{of}, {self.done - self.first} of them {took}" if self.first else f"{of} {took}"
 
     def words(self, now: float, note: str) -> str:
         """Pace, rest and note as people read them: ``2.50/s, 40 s left, limited by encode``."""
@@ -117,11 +124,11 @@ class Terminal:
         self._what, self._note, self._last_line = "", "", 0.0
         self._pace = Pace(0, 0.0)
 
-    def start(self, what: str, total: int) -> None:
+    def start(self, what: str, total: int, done: int = 0) -> None:
         """Begin a piece of work; ends the one before."""
         self.finish()
         self._last_line = time.monotonic()
-        self._what, self._note, self._pace = what, "", Pace(total, self._last_line)
+        self._what, self._note, self._pace = what, "", Pace(total, self._last_line, done)
         if self._live:
             columns = (
                 TextColumn("{task.description}"),
@@ -131,10 +138,11 @@ class Terminal:
                 TextColumn("{task.fields[words]}", markup=False),
             )
             self._bar = RichBar(*columns, console=self._console)
-            self._bar.add_task(what, total=total or None, words="")
+            self._bar.add_task(what, total=total or None, completed=done, words="")
             self._bar.start()
         else:
-            self._line(f"{what}: {total or 'an unknown number'} to do")
+            of = f", {done} of {total} are done" if done else ""
+            self._line(f"{what}: {total - done or 'an unknown number'} to do{of}")
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         """Move the bar, or print a plain line when the last one is old enough."""
@@ -146,17 +154,16 @@ class Terminal:
             self._bar.update(self._bar.task_ids[0], advance=steps, words=words)
         elif now - self._last_line >= PLAIN_LINE_SECONDS:
             self._last_line = now
-            count = f"{self._pace.done}/{self._pace.total or '?'} in {now - self._pace.began:.0f} s"
-            self._line(f"{self._what}: {count}, {self._pace.words(now, self._note)}")
+            self._line(f"{self._what}: {self._pace.count(now)}, {self._pace.words(now, self._note)}")
 
     def finish(self) -> None:
         """Take the bar down."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-        elif self._what and self._pace.done:
+        elif self._what and self._pace.done > self._pace.first:
             seconds = time.monotonic() - self._pace.began
-            self._line(f"{self._what}: {self._pace.done} done in {seconds:.1f} s")
+            self._line(f"{self._what}: {self._pace.done - self._pace.first} done in {seconds:.1f} s")
         self._what = ""
 
     def say(self, line: str) -> None:
@@ -183,11 +190,11 @@ class JsonLines:
         self._what, self._note, self._last_line = "", "", 0.0
         self._pace = Pace(0, 0.0)
 
-    def start(self, what: str, total: int) -> None:
+    def start(self, what: str, total: int, done: int = 0) -> None:
         """Begin a piece of work; ends the one before."""
         self.finish()
         self._last_line = time.monotonic()
-        self._what, self._note, self._pace = what, "", Pace(total, self._last_line)
+        self._what, self._note, self._pace = what, "", Pace(total, self._last_line, done)
         self._steps("start")
 
     def advance(self, steps: int = 1, note: str = "") -> None:

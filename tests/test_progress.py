@@ -78,6 +78,23 @@ def test_a_plain_line_tells_count_pace_rest_and_limit(clock, capsys):
     ]
 
 
+def test_what_was_done_before_counts_but_says_nothing_of_the_pace(clock, capsys):
+    for progress in (Terminal(), JsonLines()):
+        progress.start("train", 100, 60)
+        for _ in range(2):
+            clock.now += 5
+            progress.advance(5)
+        progress.finish()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:3] == [
+        "train: 40 to do, 60 of 100 are done",
+        "train: 70/100, 10 of them in 10 s, 1/s, 30 s left",
+        "train: 10 done in 10.0 s",
+    ]
+    event = json.loads(lines[4])
+    assert (event["tiles_done"], event["tiles_per_second"], event["eta_seconds"]) == (70, 1.0, 30.0)
+
+
 def test_a_note_that_is_no_stage_is_shown_as_it_is(clock, capsys):
     progress = Terminal()
     progress.start("train", 100)

@@ -23,6 +23,7 @@ from embedcache.errors import (
 )
 from embedcache.files import disk, exclusive_lock
 from embedcache.progress import Silent
+from embedcache.results import report
 from embedcache.store import EmbeddingStore
 from embedcache.train import Checkpoint, Run, open_labels, train
 from embedcache.train.truth.overlay import OUTLINE, draw_overlay
@@ -156,6 +157,10 @@ def test_a_semantic_run_with_oracle_prompts_is_chosen_by_free_figures_and_report
     run = train(store, folder / "l.npy", out=folder / "grid", steps=1, prompts="grid", **QUICK)
     assert run.summary["prompt_source"] == "free"
     assert run.summary["interactive"]["prompt_source"] == "oracle"
+    assert (run.summary["measured_prompts"], run.summary["interactive"]["prompts"]) == ("none", "grid")
+    assert "(prompts none, free)" in run.outcome()
+    assert f"interactive dice {run.summary['interactive']['dice']:.3f} (prompts grid, oracle)" in run.outcome()
+    assert "(prompts grid, oracle)" in report([run.path]).read_text()
     sources = [row["prompt_source"] for row in run.metrics if row["split"] == "val"]
     assert sources == ["free", "oracle"] * 2
 

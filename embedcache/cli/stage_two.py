@@ -239,18 +239,32 @@ def _one_or_each(paths: tuple[str, ...]) -> str | tuple[str, ...] | None:
     return paths if len(paths) > 1 else next(iter(paths), None)
 
 
+def _figures(summary: Mapping[str, Any]) -> list[tuple[str, object]]:
+    """The figures with how they were asked; those of prompts that know the truth apart."""
+    from embedcache.train.run import measured_prompts
+
+    metric, interactive = str(summary["metric"]), summary.get("interactive")
+    asked = f"(prompts {measured_prompts(dict(summary))}, {summary['prompt_source']})"
+    rows: list[tuple[str, object]] = [
+        ("best " + metric, f"{summary['best']:.4g} {asked}"),
+        ("untrained", f"{summary['baseline'][metric]:.4g} {asked}"),
+    ]
+    if interactive:
+        rows.append(
+            ("interactive " + metric, f"{interactive[metric]:.4g} (prompts {summary['prompts']}, oracle)")
+        )
+    return [*rows, ("trained with", f"prompts {summary['prompts']}")]
+
+
 def _print(summary: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(summary)
         return
-    baseline = summary.get("baseline") or {}
     print_pairs(
         "train",
         [
             ("run", summary["run"]),
-            ("best " + str(summary["metric"]), summary["best"]),
-            ("untrained", baseline.get(summary["metric"])),
-            ("prompt source", summary["prompt_source"]),
+            *_figures(summary),
             ("split", summary["split_rule"]),
             ("steps", summary["steps"]),
             ("time", f"{summary['seconds']:.1f} s"),

@@ -25,7 +25,7 @@ from embedcache.train.asking.metrics import probability
 from embedcache.train.checkpoint import Checkpoint
 from embedcache.train.questions.dataset import EmbeddingDataset
 from embedcache.train.questions.mask_prompts import open_mask_prompts
-from embedcache.train.run import Run
+from embedcache.train.run import Run, measured_prompts
 from embedcache.train.truth.labels import open_labels
 from embedcache.train.truth.split import Split
 
@@ -107,6 +107,8 @@ class _Page:
     thresholds: tuple[float, float] | None
     interactive: dict[str, Any] | None
     prompt_source: str
+    measured_prompts: str
+    prompts: str
     split: str
     val_tiles: int | None
     metric: str
@@ -149,6 +151,8 @@ def _page(run: Run, number: int, pictures: int) -> _Page:
         thresholds=thresholds,
         interactive=summary.get("interactive"),
         prompt_source=source,
+        measured_prompts=measured_prompts(summary) if summary else "",
+        prompts=str(summary.get("prompts", "")),
         split=str(run.split["rule"]),
         val_tiles=evaluation["tiles"] if evaluation else summary.get("val_tiles"),
         metric=metric,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from embedcache.errors import MismatchError
 from embedcache.files import sha256_hex
+from embedcache.geometry import VIEW_SETS
 from embedcache.train.asking.metrics import Figures
 from embedcache.train.checkpoint import Checkpoint
 from embedcache.train.options import TrainOptions
@@ -99,6 +100,25 @@ def drawn_views(setup: Setup) -> list[Json]:
             {"views": list(store.views), "tiles": len(chosen), "digest": sha256_hex(chosen.tobytes())}
         )
     return found
+
+
+def views_said(setup: Setup) -> list[str]:
+    """For each store that has views, a sentence on what training draws from."""
+    said = []
+    for part, drawn in zip(setup.train, drawn_views(setup), strict=True):
+        store = part.dataset.store
+        if store.views == (0,):
+            continue
+        name = next((name for name, views in VIEW_SETS.items() if views == store.views), None)
+        have = f"{store.address}: tiles have {len(store.views)} views"
+        have += f" ({name or ', '.join(map(str, store.views))})"
+        if "tiles" in drawn:
+            said.append(
+                f"{have}: one of a tile's views is drawn each epoch, of {drawn['tiles']} embeddings in all."
+            )
+        else:
+            said.append(f"{have}, but training takes them as they lie only.")
+    return said
 
 
 def is_untrained(setup: Setup) -> bool:
@@ -195,6 +215,7 @@ def summarise(
         **facts,
         "checkpoint": str(run.checkpoint),
         "prompt_source": setup.val_source,
+        "measured_prompts": best.measured_prompts,
         "prompts": setup.prompts,
         "task": setup.task,
         "split": setup.split.kind,
@@ -202,7 +223,7 @@ def summarise(
         "threshold": best.threshold,
         "val_tiles": sum(len(part.numbers) for part in course.val),
         "figures": [row for row in rows if row["prompt_source"] == course.val_source][-1],
-        "interactive": oracle[-1] if oracle else None,
+        "interactive": {**oracle[-1], "prompts": setup.prompts} if oracle else None,
         "baseline": {**baseline.to_dict(), "prompt_source": setup.val_source},
         "untrained_encoder": is_untrained(setup),
     }

@@ -93,12 +93,16 @@ class Run:
     def outcome(self) -> str:
         """The outcome in a few lines of text."""
         facts = self.summary
-        base = facts["baseline"]
+        name, before, interactive = facts["metric"], facts["baseline"], facts.get("interactive")
+        measured, asked = measured_prompts(facts), []
+        if interactive:
+            asked = [f"interactive {name} {interactive[name]:.3f} (prompts {facts['prompts']}, oracle)"]
         return "\n".join(
             [
                 f"run        {self.path}",
-                f"best       {facts['metric']} {facts['best']:.3f} (prompt source: {facts['prompt_source']}), "
-                f"untrained decoder {base[facts['metric']]:.3f}",
+                f"best       {name} {facts['best']:.3f} (prompts {measured}, {facts['prompt_source']}), "
+                f"untrained decoder {before[name]:.3f}",
+                *asked,
                 f"split      {facts['split_rule']}",
                 f"threshold  {facts['threshold']:g} (logits)",
                 f"trained    {facts['steps']} steps, {facts['epochs']:.1f} epochs, {facts['seconds']:.0f} s, "
@@ -106,6 +110,17 @@ class Run:
                 f"checkpoint {facts['checkpoint']}",
             ]
         )
+
+
+def measured_prompts(summary: Json) -> str:
+    """The prompts with which the figures were asked that chose the model; those of training may be others.
+
+    The summary of an older version does not say: figures that stand apart tell that these are without prompts.
+    """
+    found = summary.get("measured_prompts") or (
+        "none" if summary.get("interactive") else summary.get("prompts", "none")
+    )
+    return str(found)
 
 
 def read_json(path: Path) -> Json:

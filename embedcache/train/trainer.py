@@ -13,6 +13,7 @@ from embedcache.files import exclusive_lock, remove_litter, remove_tree
 from embedcache.progress import Progress, Silent
 from embedcache.train.options import TrainOptions
 from embedcache.train.overfit import for_overfitting
+from embedcache.train.record import views_said
 from embedcache.train.run import Run, new_folder, wanted_folder
 from embedcache.train.setup import LabelsLike, Setup, StoreLike, prepare
 from embedcache.train.start import starting_model
@@ -78,6 +79,8 @@ def train(
         if out is not None and ranks.main:
             wanted_folder(out, resume=chosen.resume)  # refused here, before labels are read for it
         setup = prepare(store, labels, chosen, teller)
+        for line in views_said(setup):
+            teller.say(line)
         model = starting_model(chosen, setup.stores, teller.say)
         with _folder(out, setup, chosen, ranks) as folder, _told(folder):
             run_training(

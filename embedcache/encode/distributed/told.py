@@ -27,7 +27,7 @@ class Told:
         self._sent = time.monotonic()
         self._lock = threading.Lock()
 
-    def start(self, what: str, total: int) -> None:
+    def start(self, what: str, total: int, done: int = 0) -> None:
         """Do nothing: the coordinator knows."""
 
     def advance(self, steps: int = 1, note: str = "") -> None:

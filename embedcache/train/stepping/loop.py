@@ -89,7 +89,7 @@ class Loop:
         course = self.course
         if self.standing.step % course.validate_every == 0 and enough(course, self.standing):
             return self.standing  # it stopped early, and was killed before it could say so
-        self._progress.start("train", course.steps - self.standing.step)
+        self._progress.start("train", course.steps, self.standing.step)
         for result in self._results():
             self._pending.append(result)
             done = result.step + 1
