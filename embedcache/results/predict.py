@@ -7,9 +7,8 @@ space is all that is compared: a decoder trained on one fragment predicts any ot
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,11 @@ from embedcache.encode import run_encode
 from embedcache.encode.options import options_from
 from embedcache.errors import ConfigError, MissingTilesError, command, counted
 from embedcache.progress import Progress, Silent
-from embedcache.results.masks_out import Values, write_masks
 from embedcache.results.opened import as_checkpoint, open_store, probability_threshold
 from embedcache.results.output_place import check_one_plane, check_place
+from embedcache.results.prediction import Prediction
 from embedcache.results.selection import selected_planes, selected_tiles
-from embedcache.results.stitch import Floats, Stitcher, prompts_for
+from embedcache.results.stitch import Stitcher, prompts_for
 from embedcache.sam.encoder import resolve_device
 from embedcache.store import EmbeddingStore
 from embedcache.train.checkpoint import Checkpoint, check_space
@@ -32,141 +31,10 @@ from embedcache.train.checkpoint import Checkpoint, check_space
 DECODER_BATCH = 8
 """Tiles per decoder call."""
 
+FREE = ("none", "grid:free", "boxes", "mask")
+"""What predict can ask with."""
 
-@dataclass(frozen=True)
-class Prediction:
-    """Masks of a volume; planes are stitched when they are asked for, so nothing large is held.
-
-    Parameters
-    ----------
-    store : EmbeddingStore
-        Whose embeddings are decoded.
-    checkpoint : Checkpoint
-        What decodes them.
-    threshold : float
-        Probability above which a pixel is in the mask.
-    prompts : str
-        ``none``, ``grid:free`` or ``mask``: they know nothing of any truth.
-    stitcher : Stitcher
-        What decodes and stitches.
-    output : Path or None
-        What was written.
-    seconds : float
-        Wall time, encoding included.
-    tiles_missing, tiles_failed : int
-        Tiles of the selection without an embedding; their pixels are not predicted. And those among them that
-        could not be encoded.
-    """
-
-    store: EmbeddingStore
-    checkpoint: Checkpoint
-    threshold: float
-    prompts: str
-    stitcher: Stitcher = field(repr=False)
-    output: Path | None = None
-    seconds: float = 0.0
-    tiles_missing: int = 0
-    tiles_failed: int = 0
-
-    @property
-    def tiles(self) -> int:
-        """Number of tiles that are predicted."""
-        return len(self.stitcher.numbers)
-
-    @property
-    def planes(self) -> list[int]:
-        """Planes that are predicted, in order."""
-        return self.stitcher.planes
-
-    @cached_property
-    def sizes(self) -> list[tuple[int, int]]:
-        """Height and width of every plane of the volume."""
-        return [self.store.plane_size(plane) for plane in range(self._planes_of_volume)]
-
-    @cached_property
-    def names(self) -> list[str]:
-        """Name of every plane of the volume."""
-        return [self.store.plane_name(plane) for plane in range(self._planes_of_volume)]
-
-    @property
-    def uniform(self) -> bool:
-        """Whether the planes are those of one array."""
-        return self.store.uniform
-
-    @cached_property
-    def _planes_of_volume(self) -> int:
-        return int(self.store.table[:, 0].max()) + 1
-
-    def probabilities(self, plane: int) -> Floats:
-        """Probabilities of one plane: float32 (height, width), NaN where not predicted."""
-        return self.stitcher.plane(plane)
-
-    def __getitem__(self, plane: int) -> npt.NDArray[np.bool_]:
-        """The mask of one plane: bool (height, width), False where not predicted."""
-        return Values(self.threshold).mask(self.probabilities(plane))
-
-    def __len__(self) -> int:
-        """Planes of the volume, predicted or not."""
-        return self._planes_of_volume
-
-    def __iter__(self) -> Iterator[npt.NDArray[np.bool_]]:
-        """The masks of all planes, in order."""
-        return (self[plane] for plane in range(len(self)))
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON object of ``embedcache predict --json``."""
-        return {
-            "output": None if self.output is None else str(self.output),
-            "tiles": self.tiles,
-            "tiles_missing": self.tiles_missing,
-            "tiles_failed": self.tiles_failed,
-            "planes": len(self.planes),
-            "seconds": round(self.seconds, 3),
-            "threshold": self.threshold,
-            "prompts": self.prompts,
-            "prompt_source": "free",
-            **self._origin(),
-        }
-
-    def _origin(self) -> dict[str, Any]:
-        return {
-            "store": str(self.store.path),
-            "checkpoint": str(self.checkpoint.path),
-            "embedding_space": self.store.embedding_space,
-            "untrained": self.checkpoint.untrained,
-        }
-
-    def _places(self) -> list[str]:
-        return [str(self.store.path), str(self.store.provenance.get("source", ""))]
-
-    def write(
-        self, output: str | Path, *, probabilities: bool = False, progress: Progress | None = None
-    ) -> Path:
-        """Write all predicted planes; the ending says how (see :mod:`embedcache.results.masks_out`).
-
-        Raises
-        ------
-        InputError
-            When the output cannot hold this prediction.
-        StorageError
-            When the disk refuses.
-        """
-        progress = progress or Silent()
-        path = Path(output).absolute()
-        check_place(path, sources=self._places(), probabilities=probabilities)
-        values = Values(self.threshold, probabilities)
-        if path.suffix.lower() in (".tif", ".tiff") and len(self.planes) < len(self):
-            progress.say(
-                f"{len(self.planes)} of {len(self)} planes are predicted; the pages of the others hold "
-                + ("NaN." if probabilities else "0 as background does. A .zarr lists the predicted ones.")
-            )
-        about = {"threshold": self.threshold, "probabilities": probabilities, **self._origin()}
-        progress.start("predicting planes", len(self.planes))
-        try:
-            write_masks(path, self, values, about=about, done=progress.advance)
-        finally:
-            progress.finish()
-        return path
+__all__ = ["DECODER_BATCH", "Prediction", "predict"]
 
 
 def predict(
@@ -208,12 +76,15 @@ def predict(
     probabilities : bool
         Write probabilities instead of masks.
     prompts : str, optional
-        ``none``, ``grid:free`` or ``mask``; by default what the checkpoint's own free figures were measured
-        with. There is no truth to take other prompts from.
+        ``none``, ``grid:free``, ``boxes`` or ``mask``; by default ``boxes`` where these are given, else what the
+        checkpoint's own free figures were measured with. There is no truth to take other prompts from.
     start : path, optional
         Earlier predictions for ``mask``: what predict wrote, or any masks or probabilities of the same planes.
     boxes : path, optional
         Boxes of your own for ``boxes``.
+    boxes : path, optional
+        Boxes of your own for ``boxes``, CSV or COCO JSON. Every box of a tile is asked, and the largest answer
+        counts; a tile without any is background.
     z_range, bbox, mask : optional
         Only tiles that touch this selection.
     skip_empty, empty_threshold, image, anon, chunk_cache, cache_dir, batch_size : optional
@@ -240,40 +111,81 @@ def predict(
     progress = progress or Silent()
     trained = as_checkpoint(checkpoint)
     level = probability_threshold(trained, threshold)
-    if boxes is not None:
-        raise ConfigError("--boxes: this version has no prompts of kind boxes.")
-    if prompts not in (None, "none", "grid:free", "mask"):
+    asked = _prompts(trained, prompts, start, boxes)
+    selection = {"z_range": z_range, "bbox": bbox, "mask": None if mask is None else str(mask)}
+    store = open_store(source)
+    path = None if output is None else Path(output).absolute()
+    if path is not None:
+        _check_output(path, source, store, trained, selection, probabilities=probabilities)
+    if store is None:
+        wishes = {**selection, "skip_empty": skip_empty, "cache_dir": cache_dir, "batch_size": batch_size}
+        result = run_encode(options_from(str(source), {**wishes, "device": device}, trained), progress)
+        store = result.store
+    check_space(trained, store)
+    numbers, missing, failed = _numbers(store, selection, progress)
+    if trained.prompt_source == "oracle" and asked != "boxes":
+        progress.say(
+            f"{trained.path} was trained and measured with {trained.prompts} prompts; predict asks without them."
+        )
+    chosen_device = resolve_device(device)
+    decoder = trained.model().eval().to(chosen_device)
+    prompts_of = prompts_for(asked, store, numbers, start, boxes=boxes, progress=progress)
+    stitcher = Stitcher(store, decoder, numbers, prompts_of, chosen_device, batch_size or DECODER_BATCH)
+    prediction = Prediction(
+        store, trained, level, asked, stitcher, tiles_missing=missing, tiles_failed=failed
+    )
+    if path is not None:
+        prediction.write(path, probabilities=probabilities, progress=progress)
+    return replace(prediction, output=path, seconds=time.perf_counter() - begin)
+
+
+def _prompts(
+    trained: Checkpoint, prompts: str | None, start: str | Path | None, boxes: str | Path | None
+) -> str:
+    """What to ask with: the kind that is given, or that follows; refused where its file is missing."""
+    if prompts not in (None, *FREE):
         raise ConfigError(
             f"predict has no prompts {prompts!r}: they would be taken from a truth that is not there.",
-            hint="Use none, grid:free or mask; a store's predictor(i) takes points and boxes of your own.",
+            hint="Use none, grid:free, boxes or mask; a store's predictor(i) takes points and boxes of your own.",
         )
-    asked = prompts or (trained.measured_prompts if trained.prompt_source == "free" else "none")
+    measured = trained.measured_prompts if trained.prompt_source == "free" else "none"
+    asked = prompts or ("boxes" if boxes is not None else measured)
     if asked == "mask" and start is None:
         raise ConfigError(
             f"{trained.path} is asked with earlier predictions as masks, and none are given.",
             hint="Give them with --start; predict of another checkpoint writes them.",
         )
-    selection = {"z_range": z_range, "bbox": bbox, "mask": None if mask is None else str(mask)}
-    reached = {"image": image, "anon": anon}
-    store = open_store(source)
-    for option, value in reached.items():
-        if store is not None and value is not None:
-            raise ConfigError(f"--{option} is for volumes; {store.address} is a store.")
-    path = None if output is None else Path(output).absolute()
-    if path is not None:
-        places = (
-            [str(source)] if store is None else [str(store.path), str(store.provenance.get("source", ""))]
+    if asked == "boxes" and boxes is None:
+        raise ConfigError(
+            f"{trained.path} is asked with boxes of your own, and none are given: it needs boxes.",
+            hint="Give them with --boxes FILE.csv (image,x0,y0,x1,y1) or COCO JSON; or ask with --prompts none.",
         )
-        check_place(path, sources=places, probabilities=probabilities)
-        if store is None and path.suffix.lower() == ".png":
-            check_one_plane(path, selected_planes(str(source), trained.recipe, **selection, **reached))
-    if store is None:
-        wishes = {**selection, "skip_empty": skip_empty, "cache_dir": cache_dir, "batch_size": batch_size}
-        wishes |= {**reached, "chunk_cache": chunk_cache, "empty_threshold": empty_threshold}
-        result = run_encode(options_from(str(source), {**wishes, "device": device}, trained), progress)
-        store = result.store
-    check_space(trained, store)
-    selected = selected_tiles(store, **selection)
+    if boxes is not None and asked != "boxes":
+        raise ConfigError(f"--boxes is what --prompts boxes asks with; the prompts are {asked}.")
+    return asked
+
+
+def _check_output(
+    path: Path,
+    source: EmbeddingStore | str | Path,
+    store: EmbeddingStore | None,
+    trained: Checkpoint,
+    selection: Mapping[str, str | None],
+    *,
+    probabilities: bool,
+) -> None:
+    """Refuse what cannot be written before anything is encoded for it."""
+    places = [str(source)] if store is None else [str(store.path), str(store.provenance.get("source", ""))]
+    check_place(path, sources=places, probabilities=probabilities)
+    if store is None and path.suffix.lower() == ".png":
+        check_one_plane(path, selected_planes(str(source), trained.recipe, **_named(selection)))
+
+
+def _numbers(
+    store: EmbeddingStore, selection: Mapping[str, str | None], progress: Progress
+) -> tuple[npt.NDArray[np.int64], int, int]:
+    """The tiles of a selection that are encoded; and how many are missing, and how many failed."""
+    selected = selected_tiles(store, **_named(selection))
     numbers = np.flatnonzero(selected & store.committed).astype(np.int64)
     if len(numbers) == 0:
         raise MissingTilesError(
@@ -287,18 +199,8 @@ def predict(
     missing = int((selected & store.wanted & ~store.committed & ~store.skipped).sum())
     if missing:
         progress.say(f"{store.path} lacks {counted(missing, 'tile')}, which will not be predicted.")
-    failed = sum(bool(selected[number]) for number in store.failed)
-    if trained.prompt_source == "oracle":
-        progress.say(
-            f"{trained.path} was trained and measured with {trained.prompts} prompts; predict asks without them."
-        )
-    chosen_device = resolve_device(device)
-    decoder = trained.model().eval().to(chosen_device)
-    prompts_of = prompts_for(asked, store, numbers, start)
-    stitcher = Stitcher(store, decoder, numbers, prompts_of, chosen_device, batch_size or DECODER_BATCH)
-    prediction = Prediction(
-        store, trained, level, asked, stitcher, tiles_missing=missing, tiles_failed=failed
-    )
-    if path is not None:
-        prediction.write(path, probabilities=probabilities, progress=progress)
-    return replace(prediction, output=path, seconds=time.perf_counter() - begin)
+    return numbers, missing, sum(bool(selected[number]) for number in store.failed)
+
+
+def _named(selection: Mapping[str, str | None]) -> dict[str, Any]:
+    return {name: selection[name] for name in ("z_range", "bbox", "mask")}
