@@ -216,6 +216,7 @@ def prepare(options: EncodeOptions, progress: Progress) -> EncodeJob:
         volume=volume_identity(volume, grid, preprocess),
         grid=grid,
         store_dtype=options.store_dtype,
+        statistics=seen.statistics,
     )
     words = asked_words(options, volume, preprocess)
     require_but_for_weights(options, Request(spec, words, volume, ""), table)

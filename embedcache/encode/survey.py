@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.encode.identity.words import is_sampled
 from embedcache.encode.options import EncodeOptions
 from embedcache.errors import VolumeError
 from embedcache.progress import Progress
@@ -23,6 +23,10 @@ from embedcache.volume import (
     resolve_preprocess,
     select,
 )
+from embedcache.volume.normalisation import inside_mask, is_named, window_of
+from embedcache.volume.preprocess import resolve_channels
+from embedcache.volume.remembered import statistics_of
+from embedcache.volume.window import canonical_window, is_sampled, mask_missing
 
 ALL_CLIPPED = 0.999
 """Share of sampled pixels outside the window above which encoding is refused."""
@@ -47,6 +51,8 @@ class Survey:
         The tile table, for a folder in the order of its names.
     selection : Selection
         What is asked for.
+    statistics : dict or None
+        The figures that the window was found from, where it was asked for by name; for the spec.
     """
 
     volume: Volume
@@ -54,6 +60,7 @@ class Survey:
     grid: TileGrid
     table: npt.NDArray[np.int64]
     selection: Selection
+    statistics: dict[str, Any] | None = None
 
 
 def open_source_of(options: EncodeOptions) -> Volume:
@@ -77,8 +84,8 @@ def survey(options: EncodeOptions, progress: Progress) -> Survey:
         For a wrong volume, channel recipe, window or selection.
     """
     volume = open_source_of(options)
-    preprocess = resolve_preprocess(volume, channels=options.channels, window=options.window)
-    if options.window is not None and not is_sampled(options.window.strip().lower()):
+    preprocess, statistics = _resolve(volume, options, progress)
+    if options.window is not None and not is_sampled(canonical_window(options.window, volume)):
         _check_window(volume, preprocess.window, progress)
     grid = TileGrid(tile=options.tile, overlap=options.overlap)
     sizes = () if volume.uniform else tuple(map(volume.plane_size, range(volume.n_planes)))
@@ -86,7 +93,21 @@ def survey(options: EncodeOptions, progress: Progress) -> Survey:
     selection = Selection(z_range=options.z_range, bbox=options.bbox, mask=options.mask)
     if volume.uniform:  # a mask is read once, by the plan
         select(table, Selection(z_range=options.z_range, bbox=options.bbox), volume=volume)
-    return Survey(volume, preprocess, grid, table, selection)
+    return Survey(volume, preprocess, grid, table, selection, statistics)
+
+
+def _resolve(
+    volume: Volume, options: EncodeOptions, progress: Progress
+) -> tuple[Preprocess, dict[str, Any] | None]:
+    """The preprocessing, and the figures of the volume where its window was asked for by name."""
+    name = canonical_window(options.window, volume)
+    if not is_named(name):
+        return resolve_preprocess(volume, channels=options.channels, window=options.window), None
+    if inside_mask(name) and options.mask is None:
+        raise mask_missing(name)
+    recipe = resolve_channels(volume, options.channels)  # refused before anything is read
+    figures = statistics_of(volume, mask=options.mask if inside_mask(name) else None, progress=progress)
+    return Preprocess(recipe, window_of(name, figures)), {"window": name, **figures.to_dict()}
 
 
 def selected_tiles(

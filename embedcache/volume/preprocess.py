@@ -189,6 +189,17 @@ def resolve_preprocess(
     """
     from embedcache.volume.window import resolve_window
 
+    return Preprocess(resolve_channels(volume, channels), resolve_window(volume, window))
+
+
+def resolve_channels(volume: Volume, channels: str | None) -> str:
+    """The colour recipe of a volume, written in its one way; the default where none is given.
+
+    Raises
+    ------
+    VolumeError
+        When the recipe does not fit the volume.
+    """
     recipe = _canonical(channels) if channels else ("rgb" if volume.channels == 3 else "repeat")
     if volume.channels == 3 and recipe != "rgb":
         raise VolumeError(
@@ -212,7 +223,7 @@ def resolve_preprocess(
                 f"--channels {recipe}: planes {first}-{last} lie outside {volume.source}, which has planes "
                 f"0 to {volume.n_planes - 1}."
             )
-    return Preprocess(recipe, resolve_window(volume, window))
+    return recipe
 
 
 def _canonical(channels: str) -> str:

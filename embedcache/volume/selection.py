@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from embedcache.errors import VolumeError
-from embedcache.volume.opening import open_volume
+from embedcache.volume.mask import open_mask
 from embedcache.volume.volume import Volume
 
 
@@ -142,12 +141,11 @@ def _touching_mask(
 ) -> npt.NDArray[np.bool_]:
     result = wanted.copy()
     numbers = np.flatnonzero(wanted)
-    with open_volume(path) as mask:
-        plane_of = _plane_of_mask(mask, planes, volume)
+    with open_mask(path, volume, planes) as mask:
         boxes = table[numbers].copy()
         if volume.uniform:
             # Tiles that see the same pixels of the mask are asked about once, as columns do under a flat mask.
-            boxes[:, 0] = np.array([plane_of(plane) for plane in range(planes)], np.int64)[boxes[:, 0]]
+            boxes[:, 0] = np.array([mask.plane_of(plane) for plane in range(planes)], np.int64)[boxes[:, 0]]
         lengths = boxes.max(axis=0, initial=0)[:3] + 1
         _, first, group = np.unique(
             np.ravel_multi_index(tuple(boxes[:, :3].T), tuple(lengths)),
@@ -156,60 +154,6 @@ def _touching_mask(
         )
         touched = np.zeros(len(first), np.bool_)
         for index, (plane, *box) in enumerate(table[numbers[first]].tolist()):
-            touched[index] = _touches(mask, plane_of(plane), plane, box, volume)
+            touched[index] = mask.touches(plane, *box)
         result[numbers] = touched[group]
     return result
-
-
-def _plane_of_mask(mask: Volume, planes: int, volume: Volume) -> Callable[[int], int]:
-    """Which plane of the mask belongs to a plane of the volume."""
-    by_name = not mask.uniform and not volume.uniform and Path(mask.source).is_dir()
-    if mask.n_planes == 1 and not by_name:
-        return lambda plane: 0
-    if by_name:
-        stems = {PurePath(mask.plane_name(plane)).stem: plane for plane in range(mask.n_planes)}
-        names = [PurePath(volume.plane_name(plane)).stem for plane in range(planes)]
-        missing = [name for name in names if name not in stems]
-        if missing:
-            more = " …" if len(missing) > 5 else ""
-            raise VolumeError(
-                f"--mask {mask.source} has no image for {', '.join(missing[:5])}{more}.",
-                hint="Masks are matched to images by their names without the ending.",
-            )
-        return lambda plane: stems[names[plane]]
-    if mask.n_planes != planes:
-        raise VolumeError(
-            f"--mask {mask.source} has {mask.n_planes} planes, the volume has {planes}.",
-            hint="Give a mask of the same planes, or one 2-D image for all of them.",
-        )
-    return lambda plane: plane
-
-
-def _touches(mask: Volume, mask_plane: int, plane: int, box: list[int], volume: Volume) -> bool:
-    size, own = volume.plane_size(plane), mask.plane_size(mask_plane)
-    up, down = mask_factor(size, own, f"--mask {mask.source}", volume)
-    y0, x0, height, width = box
-    rows = _scaled(y0, y0 + height, up, down, own[0])
-    columns = _scaled(x0, x0 + width, up, down, own[1])
-    return bool((mask.read(mask_plane, rows, columns) > 0).any())
-
-
-def mask_factor(size: tuple[int, int], own: tuple[int, int], name: str, volume: Volume) -> tuple[int, int]:
-    """By which integer a mask is larger, and by which it is smaller, than a plane; one of them is 1.
-
-    A pyramid rounds its sizes up or down, so a size may be off by less than the factor.
-    """
-    for larger, smaller, swap in ((own, size, False), (size, own, True)):
-        factor = max(1, round(larger[0] / smaller[0]))
-        if all(abs(big - small * factor) < factor for big, small in zip(larger, smaller, strict=True)):
-            return (1, factor) if swap else (factor, 1)
-    raise VolumeError(
-        f"{name} is {own[0]} × {own[1]} pixels, the plane of {volume.source} is {size[0]} × {size[1]}.",
-        hint="Expected the same size, or an integer multiple or fraction of it.",
-    )
-
-
-def _scaled(start: int, stop: int, up: int, down: int, size: int) -> slice:
-    """Volume px to pixels of the mask, rounded outward and kept inside it."""
-    first = min(start * up // down, size - 1)
-    return slice(first, min(max(-(-stop * up // down), first + 1), size))

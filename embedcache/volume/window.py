@@ -1,4 +1,4 @@
-"""Turns ``--window`` into two numbers, from the data type or from pixels at places that never change."""
+"""Turns ``--window`` into two numbers: from the data type, from pixels at places that never change, or all of them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,16 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache.errors import VolumeError
+from embedcache.volume.normalisation import (
+    DEVIATIONS,
+    inside_mask,
+    is_named,
+    nearest_fixed,
+    refuse_instance,
+    refuse_unknown,
+    window_of,
+)
+from embedcache.volume.statistics import gather_statistics
 from embedcache.volume.volume import Volume
 
 SAMPLES = 64
@@ -26,27 +36,64 @@ def resolve_window(volume: Volume, window: str | None) -> tuple[float, float]:
     Parameters
     ----------
     volume : Volume
-        Read only for percentiles.
+        Read only for percentiles, and whole for a normalisation by name.
     window : str, optional
-        ``"dtype"``, ``"MIN:MAX"``, ``"pA:pB"``; None for the default of the data type.
+        ``"dtype"``, ``"MIN:MAX"``, ``"pA:pB"``, or a name of :mod:`embedcache.volume.normalisation`; None for the
+        default of the data type.
 
     Raises
     ------
     VolumeError
-        When the text is none of these, or the sample has no two values apart.
+        When the text is none of these, or the pixels have no two values apart.
     """
-    text = window.strip().lower() if window else ("dtype" if volume.dtype == np.uint8 else "p1:p99")
+    text = canonical_window(window, volume)
     if text == "dtype":
         return _of_dtype(volume)
+    if is_named(text):
+        if inside_mask(text):
+            raise mask_missing(text)
+        return window_of(text, gather_statistics(volume))
+    if nearest_fixed(text) is not None:
+        refuse_instance(text, _nearest_of_sample(volume, text))
     percentiles = re.fullmatch(rf"p({_NUMBER}):p({_NUMBER})", text)
     if percentiles:
         return _of_sample(volume, float(percentiles[1]), float(percentiles[2]), text)
     numbers = re.fullmatch(rf"({_NUMBER}):({_NUMBER})", text)
     if numbers and float(numbers[1]) < float(numbers[2]):
         return float(numbers[1]), float(numbers[2])
-    raise VolumeError(
-        f"--window {window}: expected dtype, MIN:MAX (the smaller number first) or percentiles such as p1:p99."
+    refuse_unknown(text)
+
+
+def canonical_window(window: str | None, volume: Volume) -> str:
+    """The one way of writing what was asked for, the default of the data type named."""
+    text = window.strip().lower() if window else ("dtype" if volume.dtype == np.uint8 else "p1:p99")
+    return "dtype" if text == "none" else text
+
+
+def is_sampled(window: str) -> bool:
+    """Whether a window is resolved from the pixels, and so frozen in a store when it is made."""
+    return is_named(window) or re.match(r"p[\d.+-]", window) is not None
+
+
+def mask_missing(window: str) -> VolumeError:
+    """The refusal of statistics inside a mask that was not given."""
+    return VolumeError(
+        f"--window {window} takes its statistics inside --mask, which was not given.",
+        hint=f"Give --mask FILE, or --window {window.partition(':')[0]} for the whole volume.",
     )
+
+
+def _nearest_of_sample(volume: Volume, text: str) -> tuple[float, float] | None:
+    """What the nearest fixed window is by a sample; None where the sample has no two values apart."""
+    sample = sample_pixels(volume).astype(np.float64)
+    sample = sample[np.isfinite(sample)]
+    if not sample.size:
+        return None
+    if nearest_fixed(text) == "global_zscore":
+        low, high = sample.mean() - DEVIATIONS * sample.std(), sample.mean() + DEVIATIONS * sample.std()
+    else:
+        low, high = np.percentile(sample, [1, 99])
+    return (float(low), float(high)) if low < high else None
 
 
 def _of_dtype(volume: Volume) -> tuple[float, float]:

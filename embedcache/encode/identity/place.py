@@ -107,7 +107,7 @@ def default_path(options: EncodeOptions, request: Request) -> Path:
     if not request.volume.uniform:
         # An image folder's identity is per image, so its path keeps two folders of one name apart; and a window
         # sampled from the images changes with every image added, so its words stand for it.
-        words = replace(spec, preprocess=replace(spec.preprocess, window=(0.0, 1.0)))
+        words = replace(spec, preprocess=replace(spec.preprocess, window=(0.0, 1.0)), statistics=None)
         digest = digest_json([words.fingerprint, options.window, real_source(source)])
     tile = "full" if options.tile is None else f"t{options.tile}"
     stem = Path(source).name.split(".")[0] or "volume"

@@ -13,14 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from embedcache.encode.options import EncodeOptions
 from embedcache.errors import VolumeError
+from embedcache.progress import Silent
 from embedcache.sam.registry import MODELS
 from embedcache.store import EncodeSpec
 from embedcache.volume import Preprocess, Volume
-from embedcache.volume.window import resolve_window
+from embedcache.volume.normalisation import inside_mask, is_named, window_of
+from embedcache.volume.remembered import statistics_of
+from embedcache.volume.window import canonical_window, is_sampled, resolve_window
 
 SAMPLED_WINDOW = "sampled_window"
 """Field of a volume's identity: the window its pixels would give now, where its store keeps an older one."""
@@ -76,27 +77,30 @@ class Request:
 
         A sampled window is frozen when a store is made and stays: images may be added to a collection, and changed
         tiles of an array may be encoded anew. What an array's pixels would give now is then part of its
-        identity, so that a later change is still seen.
+        identity, so that a later change is still seen. With a window go the figures that it was found from. Those
+        taken inside a mask say nothing of the volume when another mask is given: they stay as they are.
         """
         now, kept = self.spec, spec.preprocess.window
         said = recorded_words(provenance).get("window")
         mine = self.words["window"]
-        frozen = replace(now, preprocess=replace(now.preprocess, window=kept))
+        frozen = replace(now, preprocess=replace(now.preprocess, window=kept), statistics=spec.statistics)
         if said is None:
             return frozen if is_sampled(mine) and not self.volume.uniform else now
         if not is_sampled(said) or (mine != said and now.preprocess.window != kept):
             return now
-        if not self.volume.uniform:
+        if not self.volume.uniform or inside_mask(said):
             return frozen
         sample = now.preprocess.window if mine == said else self._sample(said)
         if sample == kept:
-            return now
+            return frozen
         return replace(
             frozen, volume={**now.volume, SAMPLED_WINDOW: None if sample is None else list(sample)}
         )
 
     def _sample(self, words: str) -> tuple[float, float] | None:
         try:
+            if is_named(words):
+                return window_of(words, statistics_of(self.volume, mask=None, progress=Silent()))
             return resolve_window(self.volume, words)
         except VolumeError:
             return None  # of one single value: another volume than the one that gave the window
@@ -119,7 +123,6 @@ def real_source(source: str) -> str:
 
 def asked_words(options: EncodeOptions, volume: Volume, preprocess: Preprocess) -> dict[str, Any]:
     """The recipe as it was asked for, defaults named, as JSON values."""
-    default = "dtype" if volume.dtype == np.uint8 else "p1:p99"
     checkpoint = options.checkpoint
     if checkpoint != "auto" and checkpoint not in MODELS and not checkpoint.startswith("random:"):
         checkpoint = str(Path(checkpoint).expanduser().absolute())
@@ -130,7 +133,7 @@ def asked_words(options: EncodeOptions, volume: Volume, preprocess: Preprocess) 
         "overlap": options.overlap,
         "level": options.level,
         "channels": preprocess.channels,
-        "window": (options.window or default).strip().lower(),
+        "window": canonical_window(options.window, volume),
         "precision": options.precision,
         "store_dtype": options.store_dtype,
     }
@@ -144,8 +147,3 @@ def recorded_words(provenance: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(recipe, Mapping):
         return {name: value for name, value in recipe.items() if name != "window"}
     return {}
-
-
-def is_sampled(window: str) -> bool:
-    """Whether a window is resolved from the pixels, and so frozen in a store when it is made."""
-    return window.startswith("p")
