@@ -198,9 +198,15 @@ def _timeless(metadata: Any, lengths: bool) -> Any:
     if not isinstance(metadata, dict):
         return metadata
     kept = {name: _timeless(value, lengths) for name, value in metadata.items() if name != "numerics"}
-    if lengths and isinstance(kept.get("shape"), list) and metadata.get("node_type") == "array":
-        kept["shape"] = kept["shape"][1:]
+    shape = kept.get("shape")
+    if lengths and metadata.get("node_type") == "array" and isinstance(shape, list) and _is_length(shape[:1]):
+        kept["shape"] = shape[1:]
     return kept
+
+
+def _is_length(first: list[Any]) -> bool:
+    """Whether the first of an array's sizes can be one."""
+    return len(first) == 1 and type(first[0]) is int and first[0] > 0
 
 
 def _without_columns(metadata: Any) -> Any:
@@ -211,7 +217,8 @@ def _without_columns(metadata: Any) -> Any:
     names = ("chunk_grid", "attributes", "data_type")
     if all(any(metadata.get(name) == one[name] for one in (five, six)) for name in names):
         shape = metadata.get("shape")
-        rows = [shape[0], None] if isinstance(shape, list) and len(shape) == 2 else shape
+        known = isinstance(shape, list) and shape[1:] in (five["shape"][1:], six["shape"][1:])
+        rows = [shape[0], None] if known else shape
         return {**metadata, "shape": rows, **dict.fromkeys(names)}
     return {name: _without_columns(value) for name, value in metadata.items()}
 
