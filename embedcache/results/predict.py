@@ -81,8 +81,6 @@ def predict(
     start : path, optional
         Earlier predictions for ``mask``: what predict wrote, or any masks or probabilities of the same planes.
     boxes : path, optional
-        Boxes of your own for ``boxes``.
-    boxes : path, optional
         Boxes of your own for ``boxes``, CSV or COCO JSON. Every box of a tile is asked, and the largest answer
         counts; a tile without any is background.
     z_range, bbox, mask : optional
@@ -112,13 +110,22 @@ def predict(
     trained = as_checkpoint(checkpoint)
     level = probability_threshold(trained, threshold)
     asked = _prompts(trained, prompts, start, boxes)
-    selection = {"z_range": z_range, "bbox": bbox, "mask": None if mask is None else str(mask)}
+    selection: dict[str, Any] = {
+        "z_range": z_range,
+        "bbox": bbox,
+        "mask": None if mask is None else str(mask),
+    }
+    reached = {"image": image, "anon": anon}
     store = open_store(source)
+    for option, value in reached.items():
+        if store is not None and value is not None:
+            raise ConfigError(f"--{option} is for volumes; {store.address} is a store.")
     path = None if output is None else Path(output).absolute()
     if path is not None:
-        _check_output(path, source, store, trained, selection, probabilities=probabilities)
+        _check_output(path, source, store, trained, {**selection, **reached}, probabilities=probabilities)
     if store is None:
         wishes = {**selection, "skip_empty": skip_empty, "cache_dir": cache_dir, "batch_size": batch_size}
+        wishes |= {**reached, "chunk_cache": chunk_cache, "empty_threshold": empty_threshold}
         result = run_encode(options_from(str(source), {**wishes, "device": device}, trained), progress)
         store = result.store
     check_space(trained, store)
@@ -170,7 +177,7 @@ def _check_output(
     source: EmbeddingStore | str | Path,
     store: EmbeddingStore | None,
     trained: Checkpoint,
-    selection: Mapping[str, str | None],
+    opened: Mapping[str, Any],
     *,
     probabilities: bool,
 ) -> None:
@@ -178,14 +185,14 @@ def _check_output(
     places = [str(source)] if store is None else [str(store.path), str(store.provenance.get("source", ""))]
     check_place(path, sources=places, probabilities=probabilities)
     if store is None and path.suffix.lower() == ".png":
-        check_one_plane(path, selected_planes(str(source), trained.recipe, **_named(selection)))
+        check_one_plane(path, selected_planes(str(source), trained.recipe, **opened))
 
 
 def _numbers(
-    store: EmbeddingStore, selection: Mapping[str, str | None], progress: Progress
+    store: EmbeddingStore, selection: Mapping[str, Any], progress: Progress
 ) -> tuple[npt.NDArray[np.int64], int, int]:
     """The tiles of a selection that are encoded; and how many are missing, and how many failed."""
-    selected = selected_tiles(store, **_named(selection))
+    selected = selected_tiles(store, **selection)
     numbers = np.flatnonzero(selected & store.committed).astype(np.int64)
     if len(numbers) == 0:
         raise MissingTilesError(
@@ -200,7 +207,3 @@ def _numbers(
     if missing:
         progress.say(f"{store.path} lacks {counted(missing, 'tile')}, which will not be predicted.")
     return numbers, missing, sum(bool(selected[number]) for number in store.failed)
-
-
-def _named(selection: Mapping[str, str | None]) -> dict[str, Any]:
-    return {name: selection[name] for name in ("z_range", "bbox", "mask")}
