@@ -85,7 +85,12 @@ def test_the_grid_is_sams_point_grid_in_pixels_signed_by_the_truth() -> None:
 
 def test_only_prompts_that_know_nothing_of_the_truth_are_free() -> None:
     sources = {name: prompt_source(name) for name in (*PROMPTS, "grid:free")}
-    assert [name for name, source in sources.items() if source == "free"] == ["none", "mask", "boxes", "grid:free"]
+    assert [name for name, source in sources.items() if source == "free"] == [
+        "none",
+        "mask",
+        "boxes",
+        "grid:free",
+    ]
     with pytest.raises(ConfigError, match="--prompts is 'text'"):
         prompt_source("text")
 
