@@ -13,7 +13,8 @@ import zarr
 
 from embedcache.errors import VolumeError
 from embedcache.volume import open_volume
-from embedcache.volume.zarr_volume import read_pyramid
+from embedcache.volume.pyramid import read_pyramid
+from embedcache.volume.tree import LocalTree
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "v2 with dots": {"zarr_format": 2, "chunk_key_encoding": {"name": "v2", "separator": "."}},
@@ -176,9 +177,9 @@ def test_opening_and_reading_a_tile_of_a_huge_volume_touches_nothing_else(tmp_pa
         chunk = path / "0" / place
         chunk.parent.mkdir(parents=True, exist_ok=True)
         chunk.write_bytes(b"damaged")
-    started = time.perf_counter()
+    started = time.process_time()
     with open_volume(path) as volume:
-        assert time.perf_counter() - started < 0.5
+        assert time.process_time() - started < 5  # it has 38 million chunks: to look at each takes minutes
         assert (volume.read(1300, slice(256, 512), slice(384, 512)) == 7).all()
         assert (volume.read(1407, slice(256, 512), slice(384, 512)) == 7).all()
         with pytest.raises(VolumeError, match=r"planes 1408:1536, rows 256:384, columns 384:512 cannot be"):
@@ -280,5 +281,5 @@ def test_a_pyramid_of_plain_axis_names_is_read(tmp_path: Path) -> None:
         json.dumps({"multiscales": [{"axes": ["z", "y", "x"], "datasets": [{"path": "full"}]}]}),
         encoding="utf-8",
     )
-    pyramid = read_pyramid(tmp_path)
+    pyramid = read_pyramid(LocalTree(tmp_path))
     assert (pyramid.paths, pyramid.axes) == (("full",), ("z", "y", "x"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from embedcache.errors import InputError
 from embedcache.remote.address import without_password
+from embedcache.remote.sources import FILE_LIMIT
 
 
 class FsspecSource:
@@ -25,10 +26,16 @@ class FsspecSource:
                 f"{without_password(url)} cannot be opened: {error}.", hint="pip install 'embedcache[remote]'"
             ) from error
 
-    def read(self, name: str, first: int = 0, length: int | None = None) -> bytes:
+    def read(self, name: str, first: int = 0, length: int | None = None, *, limit: int = FILE_LIMIT) -> bytes:
         """See :class:`~embedcache.remote.sources.Source`."""
-        end = None if length is None else first + length
-        body = bytes(self._system.cat_file(f"{self._root}/{name}", start=first, end=end))
+        path = f"{self._root}/{name}" if name else self._root
+        if length is None:
+            end: int | None = limit + 1
+        else:
+            end = None if first < 0 else first + length
+        body = bytes(self._system.cat_file(path, start=first, end=end))
+        if length is None and len(body) > limit:
+            raise OSError(f"more than {limit} bytes came")
         if length is not None and len(body) != length:
             raise OSError(f"{len(body)} of {length} bytes came")
         return body

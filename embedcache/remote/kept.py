@@ -1,15 +1,16 @@
-"""Turns embeddings that came from afar into files of this machine, the longest unused of which go first."""
+"""Turns what came from afar into files of this machine, the longest unused of which go first."""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from embedcache.errors import StorageError
-from embedcache.files import Buffer, crc32c, make_folder, write_file
+from embedcache.files import PARTIAL_SUFFIX, Buffer, crc32c, make_folder, write_file
 from embedcache.files.removal import remove_quietly
 
 _CRC_BYTES = 4
@@ -29,40 +30,45 @@ class KeptFiles:
     def __init__(self, folder: Path, limit: int) -> None:
         self._folder, self._limit = folder, limit
         self._lock = threading.Lock()
-        found = [path for path in folder.glob("*") if path.is_file() and path.suffix != ".partial"]
-        known = sorted((path.stat().st_mtime_ns, path.name, path.stat().st_size) for path in found)
-        self._sizes = OrderedDict((name, size) for _, name, size in known)
+        self._sizes = OrderedDict((name, size) for _, name, size in sorted(_files_of(folder)))
+        self._total = sum(self._sizes.values())
         self._evict(0)
 
     @property
     def bytes(self) -> int:
         """Of all files that are kept."""
         with self._lock:
-            return sum(self._sizes.values())
+            return self._total
 
     def read_into(self, name: str, out: memoryview, *, check: bool) -> bool:
         """Read a chunk that is kept; whether there is one, of the right length and checksum."""
-        path = self._folder / name
         stored = bytearray(_CRC_BYTES)
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:
+        descriptor = self._open(name)
+        if descriptor is None:
             return False
         try:
             whole = os.preadv(descriptor, [out, stored], 0) == len(out) + _CRC_BYTES
-            with suppress(OSError):
-                os.utime(descriptor)
         except OSError:
             whole = False
         finally:
             os.close(descriptor)
-        if not whole or (check and crc32c(out).to_bytes(_CRC_BYTES, "little") != stored):
-            self._remove(name)
-            return False
-        with self._lock:
-            if name in self._sizes:
-                self._sizes.move_to_end(name)
-        return True
+        return self._took(name, whole and not (check and _crc(out) != stored))
+
+    def read(self, name: str) -> bytes | None:
+        """A chunk of whatever length that is kept, checked; None where there is none, or it is damaged."""
+        descriptor = self._open(name)
+        if descriptor is None:
+            return None
+        try:
+            size = os.fstat(descriptor).st_size
+            body = bytearray(size)
+            whole = size >= _CRC_BYTES and os.preadv(descriptor, [body], 0) == size
+        except OSError:
+            whole = False
+        finally:
+            os.close(descriptor)
+        chunk = memoryview(body)[:-_CRC_BYTES] if whole else memoryview(b"")
+        return bytes(chunk) if self._took(name, whole and _crc(chunk) == body[-_CRC_BYTES:]) else None
 
     def keep(self, name: str, payload: Buffer) -> None:
         """Keep a chunk if there is room for it on the disk and under the limit."""
@@ -71,22 +77,57 @@ class KeptFiles:
             return
         with self._lock:
             self._evict(size)
+            self._total += size - self._sizes.pop(name, 0)
             self._sizes[name] = size
+        path = self._folder / name
         try:
-            make_folder(self._folder)
-            write_file(self._folder / name, [payload, crc32c(payload).to_bytes(_CRC_BYTES, "little")])
+            make_folder(path.parent)
+            write_file(path, [payload, _crc(payload)])
         except StorageError:  # full: it is fetched again when it is asked for again
             self._remove(name)
 
+    def _open(self, name: str) -> int | None:
+        """A descriptor of a kept file, which counts as used now."""
+        try:
+            descriptor = os.open(self._folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return None
+        with suppress(OSError):
+            os.utime(descriptor)
+        return descriptor
+
+    def _took(self, name: str, whole: bool) -> bool:
+        if not whole:
+            self._remove(name)
+            return False
+        with self._lock:
+            if name in self._sizes:
+                self._sizes.move_to_end(name)
+        return True
+
     def _evict(self, wanted: int) -> None:
         """Make room; by the holder of the lock."""
-        total = sum(self._sizes.values())
-        while self._sizes and total + wanted > self._limit:
+        while self._sizes and self._total + wanted > self._limit:
             name, size = self._sizes.popitem(last=False)
             remove_quietly(self._folder / name)
-            total -= size
+            self._total -= size
 
     def _remove(self, name: str) -> None:
         with self._lock:
-            self._sizes.pop(name, None)
+            self._total -= self._sizes.pop(name, 0)
         remove_quietly(self._folder / name)
+
+
+def _crc(payload: Buffer) -> bytes:
+    return crc32c(payload).to_bytes(_CRC_BYTES, "little")
+
+
+def _files_of(folder: Path) -> Iterator[tuple[int, str, int]]:
+    """When each file at or below a folder was used last, its name from there, and its bytes."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = Path(place, name)
+            with suppress(FileNotFoundError):  # another process makes room too
+                status = path.stat(follow_symlinks=False)
+                if path.suffix != PARTIAL_SUFFIX:
+                    yield status.st_mtime_ns, path.relative_to(folder).as_posix(), status.st_size

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Protocol, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import requests
 
@@ -20,8 +20,14 @@ TIMEOUT_SECONDS = (10.0, 30.0)
 PAUSES = (0.2, 1.0)
 """Seconds before each further try."""
 
+LONGEST_PAUSE = 30.0
+"""Seconds that a server may ask for by Retry-After."""
+
 FILE_LIMIT = 1 << 30
 """Bytes above which a file is refused that is read as a whole."""
+
+REASON_BYTES = 4096
+"""Of what a server says beside a refusal."""
 
 Found = TypeVar("Found")
 
@@ -29,56 +35,115 @@ Found = TypeVar("Found")
 class Source(Protocol):
     """A folder that is not on this machine."""
 
-    def read(self, name: str, first: int = 0, length: int | None = None) -> bytes:
-        """A file's bytes from ``first`` on, so many of them, or all; FileNotFoundError where there is none."""
+    def read(self, name: str, first: int = 0, length: int | None = None, *, limit: int = FILE_LIMIT) -> bytes:
+        """A file's bytes from ``first`` on, so many of them, or all; FileNotFoundError where there is none.
+
+        A negative ``first`` counts from the file's end, as in a slice. A whole file of more than ``limit`` bytes is
+        refused.
+        """
 
     def names(self, folder: str) -> list[str] | None:
         """Names of the files of a folder; ``None`` where that cannot be asked."""
 
 
+class RefusedError(StorageError):
+    """A server that refuses to give a file.
+
+    Attributes
+    ----------
+    status : int
+        What it answered, 400 to 499.
+    reason : str
+        The code that an object store names, such as ``AccessDenied``; empty otherwise.
+    """
+
+    def __init__(self, message: str, *, status: int, reason: str = "", hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.status, self.reason = status, reason
+
+
 class HttpSource:
-    """A folder behind http or https, which cannot be listed; the server must serve ranges of bytes."""
+    """A folder behind http or https, which cannot be listed; the server must serve ranges of bytes.
+
+    Parameters
+    ----------
+    url : str
+        May hold a user and a password; a query (``?token=…``) goes along with every request.
+    """
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         self._url = without_password(url).rstrip("/")
+        self._query = parts.query
         self._user = (
             None if parts.username is None else (unquote(parts.username), unquote(parts.password or ""))
         )
         self._own = threading.local()
 
-    def read(self, name: str, first: int = 0, length: int | None = None) -> bytes:
+    def read(self, name: str, first: int = 0, length: int | None = None, *, limit: int = FILE_LIMIT) -> bytes:
         """See :class:`Source`."""
-        if (
-            getattr(self._own, "process", None) != os.getpid()
-        ):  # nor do processes that forked share connections
-            self._own.process, self._own.session = os.getpid(), requests.Session()
-            self._own.session.auth = self._user
-        session: requests.Session = self._own.session
         headers = {"Accept-Encoding": "identity"}
         if length is not None:
-            headers["Range"] = f"bytes={first}-{first + length - 1}"
-        with session.get(
-            f"{self._url}/{name}", headers=headers, timeout=TIMEOUT_SECONDS, stream=True
-        ) as answer:
-            if answer.status_code in (404, 410):
-                raise FileNotFoundError(f"{self._url}/{name}")
-            if 400 <= answer.status_code < 500 and answer.status_code not in (408, 429):
-                raise StorageError(f"{self._url}/{name}: the server refuses ({answer.status_code}).")
-            answer.raise_for_status()
+            headers["Range"] = f"bytes={first}-{first + length - 1}" if first >= 0 else f"bytes={first}"
+        with self._ask(name, headers) as answer:
+            self._require_found(answer, name)
             if length is not None and answer.status_code != 206:
                 raise InputError(
-                    f"{self._url} serves whole files only; embeddings are read as parts of files.",
-                    hint="Copy the store to this machine, or serve it by a server that knows byte ranges.",
+                    f"{self._url} serves whole files only; parts of files are needed.",
+                    hint="Copy it to this machine, or serve it by a server that knows byte ranges.",
                 )
-            body = _body(answer, FILE_LIMIT if length is None else length)
-        if len(body) != (int(answer.headers.get("Content-Length", len(body))) if length is None else length):
+            said = answer.headers.get("Content-Length", "")
+            size = int(said) if said.isdigit() else None
+            most = limit if length is None else length
+            if size is not None and size > most:
+                raise OSError(f"{size} bytes were offered, at most {most} were expected")
+            body = _body(answer, most)
+        if len(body) != (length if length is not None else len(body) if size is None else size):
             raise OSError(f"{self._url}/{name}: {len(body)} bytes came")
         return body
 
     def names(self, folder: str) -> list[str] | None:
         """See :class:`Source`."""
         return None
+
+    def _ask(self, name: str, headers: dict[str, str]) -> requests.Response:
+        """The answer to one request, whose body has not been read yet."""
+        return self._session.get(
+            self._address(name), headers=headers, timeout=TIMEOUT_SECONDS, stream=True, auth=self._auth()
+        )
+
+    @property
+    def _session(self) -> requests.Session:
+        # Neither threads nor processes that forked share connections.
+        if getattr(self._own, "process", None) != os.getpid():
+            self._own.process, self._own.session = os.getpid(), requests.Session()
+        session: requests.Session = self._own.session
+        return session
+
+    def _auth(self) -> tuple[str, str] | requests.auth.AuthBase | None:
+        """What requests are authorised by; requests drops it where a server sends one on to another host."""
+        return self._user
+
+    def _address(self, name: str) -> str:
+        """Where a file is asked for."""
+        address = f"{self._url}/{name}" if name else self._url
+        return urlunsplit(urlsplit(address)._replace(query=self._query)) if self._query else address
+
+    def _require_found(self, answer: requests.Response, name: str) -> None:
+        """Refuse what is no file: FileNotFoundError, RefusedError, or an error that is worth another try."""
+        status, where = answer.status_code, f"{self._url}/{name}"
+        if status in (404, 410):
+            raise FileNotFoundError(where)
+        if status == 401:
+            raise RefusedError(
+                f"{where}: the server needs a user and password (401)"
+                f"{', and refuses the ones given' if self._user else ''}.",
+                status=status,
+                hint="Give them in the address: https://USER:PASSWORD@HOST/…",
+            )
+        if 400 <= status < 500 and status not in (408, 429):
+            raise RefusedError(f"{where}: the server refuses ({status}).", status=status)
+        answer.raise_for_status()
 
 
 def _body(answer: requests.Response, limit: int) -> bytes:
@@ -91,8 +156,10 @@ def _body(answer: requests.Response, limit: int) -> bytes:
     return bytes(body)
 
 
-def again_and_again(fetch: Callable[[], Found], what: str) -> Found:
-    """What ``fetch`` gives, at the third try at the latest.
+def again_and_again(
+    fetch: Callable[[], Found], what: str, *, again: Callable[[], None] = lambda: None
+) -> Found:
+    """What ``fetch`` gives, at the third try at the latest; ``again`` is called before each further try.
 
     Raises
     ------
@@ -107,11 +174,32 @@ def again_and_again(fetch: Callable[[], Found], what: str) -> Found:
         except (FileNotFoundError, EmbedcacheError):
             raise
         except Exception as error:  # of other people's libraries: whatever it is, it may pass
-            if pause is None:
-                reason = str(error).strip() or type(error).__name__
+            if _is_of_certificates(error):
                 raise StorageError(
-                    f"{what} cannot be read: {reason.splitlines()[0]}",
+                    f"{what} cannot be read: the server's certificate is not trusted here ({_line(error)}).",
+                    hint="If it is signed by an authority of your own, name its file in REQUESTS_CA_BUNDLE.",
+                ) from error
+            if pause is None:
+                raise StorageError(
+                    f"{what} cannot be read: {_line(error)}",
                     hint="Look at the connection; the same command goes on with what was fetched before.",
                 ) from error
-        time.sleep(pause)
+            time.sleep(max(pause, _asked_pause(error)))
+            again()
     raise AssertionError("the last try returns or raises")
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _is_of_certificates(error: Exception) -> bool:
+    """Whether no further try could help."""
+    return isinstance(error, requests.exceptions.SSLError) and "CERTIFICATE_VERIFY" in str(error)
+
+
+def _asked_pause(error: Exception) -> float:
+    """Seconds that a server asks to be left alone."""
+    answer = getattr(error, "response", None)
+    said = "" if answer is None else str(answer.headers.get("Retry-After", ""))
+    return min(float(said), LONGEST_PAUSE) if said.isdigit() else 0.0

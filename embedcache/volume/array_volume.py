@@ -7,7 +7,10 @@ out of 128³ chunks costs 128 planes of decoding.
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,8 @@ class ArrayVolume(Volume):
         Pyramid level.
     close : callable, optional
         Closes the file behind it.
+    parallel : int
+        Pieces of a crop that are fetched at a time; more than one where each of them is a wait.
     """
 
     def __init__(
@@ -58,6 +63,7 @@ class ArrayVolume(Volume):
         chunks: Sequence[int] | None = None,
         level: int = 0,
         close: Callable[[], None] | None = None,
+        parallel: int = 1,
     ) -> None:
         self.source, self.kind, self.level = source, kind, level
         self.dtype = check_dtype(dtype, source)
@@ -70,6 +76,8 @@ class ArrayVolume(Volume):
         )  # fmt: skip
         self.cache = BlockCache()
         self._get, self._axes, self._metadata_digest, self._close = get, axes, metadata_digest, close
+        self._parallel, self._pool_lock = parallel, threading.Lock()
+        self._pool: tuple[int, ThreadPoolExecutor] | None = None
         self.pieces = self.chunks and PieceGrid(axes.size, self.chunks, self.channels * self.dtype.itemsize)
 
     def plane_size(self, plane: int) -> tuple[int, int]:
@@ -83,7 +91,8 @@ class ArrayVolume(Volume):
             direct: npt.NDArray[Any] = self._fetch(Piece(plane, plane + 1, y0, y1, x0, x1))[0]
             self.cache.count(0, direct.nbytes)
             return direct
-        return read_crop(self, self.pieces, plane, (y0, y1), (x0, x1), self._decode)
+        together = self._parallel > 1
+        return read_crop(self, self.pieces, plane, (y0, y1), (x0, x1), self._decode, together=together)
 
     def header(self) -> dict[str, Any]:
         """Kind, shape, dtype, channels, level, chunk grid and the digest of the metadata."""
@@ -100,11 +109,24 @@ class ArrayVolume(Volume):
     def close(self) -> None:
         """Let go of the file and the cached chunks."""
         self.cache.clear()
+        with self._pool_lock:
+            pool, self._pool = self._pool, None
+        if pool is not None and pool[0] == os.getpid():
+            pool[1].shutdown(wait=False, cancel_futures=True)
         if self._close is not None:
             self._close()
 
     def _decode(self, pieces: list[Piece]) -> list[npt.NDArray[Any]]:
-        return [self._fetch(piece) for piece in pieces]
+        if self._parallel == 1 or len(pieces) == 1:
+            return [self._fetch(piece) for piece in pieces]
+        return list(self._threads.map(self._fetch, pieces))
+
+    @property
+    def _threads(self) -> ThreadPoolExecutor:
+        with self._pool_lock:
+            if self._pool is None or self._pool[0] != os.getpid():  # threads do not come along into a fork
+                self._pool = os.getpid(), ThreadPoolExecutor(self._parallel, "embedcache-decode")
+            return self._pool[1]
 
     def _fetch(self, piece: Piece) -> npt.NDArray[Any]:
         box = (slice(piece.z0, piece.z1), slice(piece.y0, piece.y1), slice(piece.x0, piece.x1))

@@ -6,43 +6,56 @@ Groups are never listed, because over plain HTTP a group lists as empty: the lev
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import zarr
-
 from embedcache.errors import VolumeError
 from embedcache.files import sha256_hex
 from embedcache.volume.array_volume import ArrayVolume
-from embedcache.volume.axes import axes_of
+from embedcache.volume.axes import Axes, axes_of
+from embedcache.volume.pyramid import Pyramid, level_scale, level_shapes, read_pyramid, voxel_size
+from embedcache.volume.tree import ARRAY_FILES, GROUP_FILES, LocalTree, Tree, array_metadata, has_group
 from embedcache.volume.volume import DECODE_ERRORS, way_out
-
-ARRAY_FILES = (".zarray", "zarr.json")
-GROUP_FILES = (".zgroup", ".zattrs", "zarr.json")
 
 
 @dataclass(frozen=True)
-class Pyramid:
-    """The levels of a group.
+class FoundArray:
+    """The array that a level is, before any pixel is read.
 
     Parameters
     ----------
-    paths : tuple of str
-        Path of each level's array inside the group, finest first.
-    axes : tuple of str or None
-        Names of the dimensions, where the metadata has them.
+    source : str
+        The group or array that was asked for.
+    tree : Tree
+        The array's own folder.
+    filename : str
+        Its metadata's name.
+    metadata : bytes
+        Its metadata.
+    level : int
+        Which level it is.
+    group : Tree or None
+        The group that it is a level of.
+    pyramid : Pyramid
+        That group's levels.
     """
 
-    paths: tuple[str, ...]
-    axes: tuple[str, ...] | None
+    source: str
+    tree: Tree
+    filename: str
+    metadata: bytes
+    level: int
+    group: Tree | None
+    pyramid: Pyramid
 
 
 def looks_like_zarr(folder: Path) -> bool:
     """Whether a folder is a Zarr group or array, or holds an array named ``0``."""
     names = {*ARRAY_FILES, *GROUP_FILES}
-    return any((folder / name).is_file() for name in names) or _array_metadata(folder / "0") is not None
+    return any((folder / name).is_file() for name in names) or (
+        array_metadata(LocalTree(folder / "0")) is not None
+    )
 
 
 def open_zarr(folder: Path, *, level: int = 0) -> ArrayVolume:
@@ -53,116 +66,95 @@ def open_zarr(folder: Path, *, level: int = 0) -> ArrayVolume:
     VolumeError
         When the level is not there, or the metadata cannot be read.
     """
-    if _array_metadata(folder) is not None:
-        own = _level_in_parent(folder)
-        if level not in (0, own):
-            raise VolumeError(
-                f"{folder} is a single array{f', level {own} of its group' if own else ''}; "
-                f"it has no level {level} inside.",
-                hint=f"Give the group, {folder.parent}, with --level {level}, or leave --level out.",
-            )
-        pyramid = read_pyramid(folder.parent) if own is not None else None
-        return _open_array(folder, own or 0, pyramid.axes if pyramid else None)
-    pyramid = read_pyramid(folder)
+    found = find_array(LocalTree(folder), level=level)
+    array, axes = open_array(found)
+    volume = ArrayVolume(
+        found.source,
+        "zarr",
+        array.__getitem__,
+        dtype=array.dtype,
+        axes=axes,
+        chunks=array.chunks,
+        metadata_digest=sha256_hex(found.metadata),
+        level=found.level,
+    )
+    describe(volume, found, axes)
+    return volume
+
+
+def find_array(tree: Tree, *, level: int) -> FoundArray:
+    """The array in a folder, or of level ``level`` of the group there.
+
+    Raises
+    ------
+    VolumeError
+        As of :func:`open_zarr`.
+    """
+    own_metadata = array_metadata(tree)
+    if own_metadata is not None:
+        return _as_part_of_group(tree, own_metadata, level)
+    pyramid = read_pyramid(tree)
     if not pyramid.paths:
         raise VolumeError(
-            f"{folder} is a Zarr group without OME metadata (multiscales) and without an array named 0.",
+            f"{tree.name} is a Zarr group without OME metadata (multiscales) and without an array named 0.",
             hint="Give the path of the array inside it.",
         )
     if level >= len(pyramid.paths):
         levels = ", ".join(str(number) for number in range(len(pyramid.paths)))
-        raise VolumeError(f"{folder} has no level {level}; levels that are there: {levels}.")
-    array = folder / pyramid.paths[level]
-    if _array_metadata(array) is None:
+        raise VolumeError(f"{tree.name} has no level {level}; levels that are there: {levels}.")
+    array = tree.child(pyramid.paths[level])
+    metadata = array_metadata(array)
+    if metadata is None:
         raise VolumeError(
-            f"{folder}: its metadata names level {level} as '{pyramid.paths[level]}', but no array is there.",
+            f"{tree.name}: its metadata names level {level} as '{pyramid.paths[level]}', but no array is there.",
             hint="The volume was copied in part; fetch that level, or choose another one with --level.",
         )
-    return _open_array(array, level, pyramid.axes, source=folder)
+    return FoundArray(tree.name, array, *metadata, level, tree, pyramid)
 
 
-def read_pyramid(group: Path) -> Pyramid:
-    """Levels of a group from its metadata, else by probing ``0``, ``1``, …; no listing."""
-    attributes = _attributes(group)
-    try:
-        multiscales = (attributes.get("ome") or attributes).get("multiscales")
-        if multiscales:
-            return _declared(multiscales[0])
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
+def _as_part_of_group(tree: Tree, metadata: tuple[str, bytes], level: int) -> FoundArray:
+    """An array that was named itself; the group around it tells which level it is, where there is one."""
+    parent = tree.parent
+    pyramid = Pyramid((), None)
+    if parent is not None and (has_group(parent) or tree.last.isdigit()):
+        pyramid = read_pyramid(parent)
+    own = pyramid.paths.index(tree.last) if tree.last in pyramid.paths else None
+    if level not in (0, own):
         raise VolumeError(
-            f"{group}: its multiscales metadata is not as OME-Zarr has it ({type(error).__name__}: {error}).",
-            hint="Give the path of the array inside it.",
-        ) from error
-    paths: list[str] = []
-    while _array_metadata(group / str(len(paths))) is not None:
-        paths.append(str(len(paths)))
-    return Pyramid(tuple(paths), None)
+            f"{tree.name} is a single array{f', level {own} of its group' if own else ''}; "
+            f"it has no level {level} inside.",
+            hint=f"Give the group, {tree.name.rpartition('/')[0]}, with --level {level}, or leave --level out.",
+        )
+    if own is None:
+        return FoundArray(tree.name, tree, *metadata, 0, None, Pyramid((), None))
+    return FoundArray(tree.name, tree, *metadata, own, parent, pyramid)
 
 
-def _declared(multiscale: dict[str, Any]) -> Pyramid:
-    axes = multiscale.get("axes")
-    names = tuple(str(axis["name"] if isinstance(axis, dict) else axis) for axis in axes) if axes else None
-    return Pyramid(tuple(str(dataset["path"]) for dataset in multiscale["datasets"]), names)
+def open_array(found: FoundArray) -> tuple[Any, Axes]:
+    """The Zarr array behind a volume, and the roles of its dimensions.
 
-
-def _level_in_parent(folder: Path) -> int | None:
-    """Which level of the group around it an array is; None when it stands alone."""
-    paths = read_pyramid(folder.parent).paths if _has_group(folder.parent) or folder.name.isdigit() else ()
-    return paths.index(folder.name) if folder.name in paths else None
-
-
-def _open_array(
-    folder: Path, level: int, axes: tuple[str, ...] | None, *, source: Path | None = None
-) -> ArrayVolume:
-    metadata = _array_metadata(folder)
-    assert metadata is not None
+    Raises
+    ------
+    VolumeError
+        When it cannot be opened, or is no volume.
+    """
     try:
-        array: Any = zarr.open_array(str(folder), mode="r")
+        array: Any = found.tree.array(found.filename, found.metadata)
     except DECODE_ERRORS as error:
         raise VolumeError(
-            f"{folder}: the Zarr array cannot be opened ({type(error).__name__}: {error}).",
+            f"{found.tree.name}: the Zarr array cannot be opened ({type(error).__name__}: {error}).",
             hint=way_out(
                 error, "Check that its .zarray or zarr.json is complete and that its codecs are installed."
             ),
         ) from error
-    return ArrayVolume(
-        str(source or folder),
-        "zarr",
-        array.__getitem__,
-        dtype=array.dtype,
-        axes=axes_of(array.shape, str(folder), axes),
-        chunks=array.chunks,
-        metadata_digest=sha256_hex(metadata),
-        level=level,
-    )
+    return array, axes_of(array.shape, found.tree.name, found.pyramid.axes)
 
 
-def _array_metadata(folder: Path) -> bytes | None:
-    """The metadata file of a Zarr array; None when there is no array."""
-    if (folder / ".zarray").is_file():
-        return (folder / ".zarray").read_bytes()
-    if (folder / "zarr.json").is_file() and _json(folder / "zarr.json").get("node_type") == "array":
-        return (folder / "zarr.json").read_bytes()
-    return None
-
-
-def _has_group(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in GROUP_FILES)
-
-
-def _attributes(group: Path) -> dict[str, Any]:
-    if (group / "zarr.json").is_file():
-        attributes = _json(group / "zarr.json").get("attributes")
-    else:
-        attributes = _json(group / ".zattrs") if (group / ".zattrs").is_file() else {}
-    return attributes if isinstance(attributes, dict) else {}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise VolumeError(
-            f"{path} is not readable as JSON ({error}).", hint=way_out(error, "Fetch the file again.")
-        ) from error
-    return value if isinstance(value, dict) else {}
+def describe(volume: ArrayVolume, found: FoundArray, axes: Axes) -> None:
+    """Tell a volume what its group knows: the other levels, its scale, the size of a voxel."""
+    if found.group is None:
+        volume.levels = (axes.size,)
+        return
+    volume.levels = level_shapes(found.group, found.pyramid)
+    volume.scale = level_scale(found.pyramid, volume.levels, found.level, axes.shape)
+    volume.voxel_size = voxel_size(found.pyramid, axes.shape)

@@ -1,0 +1,273 @@
+"""Turns names of chunks of a volume that is elsewhere into their bytes: each fetched once, and kept here.
+
+What a server does not have is remembered, for it is the fill value and not worth a second request. A server that may
+not tell whether a file exists (an object store of which one may not list the names) refuses with 403: that means
+"missing" only where it gives the array's own metadata at the same time.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from embedcache.errors import StorageError, VolumeError
+from embedcache.files import digest_json, sha256_hex
+from embedcache.remote.kept import KeptFiles
+from embedcache.remote.sources import FILE_LIMIT, RefusedError, Source, again_and_again
+
+CHUNKS = Path("~/.cache/embedcache/chunks")
+"""Where chunks are kept, unless $EMBEDCACHE_CHUNKS names another folder."""
+
+CHUNK_CACHE_BYTES = 20 << 30
+"""Bytes of chunks of all volumes that are kept, unless told otherwise."""
+
+PARALLEL = 16
+"""Requests at a time."""
+
+LONGER = 1 << 20
+"""Bytes by which a stored chunk may exceed its raw size: codecs make some data larger."""
+
+FAILURES = 20
+"""So many fetches in a row that fail, each after all its tries, end a run."""
+
+MISSING_REMEMBERED = 1 << 20
+"""Names of missing chunks that are remembered, about 150 bytes each."""
+
+ENDS_BYTES = 16 << 20
+"""Of the ends of files (a shard's index is there), which are asked for with every chunk of a shard."""
+
+WITNESS_SECONDS = 5.0
+"""How long a server that gave the metadata counts as one that gives what it has."""
+
+Key = tuple[str, int, int | None]
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What was asked of a server so far.
+
+    Parameters
+    ----------
+    requests : int
+        Files or parts of files asked for; further tries are not counted.
+    bytes : int
+        That came of them.
+    from_disk : int
+        Chunks that this machine had kept.
+    missing : int
+        Requests that were answered with "there is none".
+    retries : int
+        Further tries.
+    """
+
+    requests: int = 0
+    bytes: int = 0
+    from_disk: int = 0
+    missing: int = 0
+    retries: int = 0
+
+
+class ChunkSource:
+    """The files of a volume that is elsewhere; threads may share it.
+
+    Parameters
+    ----------
+    source : Source
+        Where they are.
+    url : str
+        Its address as it may be shown.
+    folder : Path or None
+        Where chunks are kept; None for nowhere.
+    limit : int
+        Bytes that are kept there at most, of all volumes together.
+    parallel : int
+        Requests at a time.
+    """
+
+    def __init__(
+        self, source: Source, url: str, *, folder: Path | None, limit: int, parallel: int = PARALLEL
+    ) -> None:
+        self.url, self.parallel = url, parallel
+        self._source = source
+        self._kept = None if folder is None or limit <= 0 else KeptFiles(folder, limit)
+        self._folder = sha256_hex(url.encode())
+        self._digest = self._witness = ""
+        self._longest = FILE_LIMIT
+        self._lock = threading.Lock()
+        self._asking = threading.BoundedSemaphore(parallel)
+        self._flights: dict[Key, Future[bytes | None]] = {}
+        self._missing: dict[str, None] = {}
+        self._ends: OrderedDict[Key, bytes] = OrderedDict()
+        self._fetched = Fetched()
+        self._failures, self._seen = 0, float("-inf")
+        self._pool: tuple[int, ThreadPoolExecutor] | None = None
+
+    @property
+    def fetched(self) -> Fetched:
+        """What was asked for so far."""
+        with self._lock:
+            return self._fetched
+
+    @property
+    def threads(self) -> ThreadPoolExecutor:
+        """As many threads as requests may be under way; a process that was forked has its own."""
+        with self._lock:
+            if self._pool is None or self._pool[0] != os.getpid():
+                self._pool = os.getpid(), ThreadPoolExecutor(self.parallel, "embedcache-fetch")
+            return self._pool[1]
+
+    def identify(self, digest: str, witness: str, raw_bytes: int) -> None:
+        """Say of which array chunks are read from now on, so that they may be kept.
+
+        Parameters
+        ----------
+        digest : str
+            Of the array's metadata: chunks of a volume that was replaced are others.
+        witness : str
+            Name of the metadata's file.
+        raw_bytes : int
+            Decoded bytes of what one file holds.
+        """
+        self._digest, self._witness, self._longest = digest, witness, raw_bytes + LONGER
+
+    def metadata(self, name: str) -> bytes | None:
+        """A whole small file, asked for anew; None where there is none.
+
+        Raises
+        ------
+        RefusedError
+            When the server refuses it.
+        StorageError
+            When the server cannot be reached.
+        """
+        try:
+            return self._ask((name, 0, None), FILE_LIMIT)
+        except FileNotFoundError:
+            self._count(missing=1)
+            return None
+
+    def get(self, name: str, first: int = 0, length: int | None = None) -> bytes | None:
+        """A file of the array, or a part of it; None where there is none. A negative ``first`` counts from its end.
+
+        Raises
+        ------
+        VolumeError
+            When it cannot be had; another one may.
+        StorageError
+            When the server refuses, or nothing could be had for long.
+        """
+        key = name, first, length
+        with self._lock:
+            if name in self._missing:
+                return None
+            if key in self._ends:
+                self._ends.move_to_end(key)
+                return self._ends[key]
+            flight = self._flights.get(key)
+            mine = flight is None
+            if flight is None:
+                flight = self._flights[key] = Future()
+        if not mine:
+            return flight.result()
+        try:
+            flight.set_result(self._load(key))
+        except BaseException as error:
+            flight.set_exception(error)
+        finally:
+            with self._lock:
+                del self._flights[key]
+        return flight.result()
+
+    def close(self) -> None:
+        """Let go of the threads."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+            self._ends.clear()
+        if pool is not None and pool[0] == os.getpid():
+            pool[1].shutdown(wait=False, cancel_futures=True)
+
+    def _load(self, key: Key) -> bytes | None:
+        name = f"{self._folder}/{digest_json([self._digest, *key])}"
+        body = None if self._kept is None else self._kept.read(name)
+        if body is not None:
+            self._count(from_disk=1)
+        else:
+            body = self._fetch(key)
+            if body is not None and self._kept is not None:
+                self._kept.keep(name, body)
+        if body is not None and key[1] < 0:
+            self._remember_end(key, body)
+        return body
+
+    def _fetch(self, key: Key) -> bytes | None:
+        """What the server says now; None where it has none."""
+        try:
+            body = self._ask(key, self._longest)
+        except FileNotFoundError:
+            return self._is_missing(key[0])
+        except RefusedError as error:
+            if error.status == 403 and self._gives_what_it_has():
+                return self._is_missing(key[0])
+            if error.status in (401, 403):
+                raise
+            raise self._failed(error) from error
+        except StorageError as error:
+            raise self._failed(error) from error
+        self._failures = 0
+        return body
+
+    def _ask(self, key: Key, limit: int) -> bytes:
+        read = partial(self._source.read, *key, limit=limit)
+        self._count(requests=1)
+        with self._asking:
+            body = again_and_again(read, f"{self.url}/{key[0]}", again=partial(self._count, retries=1))
+        self._count(bytes=len(body))
+        return body
+
+    def _is_missing(self, name: str) -> None:
+        self._failures = 0
+        self._count(missing=1)
+        with self._lock:
+            self._missing[name] = None
+            if len(self._missing) > MISSING_REMEMBERED:
+                del self._missing[next(iter(self._missing))]
+
+    def _gives_what_it_has(self) -> bool:
+        """Whether the server gives the array's metadata just now, so that it refuses nobody."""
+        if time.monotonic() - self._seen < WITNESS_SECONDS:
+            return True
+        try:
+            self._ask((self._witness, 0, None), FILE_LIMIT)
+        except (FileNotFoundError, StorageError):
+            return False
+        self._seen = time.monotonic()
+        return True
+
+    def _failed(self, error: StorageError) -> VolumeError | StorageError:
+        """The error of one chunk; after too many in a row that of the whole volume."""
+        self._failures += 1
+        if self._failures < FAILURES:
+            return VolumeError(error.message, hint=error.hint)
+        return StorageError(f"{error.message} (the {self._failures}th in a row)", hint=error.hint)
+
+    def _remember_end(self, key: Key, body: bytes) -> None:
+        with self._lock:
+            self._ends[key] = body
+            while sum(map(len, self._ends.values())) > ENDS_BYTES:
+                self._ends.popitem(last=False)
+
+    def _count(self, **more: int) -> None:
+        with self._lock:
+            now = self._fetched
+            self._fetched = replace(now, **{name: getattr(now, name) + by for name, by in more.items()})
+
+
+def chunk_folder() -> Path:
+    """Where chunks are kept on this machine."""
+    return Path(os.environ.get("EMBEDCACHE_CHUNKS") or CHUNKS).expanduser().absolute()
