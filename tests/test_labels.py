@@ -18,8 +18,8 @@ from embedcache.errors import ConfigError, LabelError, MissingTilesError
 from embedcache.geometry import IMAGE_SIZE, Tile
 from embedcache.store import EmbeddingStore
 from embedcache.train.questions.targets import area_average, low_res_targets
-from embedcache.train.truth.alignment import Factor, find_factor
 from embedcache.train.truth.labels import labelled_numbers, open_labels
+from embedcache.train.truth.matching import Factor, find_factor
 from embedcache.train.truth.needed import needed_tiles, require_tiles
 from embedcache.train.truth.task import decide_task
 

@@ -6,7 +6,7 @@ background: planes without a label file, and pixels outside a supervision mask, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ import numpy.typing as npt
 
 from embedcache.errors import LabelError, VolumeError
 from embedcache.geometry import Tile
+from embedcache.remote import is_remote
 from embedcache.store import EmbeddingStore
-from embedcache.train.truth.alignment import AlignedPlanes, align
+from embedcache.train.truth.alignment import LABEL_MEMORY, AlignedPlanes, align
+from embedcache.train.truth.label_pixels import labelled_numbers, sample_pixels, small_ids, without
 from embedcache.train.truth.task import Task, TaskDecision, decide_task
 from embedcache.volume import open_volume
 
-SAMPLED_PIECES = 12
+__all__ = ["Labels", "labelled_numbers", "open_labels", "sample_pixels"]
 
 
 class Labels:
@@ -39,6 +41,8 @@ class Labels:
         One 2-D label lies on all planes.
     ignore : int or None
         Pixels of this value do not count.
+    supervision_source, validation_source : str or None
+        Paths of the masks.
     """
 
     def __init__(
@@ -47,22 +51,30 @@ class Labels:
         decision: TaskDecision,
         supervision: AlignedPlanes | None = None,
         ignore: int | None = None,
+        *,
+        validation: AlignedPlanes | None = None,
+        within: bool = False,
     ) -> None:
         self._aligned = aligned
         self._decision = decision
         self._supervision = supervision
+        self._validation = validation
+        self._within = within
         self.ignore = ignore
         self._counts: dict[Tile, tuple[int, int]] = {}
         self.kind: Task = decision.kind
         self.source: str = aligned.volume.source
         self.supervision_source: str | None = supervision.volume.source if supervision else None
-        self.planes: frozenset[int] = frozenset(aligned.plane_of) & frozenset(
-            supervision.plane_of if supervision else aligned.plane_of
-        )
+        self.validation_source: str | None = validation.volume.source if validation else None
+        self.planes: frozenset[int] = frozenset(aligned.plane_of)
+        for mask in self._masks:
+            self.planes &= frozenset(mask.plane_of)
         self.same_for_all_planes: bool = aligned.same_for_all_planes
         parts = [aligned.sentence, decision.sentence]
         if supervision is not None:
             parts.append(f"supervised where {supervision.volume.source} is > 0 ({supervision.sentence})")
+        if validation is not None:
+            parts.append(f"held out where {validation.volume.source} is > 0 ({validation.sentence})")
         if ignore is not None:
             parts.append(f"pixels of value {ignore} do not count")
         self.alignment: str = "; ".join(parts) + "."
@@ -75,13 +87,13 @@ class Labels:
         ndarray (height, width)
             bool for semantic labels, int32 ids (0: background) for instances.
         """
-        pixels = _without(self._aligned.read(tile), self.ignore)
+        pixels = without(self._aligned.read(tile), self.ignore)
         if self.kind == "semantic":
             positive = pixels > self._decision.threshold
             return self._aligned.to_tile(positive, tile, self._counted_pixels(tile))
         ids = self._aligned.to_tile(pixels, tile)
         if ids.dtype.kind == "f" or ids.dtype.itemsize > 4 or ids.dtype == np.uint32:
-            ids = _small_ids(ids)
+            ids = small_ids(ids)
         return ids.astype(np.int32)
 
     def supervised(self, tile: Tile) -> npt.NDArray[np.bool_]:
@@ -89,8 +101,8 @@ class Labels:
         if tile.plane not in self.planes:
             return np.zeros((tile.height, tile.width), bool)
         supervised = np.ones((tile.height, tile.width), bool)
-        if self._supervision is not None:
-            supervised = self._supervision.to_tile(self._supervision.read(tile) > 0, tile)
+        for mask in self._masks:
+            supervised &= mask.to_tile(mask.read(tile) > 0, tile)
         counted = self._counted_pixels(tile)
         return supervised if counted is None else supervised & self._aligned.to_tile(counted, tile)
 
@@ -117,14 +129,30 @@ class Labels:
     @property
     def _flat(self) -> bool:
         """Whether all planes have the same labels and supervision, so that one count serves all."""
-        return self.same_for_all_planes and (
-            self._supervision is None or self._supervision.same_for_all_planes
-        )
+        return self.same_for_all_planes and all(mask.same_for_all_planes for mask in self._masks)
+
+    @property
+    def _masks(self) -> tuple[AlignedPlanes, ...]:
+        """What must be positive where labels count."""
+        masks = (self._supervision, self._validation if self._within else None)
+        return tuple(mask for mask in masks if mask is not None)
+
+    def validating(self) -> Labels:
+        """The same labels, counting only within the validation mask; themselves where there is none."""
+        if self._validation is None or self._within:
+            return self
+        parts = (self._aligned, self._decision, self._supervision, self.ignore)
+        return Labels(*parts, validation=self._validation, within=True)
+
+    def held_out(self, tile: Tile) -> bool:
+        """Whether a tile touches the validation mask."""
+        mask = self._validation
+        return mask is not None and tile.plane in mask.plane_of and bool((mask.read(tile) > 0).any())
 
     def tiles(self, store: EmbeddingStore) -> npt.NDArray[np.int64]:
         """Numbers of the store's tiles that the labels touch: on a labelled plane, and supervised somewhere."""
         numbers = labelled_numbers(store, self.planes)
-        if self._supervision is None and self.ignore is None:
+        if not self._masks and self.ignore is None:
             return numbers
         keep = [self.counts(store.tile(int(number)))[1] > 0 for number in numbers]
         return numbers[np.array(keep, dtype=bool)] if keep else numbers
@@ -143,6 +171,7 @@ def open_labels(
     store: EmbeddingStore,
     *,
     supervision: str | Path | None = None,
+    validation: str | Path | None = None,
     task: str = "auto",
     ignore: int | None = None,
 ) -> Labels:
@@ -157,6 +186,8 @@ def open_labels(
         Whose tiles are labelled.
     supervision : path, optional
         A mask by the same rules; labels count only where it is > 0.
+    validation : path, optional
+        A mask by the same rules; what it touches is held out of training.
     task : "auto", "semantic" or "instances"
         How to read the values; see :mod:`embedcache.train.truth.task`.
     ignore : int, optional
@@ -169,56 +200,38 @@ def open_labels(
     """
     _require_other_than_source(path, store)
     aligned = align(_open(path, "label"), store)
-    over = align(_open(supervision, "supervision mask"), store, "supervision mask") if supervision else None
-    samples = [_without(sample, ignore) for sample in sample_pixels(aligned, store)]
-    labels = Labels(aligned, decide_task(samples, task), over, ignore)
+    over = _mask(supervision, store, "supervision mask")
+    held = _mask(validation, store, "validation mask")
+    samples = [without(sample, ignore) for sample in sample_pixels(aligned, store)]
+    labels = Labels(aligned, decide_task(samples, task), over, ignore, validation=held)
     _require_positive(labels, store)
     return labels
 
 
 def _require_other_than_source(path: str | Path, store: EmbeddingStore) -> None:
     """A volume is grey values, and would be cut into a mask without a word."""
-    source = store.provenance.get("source")
-    if source is not None and Path(path).expanduser().resolve() == Path(str(source)).expanduser().resolve():
+    source = str(store.provenance.get("source") or "")
+    if source and _place(str(path)) == _place(source):
         raise LabelError(
             f"{path} is the volume that {store.path.name} was encoded from, not its labels.",
             hint="Give a mask of the same planes with --labels.",
         )
 
 
-def labelled_numbers(store: EmbeddingStore, planes: Iterable[int]) -> npt.NDArray[np.int64]:
-    """Numbers of a store's base tiles on the given planes; tiles of other views lie where these do."""
-    return np.flatnonzero(np.isin(store.table[:, 0], sorted(planes)) & store.base).astype(np.int64)
+def _place(path: str) -> str:
+    """The one name of a path, or of an address."""
+    return path.rstrip("/") if is_remote(path) else str(Path(path).expanduser().resolve())
+
+
+def _mask(path: str | Path | None, store: EmbeddingStore, what: str) -> AlignedPlanes | None:
+    return None if path is None else align(_open(path, what), store, what)
 
 
 def _open(path: str | Path, what: str) -> Any:
     try:
-        return open_volume(path)
+        return open_volume(path, read_memory=LABEL_MEMORY)
     except VolumeError as error:
         raise LabelError(f"The {what} cannot be opened: {error.message}", hint=error.hint) from error
-
-
-def sample_pixels(aligned: AlignedPlanes, store: EmbeddingStore) -> Iterator[npt.NDArray[Any]]:
-    """Label pixels of some tiles: evenly spread ones, and on until a few with something in them were seen."""
-    numbers = labelled_numbers(store, aligned.plane_of)
-    if len(numbers) == 0:
-        raise LabelError(f"{aligned.volume.source} labels no plane of the store {store.path}.")
-    spread = np.unique(np.linspace(0, len(numbers) - 1, SAMPLED_PIECES).astype(int))
-    order = [*spread, *np.setdiff1d(np.arange(len(numbers)), spread)]
-    seen: set[tuple[int, ...]] = set()
-    filled = 0
-    for turn, index in enumerate(order):
-        if turn >= len(spread) and filled >= 3:
-            return
-        tile = store.tile(int(numbers[index]))
-        region = (aligned.plane_of[tile.plane], tile.y0, tile.x0, tile.height, tile.width)
-        if region in seen:
-            continue
-        seen.add(region)
-        pixels = aligned.read(tile)
-        filled += bool(pixels.any())
-        if turn < len(spread) or pixels.any():
-            yield pixels
 
 
 def _require_positive(labels: Labels, store: EmbeddingStore) -> None:
@@ -234,15 +247,3 @@ def _require_positive(labels: Labels, store: EmbeddingStore) -> None:
         f"({labels.alignment})",
         hint="Check that these are the labels of this volume, and that foreground is not 0.",
     )
-
-
-def _without(pixels: npt.NDArray[Any], ignore: int | None) -> npt.NDArray[Any]:
-    """Pixels with 0 in place of the ignored value."""
-    return pixels if ignore is None else np.where(pixels == ignore, pixels.dtype.type(0), pixels)
-
-
-def _small_ids(ids: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Ids that do not fit int32 as 1, 2, …, background 0; only the equality of ids within a tile matters."""
-    values, inverse = np.unique(ids, return_inverse=True)
-    positive = np.cumsum(values > 0) * (values > 0)
-    return np.asarray(positive[inverse].reshape(ids.shape), dtype=np.int64)

@@ -30,6 +30,17 @@ class RememberedLabels(Labels):
         self._kept: dict[tuple[str, Tile], npt.NDArray[Any]] = {}
         self._bytes = 0
         self._lock = threading.Lock()
+        self._validating: Labels | None = None
+
+    def validating(self) -> Labels:
+        """As :meth:`Labels.validating`; remembered as well."""
+        inner = super().validating()
+        if inner is self:
+            return self
+        with self._lock:
+            if self._validating is None:
+                self._validating = RememberedLabels(inner)
+            return self._validating
 
     def crop(self, tile: Tile) -> npt.NDArray[Any]:
         """As :meth:`Labels.crop`; not to be written to."""

@@ -1,0 +1,107 @@
+"""Turns a stack of label planes of which just one is filled into that plane: labels of a surface are drawn in 2-D.
+
+Ink labels of a segment come as 65 planes, as its surface volume has, with everything in plane 32. Read plane by
+plane they would say that the 64 others are background.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import PurePath
+
+import numpy as np
+import numpy.typing as npt
+
+from embedcache.volume import Volume, open_volume
+
+_FLAT_NAMES = re.compile(r"(^|_)(inklabels|supervision_mask|validation_mask)(_v\d+)?$")
+_BAND, _BLOCK = 256, 4096
+"""Pixels that are read at once: a band of rows no wider than a block."""
+
+Spans = tuple[slice, slice]
+
+
+def known_as_flat(source: str) -> bool:
+    """Whether a label file has the name of labels that are drawn on a surface."""
+    name = next(
+        (part for part in reversed(PurePath(source).parts) if not part.isdigit()), ""
+    )  # the last may be a level
+    return _FLAT_NAMES.search(name.split(".")[0]) is not None
+
+
+def flat_sentence(volume: Volume, plane: int, what: str) -> str:
+    """What was inferred, for the user."""
+    lie = "labels lie" if what == "label" else f"the {what} lies"
+    taken = "they are" if what == "label" else "it is"
+    return f"{lie} in plane {plane} of {volume.n_planes} only: {taken} taken as one 2-D {what} for all planes"
+
+
+def only_filled_plane(volume: Volume) -> int | None:
+    """The plane of a stack that holds values, when it is the only one.
+
+    Reading ends with the second plane in which anything is found. Where a coarser level is there, only the part of
+    the finer one is read in which the coarser has something.
+
+    Parameters
+    ----------
+    volume : Volume
+        Labels or a mask, opened.
+
+    Returns
+    -------
+    int or None
+        None when no plane is filled, or several are.
+    """
+    if not volume.uniform or volume.n_planes == 1:
+        return None
+    filled: set[int] = set()
+    for rows, columns in _pieces(volume, _region(volume)):
+        for plane in range(volume.n_planes):
+            if plane not in filled and volume.read(plane, rows, columns).any():
+                filled.add(plane)
+                if len(filled) > 1:
+                    return None
+    return filled.pop() if filled else None
+
+
+def _region(volume: Volume) -> Spans:
+    """The part of the planes that may hold anything, by the coarsest level; all of it where there is none."""
+    height, width = volume.plane_size(0)
+    whole = slice(0, height), slice(0, width)
+    if len(volume.levels) <= volume.level + 1:
+        return whole
+    with open_volume(volume.source, level=len(volume.levels) - 1) as coarse:
+        size = coarse.plane_size(0)
+        shadow = np.zeros(size, np.bool_)
+        for rows, columns in _pieces(coarse, (slice(0, size[0]), slice(0, size[1]))):
+            for plane in range(coarse.n_planes):
+                found = coarse.read(plane, rows, columns) > 0
+                shadow[rows, columns] |= found if found.ndim == 2 else found.any(axis=2)
+    if not shadow.any():
+        return whole
+    spans = (
+        _span(np.flatnonzero(shadow.any(axis=1 - axis)), size[axis], (height, width)[axis]) for axis in (0, 1)
+    )
+    rows, columns = spans
+    return rows, columns
+
+
+def _span(filled: npt.NDArray[np.intp], coarse: int, fine: int) -> slice:
+    """Filled cells along an axis as pixels of the finer level, with two cells more on both sides.
+
+    Pyramids round sizes, so that a cell may lie up to one beside where the ratio of the sizes puts it.
+    """
+    first, last = int(filled[0]) - 2, int(filled[-1]) + 3
+    return slice(max(0, first * fine // coarse), min(fine, -(-last * fine // coarse)))
+
+
+def _pieces(volume: Volume, region: Spans) -> Iterator[Spans]:
+    """A region in bands that suit the chunks, none of them large."""
+    band, block = _BAND, _BLOCK
+    if volume.chunks is not None:
+        band, block = max(1, volume.chunks[1]), max(_BAND, volume.chunks[2])
+    rows, columns = region
+    for y in range(rows.start, rows.stop, band):
+        for x in range(columns.start, columns.stop, block):
+            yield slice(y, min(y + band, rows.stop)), slice(x, min(x + block, columns.stop))
