@@ -20,7 +20,7 @@ from embedcache.files import storage_error
 from embedcache.heap import keep_freed_memory
 
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "Work": ("encode", "plan", "train", "predict", "evaluate", "export", "report"),
+    "Work": ("encode", "plan", "train", "predict", "evaluate", "submit", "export", "report"),
     "Look": ("status", "info"),
     "Care": ("verify", "repair", "gc", "diff"),
     "Machine": ("bench", "demo", "init", "doctor"),
@@ -28,7 +28,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 """The commands as ``embedcache --help`` groups them, in the order of a day's work."""
 
 
-ALTERNATIVES = (("store", "volume"), ("steps", "epochs"))
+ALTERNATIVES = (("store", "volume"), ("steps", "epochs"), ("data", "stores"), ("data", "labels"))
 """Parameters of which a command takes only one."""
 
 
@@ -190,6 +190,7 @@ def register() -> None:
         bench_train,
         care,
         export,
+        info,
         look,
         machine,
         stage_one,

@@ -83,7 +83,7 @@ class Volume(ABC):
     source : str
         Absolute path as opened.
     kind : str
-        ``"zarr"``, ``"tiff"``, ``"images"``, ``"npy"``, ``"hdf5"`` or ``"nifti"``.
+        ``"zarr"``, ``"tiff"``, ``"images"``, ``"npy"``, ``"hdf5"``, ``"nifti"`` or ``"nrrd"``.
     dtype : numpy.dtype
         Of the pixels as :meth:`read` returns them, in native byte order.
     channels : int
