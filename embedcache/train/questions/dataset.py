@@ -16,23 +16,25 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from embedcache.errors import ConfigError, LabelError, MissingTilesError, counted
+from embedcache.errors import ConfigError
 from embedcache.geometry import Tile, see
 from embedcache.store import EmbeddingStore
 from embedcache.train.asking.rounds import plan_rounds
 from embedcache.train.questions.batch import Batch, TileKey, TileQuestion
-from embedcache.train.questions.box_prompts import BoxPrompts
+from embedcache.train.questions.box_objects import TileBoxes
+from embedcache.train.questions.box_prompts import BoxPrompts, require_boxes
+from embedcache.train.questions.chosen_tiles import chosen_tiles
 from embedcache.train.questions.items import TrainingItem, collate
 from embedcache.train.questions.jitter import draw_cut, jitter_window
 from embedcache.train.questions.mask_prompts import MaskPrompts, require_start
 from embedcache.train.questions.object_table import TileObject
-from embedcache.train.questions.objects import check_objects, default_objects
+from embedcache.train.questions.objects import check_objects, default_objects, shown_objects
 from embedcache.train.questions.prompts import TilePrompts, check_prompts, make_prompts
 from embedcache.train.questions.targets import CUT, low_res_targets
 from embedcache.train.truth.label_memory import LabelledTile, LabelMemory
 from embedcache.train.truth.labels import Labels, open_labels
 
-_POINTED = ("points", "box", "iterative")
+_POINTED = ("points", "box", "iterative", "boxes")
 """Prompts that point to an object, which a window must not cut."""
 
 __all__ = ["Batch", "EmbeddingDataset", "TrainingItem", "collate"]
@@ -72,7 +74,7 @@ class EmbeddingDataset(Dataset[TrainingItem]):
     start : MaskPrompts, optional
         What ``prompts="mask"`` starts from.
     boxes : BoxPrompts, optional
-        What ``prompts="boxes"`` asks with.
+        What ``prompts="boxes"`` asks with; tiles without any are left out.
     free_share : float
         Share of tiles that are asked without prompts, for everything positive at once.
 
@@ -111,28 +113,14 @@ class EmbeddingDataset(Dataset[TrainingItem]):
         self.max_objects, self.seed, self.epoch = max_objects, seed, 0
         self.rounds = rounds if self.prompts == "iterative" else 1
         self.views, self.jitter, self.free_share, self.start = views, jitter, free_share, start
-        if self.prompts == "boxes" and boxes is None:
-            raise ConfigError("Prompts of kind boxes need boxes of your own.", hint="Give --boxes.")
-        self.boxes = boxes
-        self.tiles = self._choose(tiles)
+        self.boxes = require_boxes(boxes) if self.prompts == "boxes" else None
+        self.tiles = chosen_tiles(store, self.labels, tiles, self.objects, self.boxes)
         if views and not store.base[self.tiles].all():
             raise ConfigError("Views are drawn of base tiles; some of the tiles that were given are views.")
         if self.prompts == "mask":
             require_start(start, store, self.tiles, self.labels.source)
         self._memory = LabelMemory(self.labels, self.objects)
         self._reader: Any = None
-
-    def _choose(self, tiles: Sequence[int] | npt.NDArray[np.int64] | None) -> npt.NDArray[np.int64]:
-        if tiles is None:
-            touched = self.labels.tiles(self.store)
-            chosen = touched[self.store.committed[touched]]
-        else:
-            chosen = _given(tiles, self.store)
-        if self.objects != "whole":
-            chosen = chosen[self.labels.positive(self.store, chosen) > 0]
-        if len(chosen) == 0:
-            raise LabelError(f"No encoded tile of {self.store.path} is labelled by {self.labels.source}.")
-        return chosen
 
     def __len__(self) -> int:
         return len(self.tiles)
@@ -179,14 +167,21 @@ class EmbeddingDataset(Dataset[TrainingItem]):
         tile, known = self.store.tile(read), self._memory.of(self.store.tile(number))
         jitter = self._rng(number, epoch, 1) if self.jitter else None  # its draws change no others
         supervised = None if known.supervised is None else see(known.supervised, tile.view)
-        objects = known.table.draw(self.max_objects, rng)
-        if self.objects != "whole":
+        boxes = None if self.boxes is None else TileBoxes.draw(self.boxes, tile, self.max_objects, rng)
+        if boxes is None:
+            objects = known.table.draw(self.max_objects, rng)
+        else:
+            objects = boxes.objects(known.table, self.objects)
+        if self.objects != "whole" or boxes is not None:
             objects = [*objects, known.table.whole()]
         cut = CUT if jitter is None else draw_cut(jitter)
         targets, weight = low_res_targets([one.seen(tile.view) for one in objects], supervised, tile, cut=cut)
-        chosen = _shown(targets, weight)
+        chosen = shown_objects(targets, weight) if boxes is None else boxes.shown(objects, targets, weight)
         asked = [objects[i] for i in chosen]
-        prompts = self._prompts(asked, targets[chosen], tile, rng, known)
+        if boxes is None:
+            prompts = self._prompts(asked, targets[chosen], tile, rng, known)
+        else:
+            prompts = boxes.prompts(chosen, tile, jitter)
         speaks = plan_rounds(self.rounds, rng)
         draws = torch.from_numpy(rng.random((len(chosen), len(speaks))))
         if jitter is not None:
@@ -238,22 +233,3 @@ class EmbeddingDataset(Dataset[TrainingItem]):
     def __getstate__(self) -> dict[str, Any]:
         """What a DataLoader's worker gets: no open files."""
         return {**self.__dict__, "_reader": None}
-
-
-def _shown(targets: npt.NDArray[np.uint8], weight: npt.NDArray[np.uint8]) -> list[int]:
-    """Which objects are asked: those with a cell of their own that counts; else the last, which is the whole."""
-    seen = (targets[:-1] & weight).any(axis=(1, 2))
-    return [int(index) for index in np.flatnonzero(seen)] or [len(targets) - 1]
-
-
-def _given(tiles: Sequence[int] | npt.NDArray[np.int64], store: EmbeddingStore) -> npt.NDArray[np.int64]:
-    """Tile numbers that were asked for, checked."""
-    chosen = np.asarray(tiles, dtype=np.int64)
-    if len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(store):
-        raise ConfigError(f"Tile numbers {chosen.min()} to {chosen.max()} were given; {len(store)} exist.")
-    absent = chosen[~store.committed[chosen]]
-    if len(absent):
-        raise MissingTilesError(
-            f"{store.path} lacks {len(absent)} of {counted(len(chosen), 'tile')}, the first is number {absent[0]}."
-        )
-    return chosen

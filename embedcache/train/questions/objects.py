@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
+
 from embedcache.errors import ConfigError
 from embedcache.train.truth.task import Task
 
@@ -38,3 +41,16 @@ def check_objects(objects: str, task: Task, prompts: str) -> str:
             hint="Use --objects whole, or --prompts box, points or iterative.",
         )
     return objects
+
+
+def shown_objects(targets: npt.NDArray[np.uint8], weight: npt.NDArray[np.uint8]) -> list[int]:
+    """Which objects are asked: those with a cell of their own that counts; else the last, which is the whole.
+
+    Parameters
+    ----------
+    targets : uint8 (P + 1, 256, 256)
+        The last is everything positive.
+    weight : uint8 (256, 256)
+    """
+    seen = (targets[:-1] & weight).any(axis=(1, 2))
+    return [int(index) for index in np.flatnonzero(seen)] or [len(targets) - 1]

@@ -117,7 +117,7 @@ def make_prompts(
             "Prompts of kind mask need earlier predictions to start from.", hint="Give --start."
         )
     if prompts == "boxes":
-        raise ConfigError("Prompts of kind boxes: this version does not read boxes from a file.")
+        raise ConfigError("Prompts of kind boxes are boxes of a user's file.", hint="Give --boxes.")
     if prompts in ("grid", "grid:free"):
         return _grid(objects, tile, signed=prompts == "grid")
     coords, labels = sample_points(objects, tile, rng, supervised)
@@ -167,11 +167,19 @@ def jittered_boxes(
     boxes = np.zeros((len(objects), 4), np.float32)
     for index, thing in enumerate(objects):
         tight = tile.boxes_to_frame(see_boxes(_tight_box(thing), thing.size, tile.view))
-        sides = np.array([tight[2] - tight[0], tight[3] - tight[1]] * 2)
-        noise = np.clip(rng.normal(0.0, 1.0, 4) * sides * BOX_NOISE, -BOX_NOISE_PIXELS, BOX_NOISE_PIXELS)
-        moved = np.clip(tight + noise, 0, [width, height, width, height])
-        boxes[index] = [*np.minimum(moved[:2], moved[2:]), *np.maximum(moved[:2], moved[2:])]
+        boxes[index] = noisy_box(tight, (height, width), rng)
     return boxes
+
+
+def noisy_box(
+    box: npt.NDArray[np.float32], size: tuple[int, int], rng: np.random.Generator
+) -> npt.NDArray[np.float32]:
+    """SAM's noise on one box of the 1024 frame, xyxy (4,): it stays inside the content's height and width."""
+    height, width = size
+    sides = np.array([box[2] - box[0], box[3] - box[1]] * 2)
+    noise = np.clip(rng.normal(0.0, 1.0, 4) * sides * BOX_NOISE, -BOX_NOISE_PIXELS, BOX_NOISE_PIXELS)
+    moved = np.clip(box + noise, 0, [width, height, width, height])
+    return np.array([*np.minimum(moved[:2], moved[2:]), *np.maximum(moved[:2], moved[2:])], dtype=np.float32)
 
 
 def _tight_box(thing: TileObject) -> tuple[int, int, int, int]:
