@@ -159,7 +159,9 @@ def test_a_semantic_run_with_oracle_prompts_is_chosen_by_free_figures_and_report
     assert run.summary["interactive"]["prompt_source"] == "oracle"
     assert (run.summary["measured_prompts"], run.summary["interactive"]["prompts"]) == ("none", "grid")
     assert "(prompts none, free)" in run.outcome()
-    assert f"interactive dice {run.summary['interactive']['dice']:.3f} (prompts grid, oracle)" in run.outcome()
+    assert (
+        f"interactive dice {run.summary['interactive']['dice']:.3f} (prompts grid, oracle)" in run.outcome()
+    )
     assert "(prompts grid, oracle)" in report([run.path]).read_text()
     sources = [row["prompt_source"] for row in run.metrics if row["split"] == "val"]
     assert sources == ["free", "oracle"] * 2

@@ -102,8 +102,13 @@ def _encode(
 ) -> tuple[EmbeddingStore, EncodePlan]:
     """Encode what is missing of the selection, or of the part's share of it."""
     plan = whole if part is None else whole.within(part.shards(whole.selected, whole.shard_tiles))
+    complete = job.store is not None and _nothing_new(job.store, job, whole, plan)
+    if job.store is not None and not complete:
+        own = None if part is None else part.shards(whole.selected, job.store.shard_tiles)
+        if own is None or own:
+            job.store.require_free(own)  # said before pixels are compared
     run.checked = check_pixels(job, plan, progress)
-    if job.store is not None and _nothing_new(job.store, job, whole, plan):
+    if job.store is not None and complete:
         job.store.make_durable()  # its last writer may have been killed before the last fsync
         return job.store, plan
     store = job.store or _create(job)

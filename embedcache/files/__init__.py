@@ -35,6 +35,7 @@ from embedcache.files.locks import (
     living_claims,
     mutex,
     range_lock,
+    require_free,
 )
 from embedcache.files.reading import open_inside, read_inside, require_no_links
 from embedcache.files.refusals import is_readers_fault, read_error, storage_error
@@ -73,6 +74,7 @@ __all__ = [
     "remove_file",
     "remove_litter",
     "remove_tree",
+    "require_free",
     "require_no_links",
     "sha256_file",
     "sha256_hex",

@@ -60,13 +60,16 @@ class Claim:
         """The shards in words."""
         if self.shards is None:
             return "the whole store"
+        if len(self.shards) == 1:
+            return f"shard {self.shards.start}"
         return f"shards {self.shards.start} to {self.shards.stop - 1}"
 
     @property
     def sentence(self) -> str:
         """Who writes what, and since when, without a full stop."""
+        are = "is" if self.shards is None or len(self.shards) == 1 else "are"
         since = f" since {self.since}" if self.since else ""
-        return f"{self.words} {'is' if self.shards is None else 'are'} being written by {self.holder}{since}"
+        return f"{self.words} {are} being written by {self.holder}{since}"
 
 
 @contextmanager
@@ -117,12 +120,7 @@ def range_lock(folder: Path, shards: range | None, *, guarded: Path) -> Iterator
     """
     own = folder / CLAIMS / f"{uuid.uuid4().hex}.lock"
     with mutex(folder, guarded=guarded):
-        for claim in claims_under_mutex(folder):
-            if claim.overlaps(shards):
-                raise LockedError(
-                    f"{guarded}: {claim.sentence}.",
-                    hint="Wait until it has finished, or stop it; what it has committed is kept.",
-                )
+        _refuse_held(folder, shards, guarded)
         held = hold(own, guarded, 0.0)
         span = None if shards is None else [shards.start, shards.stop]
         held.sign(json.dumps({"shards": span, "holder": holder_name()}))
@@ -130,6 +128,27 @@ def range_lock(folder: Path, shards: range | None, *, guarded: Path) -> Iterator
         yield held
     finally:
         held.release(remove=True)
+
+
+def require_free(folder: Path, shards: range | None, *, guarded: Path) -> None:
+    """Refuse what :func:`range_lock` would refuse now, and hold nothing: to be told before work, not after it.
+
+    Raises
+    ------
+    LockedError, StorageError
+        As of :func:`range_lock`.
+    """
+    with mutex(folder, guarded=guarded):
+        _refuse_held(folder, shards, guarded)
+
+
+def _refuse_held(folder: Path, shards: range | None, guarded: Path) -> None:
+    for claim in claims_under_mutex(folder):
+        if claim.overlaps(shards):
+            raise LockedError(
+                f"{guarded}: {claim.sentence}.",
+                hint="Wait until it has finished, or stop it; what it has committed is kept.",
+            )
 
 
 def living_claims(folder: Path, *, guarded: Path | None = None) -> list[Claim]:

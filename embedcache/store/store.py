@@ -18,7 +18,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from embedcache.errors import CorruptionError, InputError, MismatchError, StorageError, command
-from embedcache.files import mutex, read_error, require_no_links, write_file
+from embedcache.files import mutex, read_error, require_free, require_no_links, write_file
 from embedcache.remote.address import is_remote
 from embedcache.sam.decoder import Decoder
 from embedcache.store import layout
@@ -299,6 +299,17 @@ class EmbeddingStore(StoreView):
         """
         with writing(self, shards) as writer:
             yield writer
+
+    def require_free(self, shards: range | None = None) -> None:
+        """Refuse what :meth:`writer` would refuse now, without holding anything.
+
+        Raises
+        ------
+        LockedError
+            When another process is writing one of these shards, by default any.
+        """
+        require_no_links(self.path, self.path / layout.JOURNAL)
+        require_free(self.path / layout.JOURNAL, shards, guarded=self.path)
 
     def make_durable(self) -> None:
         """Make durable all that the journal says, so that a power cut takes none of it; a writer does so itself.
