@@ -55,8 +55,9 @@ def write_fragment(folder: Path, values: np.ndarray = SURFACE) -> Path:
 def write_volume(folder: Path, values: np.ndarray = VALUES, **said: Any) -> Path:
     """A volume of a volpkg: zero-padded slices beside what volume-cartographer says about them."""
     write_layers(folder, values, digits=5)
-    meta = {"type": "vol", "name": f"scan {folder.name}", "uuid": folder.name, "voxelsize": 7.91, "min": 0.0,
-            "max": 65535.0, "slices": len(values), "height": values.shape[1], "width": values.shape[2]}  # fmt: skip
+    slices, height, width = values.shape
+    meta = {"type": "vol", "name": f"scan {folder.name}", "uuid": folder.name, "voxelsize": 7.91,
+            "min": 0.0, "max": 65535.0, "slices": slices, "height": height, "width": width}  # fmt: skip
     (folder / "meta.json").write_text(json.dumps(meta | said))
     return folder
 
@@ -84,7 +85,7 @@ def write_mesh(folder: Path) -> Path:
 def write_zarr2(path: Path, values: np.ndarray, *, separator: str = "/") -> Path:
     """A Zarr v2 array as zarr-python writes it."""
     array = zarr.create_array(
-        path, shape=values.shape, chunks=(4, 16, 16), dtype=values.dtype, zarr_format=2,
+        path, shape=values.shape, chunks=(1, 4, 16, 16)[-values.ndim :], dtype=values.dtype, zarr_format=2,
         chunk_key_encoding={"name": "v2", "separator": separator},
     )  # fmt: skip
     array[:] = values
@@ -108,8 +109,11 @@ def write_ome(path: Path, values: np.ndarray = VALUES, *, levels: int = 2, separ
 
 def write_sharded(path: Path, values: np.ndarray = VALUES) -> Path:
     """A sharded Zarr v3 array, by tensorstore."""
-    codec = {"name": "sharding_indexed", "configuration": {"chunk_shape": [2, 8, 8], "codecs": [
-        {"name": "bytes", "configuration": {"endian": "little"}}, {"name": "gzip", "configuration": {"level": 1}}]}}  # fmt: skip
+    inner = [
+        {"name": "bytes", "configuration": {"endian": "little"}},
+        {"name": "gzip", "configuration": {"level": 1}},
+    ]
+    codec = {"name": "sharding_indexed", "configuration": {"chunk_shape": [2, 8, 8], "codecs": inner}}
     grid = {"name": "regular", "configuration": {"chunk_shape": [4, 16, 16]}}
     store = tensorstore.open(
         {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)},

@@ -1,4 +1,4 @@
-"""What opens as a volume: each row of the table in the docs opens, and the table is what the docs and errors show."""
+"""What opens as a volume: each row of the table opens, and the docs and the errors show this table."""
 
 from __future__ import annotations
 

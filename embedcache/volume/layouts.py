@@ -136,7 +136,7 @@ def _in_fragment(folder: Path, image: str | None, *, named: bool) -> Found:
         if asked == "surface":
             return Found(folder / SURFACE, "fragment")
     endings = ("", ".png", *TIFF_SUFFIXES, *IMAGE_SUFFIXES)
-    if PurePosixPath(asked).name == asked:
+    if PurePosixPath(asked).name == asked != "..":
         path = next((folder / (asked + end) for end in endings if (folder / (asked + end)).exists()), None)
         if path is not None:
             return Found(path, "fragment")
@@ -212,3 +212,11 @@ def _folders(folder: Path) -> list[Path]:
         return []
     found = [entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.is_dir()]
     return sorted(found, key=lambda entry: natural_key(entry.name))
+
+
+def absolute_source(text: str) -> str:
+    """What names a volume, so that another process finds it from its own folder; addresses stay as they are."""
+    path, fragment = strip_scheme(text)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
+        return text
+    return (SCHEME if fragment else "") + str(Path(path).expanduser().absolute())
