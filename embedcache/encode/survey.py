@@ -23,8 +23,8 @@ from embedcache.volume import (
     resolve_preprocess,
     select,
 )
+from embedcache.volume.channels import resolve_channels
 from embedcache.volume.normalisation import inside_mask, is_named, window_of
-from embedcache.volume.preprocess import resolve_channels
 from embedcache.volume.remembered import statistics_of
 from embedcache.volume.window import canonical_window, is_sampled, mask_missing
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from embedcache.errors import InputError, MismatchError
 from embedcache.files import canonical_json, digest_json
+from embedcache.volume.channels import plane_name
 from embedcache.volume.preprocess import Preprocess
 from embedcache.volume.tiles import TileGrid
 
@@ -146,6 +147,12 @@ class EncodeSpec:
     def fingerprint(self) -> str:
         """Digest of the whole spec, "sha256:<64 hex>"; a store never mixes two."""
         return "sha256:" + digest_json(self.to_dict())
+
+    def plane_name(self, plane: int) -> str:
+        """What people call a plane of an array: ``"z=12"``, or ``"z=3+17+40"`` of three planes drawn at random."""
+        shape = self.volume.get("shape")
+        planes = int(shape[0]) if isinstance(shape, list | tuple) and shape else 0
+        return plane_name(self.preprocess.channels, planes, plane)
 
     def differences(self, other: EncodeSpec) -> dict[str, tuple[object, object]]:
         """Fields that differ, as dotted name to (value here, value in ``other``)."""

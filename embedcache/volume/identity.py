@@ -64,6 +64,8 @@ def _bytes_to_read(volume: Volume, tiles: list[Tile], preprocess: Preprocess) ->
     pixel = volume.dtype.itemsize * volume.channels
     depth, chunk_height, chunk_width = volume.chunks or (1, 1, 1)
     planes = sum(last - first + 1 for first, last in preprocess.depth_ranges) or depth
+    if preprocess.channels.startswith("random:"):
+        planes = 3 * depth  # three planes that seldom share a chunk
     total = 0
     for tile in tiles:
         rows = min(-(-tile.height // chunk_height) + 1, -(-height // chunk_height)) * chunk_height

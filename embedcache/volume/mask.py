@@ -1,4 +1,4 @@
-"""Turns the file of a mask into the pixels of a volume that it is positive on, drawn at an integer factor or not."""
+"""Turns the file of a mask into the pixels of a volume that it is positive on, whatever its integer factor."""
 
 from __future__ import annotations
 

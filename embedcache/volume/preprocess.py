@@ -7,7 +7,6 @@ seams. 8-bit images with their own range take the way of SAM's predictor exactly
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +17,16 @@ from PIL import Image
 
 from embedcache.errors import VolumeError
 from embedcache.geometry import IMAGE_SIZE, PIXEL_MEAN, PIXEL_STD, Tile, scaled_size, see
+from embedcache.volume.channels import (
+    canonical,
+    depth_ranges,
+    read_colours,
+    resolve_channels,
+    tile_planes,
+)
 from embedcache.volume.volume import Volume
 
 UINT8_WINDOW = (0.0, 255.0)
-_DEPTH = re.compile(r"(\d+)-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,8 @@ class Preprocess:
     Parameters
     ----------
     channels : str
-        ``"repeat"``, ``"rgb"``, ``"adjacent:STEP"`` or ``"depth:A-B,C-D,E-F"`` (plane ranges, ends included).
+        ``"repeat"``, ``"rgb"``, ``"adjacent:STEP"``, ``"random:N:SEED"`` (N composites of three planes each) or
+        ``"depth:A-B,C-D,E-F"`` (plane ranges, ends included).
     window : tuple of float
         Pixels are mapped linearly from ``window`` to 0…255 and clipped.
     revision : int
@@ -43,7 +49,7 @@ class Preprocess:
     revision: int = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "channels", _canonical(self.channels))
+        object.__setattr__(self, "channels", canonical(self.channels))
         low, high = (
             float(self.window[0]) + 0.0,
             float(self.window[1]) + 0.0,
@@ -67,12 +73,15 @@ class Preprocess:
     @property
     def depth_ranges(self) -> tuple[tuple[int, int], ...]:
         """Plane ranges of the depth recipe, ends included; empty for the others."""
-        found = _DEPTH.findall(self.channels) if self.channels.startswith("depth:") else []
-        return tuple((int(first), int(last)) for first, last in found)
+        return depth_ranges(self.channels)
+
+    def tile_planes(self, planes: int) -> int:
+        """Planes to encode of a source of so many: its own, or the composites of depth and random."""
+        return tile_planes(self.channels, planes)
 
     def n_planes(self, volume: Volume) -> int:
-        """Planes to encode: one composite for the depth recipe, else those of the volume."""
-        return 1 if self.depth_ranges else volume.n_planes
+        """Planes to encode of a volume; see :meth:`tile_planes`."""
+        return self.tile_planes(volume.n_planes)
 
     def read(self, volume: Volume, tile: Tile) -> npt.NDArray[Any]:
         """Read a tile's pixels in the source's data type, before the window, in the view of the tile.
@@ -91,15 +100,7 @@ class Preprocess:
 
     def _read(self, volume: Volume, tile: Tile) -> npt.NDArray[Any]:
         """The pixels as they lie."""
-        rows, columns = tile.slices
-        if self.depth_ranges:
-            means = [_mean_plane(volume, first, last, rows, columns) for first, last in self.depth_ranges]
-            return np.stack(means, axis=-1)
-        if self.channels.startswith("adjacent:"):
-            step = int(self.channels.split(":")[1])
-            planes = [min(max(tile.plane + shift, 0), volume.n_planes - 1) for shift in (-step, 0, step)]
-            return np.stack([volume.read(plane, rows, columns) for plane in planes], axis=-1)
-        return volume.read(tile.plane, rows, columns)
+        return read_colours(self.channels, volume, tile.plane, *tile.slices)
 
     def to_input(self, pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Pixels of a tile as SAM's input.
@@ -180,7 +181,8 @@ def resolve_preprocess(
     channels : str, optional
         See :class:`Preprocess`; by default ``"rgb"`` for colour and ``"repeat"`` for grey.
     window : str, optional
-        ``"dtype"``, ``"MIN:MAX"`` or ``"p1:p99"``; by default ``"dtype"`` for 8-bit pixels, else ``"p1:p99"``.
+        See :func:`embedcache.volume.window.resolve_window`; by default ``"dtype"`` for 8-bit pixels, else
+        ``"p1:p99"``.
 
     Raises
     ------
@@ -190,70 +192,6 @@ def resolve_preprocess(
     from embedcache.volume.window import resolve_window
 
     return Preprocess(resolve_channels(volume, channels), resolve_window(volume, window))
-
-
-def resolve_channels(volume: Volume, channels: str | None) -> str:
-    """The colour recipe of a volume, written in its one way; the default where none is given.
-
-    Raises
-    ------
-    VolumeError
-        When the recipe does not fit the volume.
-    """
-    recipe = _canonical(channels) if channels else ("rgb" if volume.channels == 3 else "repeat")
-    if volume.channels == 3 and recipe != "rgb":
-        raise VolumeError(
-            f"{volume.source} is in colour, and --channels {recipe} builds colours from grey planes.",
-            hint="Leave --channels out, or give rgb; convert the images to grey to use the other recipes.",
-        )
-    if volume.channels == 1 and recipe == "rgb":
-        raise VolumeError(
-            f"{volume.source} is grey, and --channels rgb needs colour.",
-            hint="Leave --channels out, or give repeat, adjacent or depth:A-B,C-D,E-F.",
-        )
-    if not volume.uniform and recipe != "repeat" and recipe != "rgb":
-        raise VolumeError(
-            f"{volume.source} is a collection of images; --channels {recipe} needs planes that lie on each other.",
-            hint="Leave --channels out; for slices of one volume save them as TIFF or Zarr.",
-        )
-    preprocess = Preprocess(recipe)
-    for first, last in preprocess.depth_ranges:
-        if last >= volume.n_planes:
-            raise VolumeError(
-                f"--channels {recipe}: planes {first}-{last} lie outside {volume.source}, which has planes "
-                f"0 to {volume.n_planes - 1}."
-            )
-    return recipe
-
-
-def _canonical(channels: str) -> str:
-    """The one way of writing a colour recipe, so that equal recipes give equal fingerprints."""
-    text = channels.strip().lower().replace(" ", "")
-    if text in ("repeat", "rgb"):
-        return text
-    if text == "adjacent":
-        return "adjacent:1"
-    step = re.fullmatch(r"adjacent:(\d+)", text)
-    if step and int(step[1]) > 0:
-        return f"adjacent:{int(step[1])}"
-    if text.startswith("depth:"):
-        parts = [_DEPTH.fullmatch(part) for part in text[len("depth:") :].split(",")]
-        ranges = [(int(part[1]), int(part[2])) for part in parts if part]
-        if len(parts) == len(ranges) == 3 and all(first <= last for first, last in ranges):
-            return "depth:" + ",".join(f"{first}-{last}" for first, last in ranges)
-    raise VolumeError(
-        f"--channels {channels}: expected repeat, rgb, adjacent[:STEP] or depth:A-B,C-D,E-F "
-        "(three ranges of planes, ends included, the smaller number first)."
-    )
-
-
-def _mean_plane(
-    volume: Volume, first: int, last: int, rows: slice, columns: slice
-) -> npt.NDArray[np.float32]:
-    total = volume.read(first, rows, columns).astype(np.float64)
-    for plane in range(first + 1, last + 1):
-        total += volume.read(plane, rows, columns)
-    return (total / (last - first + 1)).astype(np.float32)
 
 
 def windowed(pixels: npt.NDArray[Any], window: tuple[float, float]) -> npt.NDArray[np.float32]:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from embedcache.errors import VolumeError
 from embedcache.volume.mask import open_mask
+from embedcache.volume.tuples import draw_planes, is_random, parse_random
 from embedcache.volume.volume import Volume
 
 
@@ -22,7 +23,8 @@ class Selection:
     Parameters
     ----------
     z_range : str, optional
-        ``"A:B"`` or ``"A:B:STEP"``: planes from A up to, not including, B.
+        ``"A:B"`` or ``"A:B:STEP"``: planes from A up to, not including, B; single planes; several of these with
+        commas; or ``"random:N[:SEED]"``.
     bbox : str, optional
         ``"Y0:Y1,X0:X1"`` in volume px, ends excluded; every tile that touches it is wanted.
     mask : str, optional
@@ -34,7 +36,9 @@ class Selection:
     mask: str | None = None
 
     def __post_init__(self) -> None:
-        if self.z_range is not None:
+        if self.z_range is not None and is_random(self.z_range):
+            parse_random(self.z_range, "--z-range")
+        elif self.z_range is not None:
             _parse_z_range(self.z_range)
         if self.bbox is not None:
             _parse_bbox(self.bbox)
@@ -87,18 +91,26 @@ def select(table: npt.NDArray[np.int64], selection: Selection, *, volume: Volume
     return wanted
 
 
-def _parse_z_range(text: str) -> tuple[int, int | None, int]:
-    match = re.fullmatch(r"(\d*):(\d*)(?::(\d+))?", text.replace(" ", ""))
-    if match is None:
-        raise VolumeError(
-            f"--z-range {text}: expected FIRST:END or FIRST:END:STEP, such as 100:200 or 0:65:2."
-        )
-    first, end, step = int(match[1] or 0), int(match[2]) if match[2] else None, int(match[3] or 1)
-    if step < 1 or (end is not None and end <= first):
-        raise VolumeError(
-            f"--z-range {text} holds no plane: the end is not included, and the step is at least 1."
-        )
-    return first, end, step
+def _parse_z_range(text: str) -> list[tuple[int, int | None, int]]:
+    """Ranges as first, end and step; a single plane is a range of one."""
+    found = []
+    for part in text.replace(" ", "").split(","):
+        match = re.fullmatch(r"(\d*):(\d*)(?::(\d+))?", part)
+        if match is None and not part.isdecimal():
+            raise VolumeError(
+                f"--z-range {text}: expected FIRST:END or FIRST:END:STEP, such as 100:200 or 0:65:2, several of "
+                "them with commas, or random:N[:SEED]."
+            )
+        if match is None:
+            found.append((int(part), int(part) + 1, 1))
+            continue
+        first, end, step = int(match[1] or 0), int(match[2]) if match[2] else None, int(match[3] or 1)
+        if step < 1 or (end is not None and end <= first):
+            raise VolumeError(
+                f"--z-range {part} holds no plane: the end is not included, and the step is at least 1."
+            )
+        found.append((first, end, step))
+    return found
 
 
 def _parse_bbox(text: str) -> tuple[int, int, int, int]:
@@ -112,14 +124,17 @@ def _parse_bbox(text: str) -> tuple[int, int, int, int]:
 
 
 def _planes_wanted(text: str, planes: int, volume: Volume) -> npt.NDArray[np.bool_]:
-    first, end, step = _parse_z_range(text)
-    last = planes if end is None else end
-    if first >= planes or last > planes:
-        raise VolumeError(
-            f"--z-range {text} lies outside {volume.source}, which has planes 0 to {planes - 1}."
-        )
     wanted = np.zeros(max(planes, 1), np.bool_)
-    wanted[first:last:step] = True
+    if is_random(text):
+        wanted[list(draw_planes(planes, *parse_random(text, "--z-range")))] = True
+        return wanted
+    for first, end, step in _parse_z_range(text):
+        last = planes if end is None else end
+        if first >= planes or last > planes:
+            raise VolumeError(
+                f"--z-range {text} lies outside {volume.source}, which has planes 0 to {planes - 1}."
+            )
+        wanted[first:last:step] = True
     return wanted
 
 

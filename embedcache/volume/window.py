@@ -1,8 +1,9 @@
-"""Turns ``--window`` into two numbers: from the data type, from pixels at places that never change, or all of them."""
+"""Turns ``--window`` into two numbers: from the data type, from pixels at fixed places, or from all of them."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -128,16 +129,18 @@ def _of_sample(volume: Volume, lower: float, upper: float, text: str) -> tuple[f
     return low, high
 
 
-def sample_pixels(volume: Volume) -> npt.NDArray[Any]:
-    """Pixels of 64 crops at places spread by a fixed low-discrepancy sequence, as one flat array."""
-    crops = []
+def sample_places(volume: Volume) -> Iterator[tuple[int, slice, slice]]:
+    """Plane, rows and columns of 64 crops, spread by a fixed low-discrepancy sequence."""
     for number in range(SAMPLES):
         fractions = [_radical_inverse(number + 1, base) for base in (2, 3, 5)]
         plane = min(int(fractions[0] * volume.n_planes), volume.n_planes - 1)
         height, width = volume.plane_size(plane)
-        rows, columns = _place(fractions[1], height), _place(fractions[2], width)
-        crops.append(volume.read(plane, rows, columns).ravel())
-    return np.concatenate(crops)
+        yield plane, _place(fractions[1], height), _place(fractions[2], width)
+
+
+def sample_pixels(volume: Volume) -> npt.NDArray[Any]:
+    """Pixels of the 64 crops of :func:`sample_places`, as one flat array."""
+    return np.concatenate([volume.read(*place).ravel() for place in sample_places(volume)])
 
 
 def clipped_share(volume: Volume, window: tuple[float, float]) -> float:

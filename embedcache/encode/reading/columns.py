@@ -7,12 +7,14 @@ Planning for tens of millions of tiles counts with these numbers and never walks
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from embedcache.geometry import PLANES_PER_BLOCK
 from embedcache.volume import Preprocess
+from embedcache.volume.channels import drawn_triples
 
 Ints = npt.NDArray[np.int64]
 
@@ -86,11 +88,14 @@ class Reach:
         Distances from the tile's own plane, clamped to the volume.
     fixed : tuple of (int, int)
         Plane ranges, ends included, that every tile reads instead (the depth recipe).
+    drawn : tuple of (int, int, int)
+        Planes that the tiles of each composite read instead (the random recipe).
     """
 
     n_planes: int
     shifts: tuple[int, ...] = (0,)
     fixed: tuple[tuple[int, int], ...] = ()
+    drawn: tuple[tuple[int, int, int], ...] = ()
 
     @classmethod
     def of(cls, preprocess: Preprocess, n_planes: int) -> Reach:
@@ -98,16 +103,23 @@ class Reach:
         if preprocess.channels.startswith("adjacent:"):
             step = int(preprocess.channels.split(":")[1])
             return cls(n_planes, (-step, 0, step))
-        return cls(n_planes, fixed=preprocess.depth_ranges)
+        drawn = drawn_triples(preprocess.channels, n_planes)
+        return cls(n_planes, fixed=preprocess.depth_ranges, drawn=drawn)
+
+    @cached_property
+    def _drawn(self) -> Ints:
+        return np.array(self.drawn, np.int64)
 
     @property
     def tile_planes(self) -> int:
         """Planes that have tiles."""
-        return 1 if self.fixed else self.n_planes
+        return len(self.drawn) or (1 if self.fixed else self.n_planes)
 
     @property
     def span(self) -> int:
         """Planes between the first and the last that lie open while a column is read from top to bottom."""
+        if self.drawn:
+            return self.n_planes  # any plane may come again until the last composite
         if not self.fixed:
             return self.shifts[-1] - self.shifts[0]
         planes = np.concatenate([np.arange(first, last + 1) for first, last in self.fixed])
@@ -115,6 +127,9 @@ class Reach:
 
     def planes(self, first: Ints, end: Ints) -> tuple[Ints, Ints]:
         """First and last source planes that tiles of planes ``first:end`` read, element by element."""
+        if self.drawn:
+            parts = [self._drawn[begin:stop] for begin, stop in zip(first, end, strict=True)]
+            return np.array([part.min() for part in parts]), np.array([part.max() for part in parts])
         if self.fixed:
             edges = np.array(self.fixed)
             return np.full_like(first, edges.min()), np.full_like(end, edges.max())
@@ -122,6 +137,10 @@ class Reach:
 
     def readers(self, z0: int, z1: int) -> tuple[Ints, Ints]:
         """Tile planes, ascending, that read source planes ``z0:z1``, and how many reads each does there."""
+        if self.drawn:
+            times = ((self._drawn >= z0) & (self._drawn < z1)).sum(axis=1)
+            reading = np.flatnonzero(times)
+            return reading, times[reading]
         if self.fixed:
             reads = sum(max(0, min(z1, high + 1) - max(z0, low)) for low, high in self.fixed)
             return np.zeros(min(reads, 1), np.int64), np.full(min(reads, 1), reads, np.int64)
