@@ -14,12 +14,13 @@ import pytest
 import tensorstore
 import zarr
 from disk_faults import InterruptedDisk, refuse
-from encode_samples import QUICK, Listener, change, quick, scan, shard_digests
+from encode_samples import QUICK, change, quick, scan, shard_digests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from store_samples import DIGEST, IMAGES, embedding, file_bytes, make_store, spec
 
+from embedcache.encode import run_encode
 from embedcache.encode.care.against import compare_with
 from embedcache.encode.care.fidelity import drawn
 from embedcache.encode.care.repair import repair
@@ -36,7 +37,7 @@ from embedcache.errors import (
     StorageError,
 )
 from embedcache.files import disk as disk_module
-from embedcache.geometry import VIEW_SETS, see
+from embedcache.geometry import VIEW_SETS, see, see_boxes, see_points, unsee
 from embedcache.progress import Silent
 from embedcache.store import EmbeddingStore
 from embedcache.store.care.diff import diff
@@ -614,16 +615,51 @@ def test_a_word_that_names_no_views_is_refused():
 
 
 def test_views_are_no_part_of_the_recipe(tmp_path):
-    volume, listener = scan(tmp_path / "a.npy", planes=2), Listener()
-    first = quick(volume, listener, store=tmp_path / "s.zarr", views="flips").store
-    other = scan(tmp_path / "b.npy", planes=2, seed=1)
-    like = quick(other, store=tmp_path / "b.zarr", **{"views": "none"}).store
-    assert "views" not in first.provenance["recipe"]
-    assert first.embedding_space == like.embedding_space
-    lines = (first.path / "journal" / "main.jsonl").read_bytes().splitlines()
+    """A store with views has the identity of one without, and who encodes alike asks for views himself."""
+    volume, other = scan(tmp_path / "a.npy", planes=2), scan(tmp_path / "b.npy", planes=2, seed=1)
+    viewed = quick(volume, store=tmp_path / "viewed.zarr", views="flips").store
+    plain = quick(volume, store=tmp_path / "plain.zarr").store
+    assert (viewed.fingerprint, viewed.embedding_space) == (plain.fingerprint, plain.embedding_space)
+    assert viewed.provenance["recipe"] == plain.provenance["recipe"]
+    assert viewed.spec == plain.spec
+    assert options_from(other, {}, viewed).views == "none"
+    assert options_from(other, {"views": "d4"}, viewed).views == "d4"
+    like = run_encode(
+        options_from(other, {"store": tmp_path / "b.zarr", "device": "cpu"}, viewed), Silent(), lambda: None
+    )
+    assert (like.encoded, like.store.views) == (2, (0,))
+    assert like.store.embedding_space == viewed.embedding_space
+
+
+def test_the_journal_says_which_views_were_wanted(tmp_path):
+    store = quick(scan(tmp_path / "a.npy", planes=2), store=tmp_path / "s.zarr", views="flips").store
+    lines = (store.path / "journal" / "main.jsonl").read_bytes().splitlines()
     selections = [record for record in map(decode_line, lines) if record and record["kind"] == "selection"]
     assert [record["selection"]["views"] for record in selections] == ["flips"]
-    assert options_from(other, {"views": "d4"}, first).views == "d4"
+
+
+@pytest.mark.parametrize("view", EVERY)
+def test_the_predictor_of_a_view_is_that_of_the_moved_image(tmp_path, view):
+    """Its frame is the view's: a lying tile stands in an odd one, and ``unsee`` brings its masks back."""
+    pixels = np.random.default_rng(0).integers(1, 250, (1, 40, 64), dtype=np.uint8)
+    np.save(tmp_path / "a.npy", pixels)
+    np.save(tmp_path / "moved.npy", np.ascontiguousarray(see(pixels, view)))
+    viewed = quick(tmp_path / "a.npy", store=tmp_path / "a.zarr", tile="full", views="d4").store
+    moved = quick(tmp_path / "moved.npy", store=tmp_path / "moved.zarr", tile="full").store
+    with open_volume(tmp_path / "a.npy") as volume, open_volume(tmp_path / "moved.npy") as other:
+        found, expected = viewed.predictor(viewed.views_of(0)[view], volume), moved.predictor(0, other)
+        assert np.array_equal(found.image, expected.image)
+    assert found.original_size == expected.original_size == ((64, 40) if view % 2 else (40, 64))
+    assert found.input_size == expected.input_size == ((1024, 640) if view % 2 else (640, 1024))
+    point = {"point_coords": see_points([[50, 10]], (40, 64), view), "point_labels": [1]}
+    box = {"box": see_boxes([30, 5, 60, 20], (40, 64), view)}
+    for prompts in (point, box):
+        masks, iou, _ = found.predict(**prompts, return_logits=True)
+        others, its_iou, _ = expected.predict(**prompts, return_logits=True)
+        assert np.array_equal(masks, others)
+        assert np.array_equal(iou, its_iou)
+        assert masks.shape[1:] == found.original_size
+        assert unsee(masks, view).shape[1:] == (40, 64)
 
 
 def test_a_selection_and_a_mask_ask_for_base_tiles_only(tmp_path):
