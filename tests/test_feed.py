@@ -291,40 +291,54 @@ def test_stores_of_two_forms_are_counted_as_the_floats_that_are_kept(tmp_path: P
         assert kept_bytes == wanted
 
 
-def test_making_an_order_is_counted_as_waiting(part: Held, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = Order.of_epoch
+def wait_until(true: Callable[[], bool]) -> bool:
+    end = time.monotonic() + 60
+    while not true() and time.monotonic() < end:
+        time.sleep(0.005)
+    return true()
+
+
+def test_making_an_order_is_counted_as_waiting_and_that_of_the_next_epoch_is_made_ahead(
+    part: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, made = Order.of_epoch, set()
 
     def slowly(self: Order, epoch: int, shards: Any) -> Any:
         time.sleep(0.3)
-        return made(self, epoch, shards)
+        found = make(self, epoch, shards)
+        made.add(epoch)
+        return found
 
     monkeypatch.setattr(Order, "of_epoch", slowly)
-    with feed(part) as fed:
-        steps = fed.steps(0, 9, first_step=0)
-        next(steps)
-        assert fed.waited > 0.3
-        fed.waited = 0.0
-        for _ in steps:  # the second and third epoch were prepared meanwhile
-            time.sleep(0.2)
-    assert fed.waited < 0.5
+    with feed(part, ahead=2) as fed:
+        for data in fed.steps(0, 9, first_step=0):
+            assert fed.waited > 0.3
+            begun = min(data.step + 2, 8)
+            after = begun * 4 // fed.epoch_length + 1  # the epoch after the one that is read ahead
+            assert wait_until(lambda after=after: after in made)
 
 
 def test_a_batch_is_there_before_the_step_asks_for_it(part: Held, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow_down(monkeypatch, 0.05)
-    with feed(part, threads=1, resident="disk") as fed:
-        steps = fed.steps(0, 6, first_step=0)
-        next(steps)
-        fed.waited = 0.0
-        for _ in steps:
-            time.sleep(0.5)
-    assert fed.waited < 0.5 * (5 * 4 * 0.05)  # half of what reading takes, however busy the machine is
+    read, reads = EmbeddingReader.read_stored, []
+
+    def counted(self: EmbeddingReader, indices: Any, out: Any) -> Any:
+        found = read(self, indices, out)
+        reads.extend(indices)
+        return found
+
+    monkeypatch.setattr(EmbeddingReader, "read_stored", counted)
+    with feed(part, threads=1, resident="disk", ahead=2) as fed:
+        for at, _ in enumerate(fed.steps(0, 6, first_step=0)):
+            asked = min(at + 1 + 2, 6)
+            assert wait_until(lambda asked=asked: len(reads) >= 4 * asked)
+            assert len(reads) == 4 * asked  # and no more than what there is memory for
 
 
 def test_a_slow_disk_is_counted_as_waiting(part: Held, monkeypatch: pytest.MonkeyPatch) -> None:
     slow_down(monkeypatch, 0.05)
     with feed(part, threads=1, resident="disk") as fed:
         list(fed.steps(0, 3, first_step=0))
-    assert fed.waited > 0.5
+    assert fed.waited > 0.3  # of 12 embeddings one after the other
 
 
 @pytest.mark.parametrize("harm", ["flip", "gone"])
