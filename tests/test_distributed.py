@@ -69,7 +69,7 @@ def worker_pids(scheduler: str) -> list[int]:
     from distributed import Client
 
     with Client(scheduler, set_as_default=False) as client:
-        client.wait_for_workers(3, timeout=60)
+        client.wait_for_workers(3, timeout=300)
         return list(client.run(os.getpid).values())
 
 

@@ -17,15 +17,15 @@ from faults import encoder as test_encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedcache.encode import overlapped, slots, tile_reader, wiring
-from embedcache.encode.stages import STAGES
+from embedcache.encode import overlapped, slots, stages, tile_reader, wiring
+from embedcache.encode.stages import STAGES, Stages
 from embedcache.errors import InputError, Interrupted, StorageError
 from embedcache.files import disk as disk_module
 from embedcache.files.disk import Disk
 from embedcache.store import EmbeddingStore
 from embedcache.volume import Preprocess
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 class TouchyDisk(Disk):
@@ -174,6 +174,7 @@ def test_bytes_do_not_depend_on_which_stage_is_slow_when(tmp_path_factory, seed)
 
 @pytest.mark.parametrize("slow", ["read", "encode", "write"])
 def test_the_stage_that_limits_is_named(volume, tmp_path, monkeypatch, slow):
+    monkeypatch.setattr(stages, "_UNNOTICED", 0.3)  # a busy machine is late with its first tile
     if slow == "read":
         slow_source(monkeypatch, lambda plane: time.sleep(0.4))
     elif slow == "encode":
@@ -184,6 +185,16 @@ def test_the_stage_that_limits_is_named(volume, tmp_path, monkeypatch, slow):
     assert figures["bottleneck"] == slow
     assert list(figures["seconds_by_stage"]) == list(STAGES)
     assert figures["waits"]["writer" if slow == "write" else "input"] >= (0 if slow == "encode" else 0.1)
+
+
+def test_an_encoder_that_waits_for_a_twentieth_of_its_time_still_limits():
+    watch = Stages()
+    watch.add("encode", 95.0)
+    watch.add("read", 200.0)
+    watch.waits["input"] = 4.9
+    assert watch.bottleneck == "encode"
+    watch.waits["input"] = 5.1
+    assert watch.bottleneck == "read"
 
 
 def test_each_source_piece_is_counted(tmp_path):
@@ -270,11 +281,11 @@ def test_a_signal_ends_a_run_whose_source_hangs_and_what_is_encoded_is_committed
     over = threading.Event()
     stall_at(monkeypatch, 5, over.is_set)
     calls = count_calls()
-    begin = time.monotonic()
     try:
         with pytest.raises(Interrupted, match="5 tiles of this run are committed"):
             quick(volume, stop=lambda: 15 if len(calls) == 5 else None, store=tmp_path / "s.zarr")
-        assert time.monotonic() - begin < PATIENCE / 2
+        names = [thread.name for thread in threading.enumerate()]
+        assert any("embedcache-read" in name for name in names), "it waited for the source"
         assert EmbeddingStore.open(tmp_path / "s.zarr").committed.sum() == 5
     finally:
         over.set()

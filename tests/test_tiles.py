@@ -109,10 +109,10 @@ def test_a_small_table_is_as_written_down_here() -> None:
 
 
 def test_more_than_a_million_tiles_are_numbered_in_two_seconds() -> None:
-    started = time.perf_counter()
+    started = time.process_time()  # whatever else the machine does
     table = TileGrid(1024).table_uniform(19_000, 7888, 8096)
     assert len(table) >= 1_200_000
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_empty_collections_have_empty_tables() -> None:

@@ -82,7 +82,7 @@ def _dead_holder(stage: Stage, _: int, rng: Random) -> Outcome:
     undisturbed = _seconds(stage, stage.copy(stage.half, "quiet.zarr"))
     taken = _seconds(stage, store)
     require_same(store, stage.data["expected"], "after a dead holder")
-    assert taken < undisturbed + 2.0, f"{taken:.1f} s where {undisturbed:.1f} s is usual"
+    assert taken < undisturbed + 10.0, f"{taken:.1f} s where {undisturbed:.1f} s is usual"
     return survived(seconds_more_than_undisturbed=max(0.0, taken - undisturbed))
 
 
