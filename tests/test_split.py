@@ -12,9 +12,11 @@ from training_stores import blob_labels, make_image_store, make_store, save_labe
 
 from embedcache.errors import ConfigError, LabelError
 from embedcache.store import EmbeddingStore
+from embedcache.train.truth.choice import first_useful
+from embedcache.train.truth.held_out import _blocks, _slabs
 from embedcache.train.truth.labels import Labels, open_labels
 from embedcache.train.truth.places import Tiles
-from embedcache.train.truth.split import Split, _blocks, _first_useful, _slabs, make_split
+from embedcache.train.truth.split import Split, make_split
 
 Pair = tuple[EmbeddingStore, Labels]
 
@@ -175,7 +177,7 @@ def scattered(draw: st.DrawFn) -> Tiles:
 def test_no_pixel_is_in_a_training_and_a_validation_tile(stack: Pair, tiles: Tiles) -> None:
     for candidates in (_blocks([stack[0]], tiles, 0.2), _slabs([stack[0]], tiles, 0.2)):
         try:
-            choice = _first_useful(candidates, tiles)
+            choice = first_useful(candidates, tiles)
         except LabelError:
             continue
         assert tiles.positive[choice.val].any()

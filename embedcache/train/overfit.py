@@ -25,6 +25,8 @@ def for_overfitting(options: TrainOptions) -> TrainOptions:
     """
     if options.val != "auto":
         raise ConfigError(f"--overfit validates on what it trains on; leave --val {options.val} out.")
+    if options.validation is not None:
+        raise ConfigError("--overfit validates on what it trains on; leave --validation out.")
     return replace(options, jitter=False, views="off", patience=0)
 
 

@@ -28,8 +28,8 @@ from embedcache.progress import Progress, Silent
 from embedcache.store import EmbeddingStore
 from embedcache.store.reading.tier import shared_tiers
 from embedcache.train.options import TrainOptions
+from embedcache.train.pairs import StoreLike, open_labels_of
 from embedcache.train.run import Run
-from embedcache.train.setup import StoreLike, open_labels_of
 from embedcache.train.sweep_file import SweepFile, Value, read_sweep
 from embedcache.train.sweep_record import Record, identity_of, require_same, sweep_folder
 from embedcache.train.sweep_table import Row, SweepResult

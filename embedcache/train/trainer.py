@@ -13,9 +13,10 @@ from embedcache.files import exclusive_lock, remove_litter, remove_tree
 from embedcache.progress import Progress, Silent
 from embedcache.train.options import TrainOptions
 from embedcache.train.overfit import for_overfitting
+from embedcache.train.pairs import LabelsLike, StoreLike
 from embedcache.train.record import views_said
 from embedcache.train.run import Run, new_folder, wanted_folder
-from embedcache.train.setup import LabelsLike, Setup, StoreLike, prepare
+from embedcache.train.setup import Setup, prepare
 from embedcache.train.start import starting_model
 from embedcache.train.stepping.device import require_amp, tf32
 from embedcache.train.stepping.ranks import Ranks, joined
