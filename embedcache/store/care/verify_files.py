@@ -217,9 +217,9 @@ def _without_columns(metadata: Any) -> Any:
     names = ("chunk_grid", "attributes", "data_type")
     if all(any(metadata.get(name) == one[name] for one in (five, six)) for name in names):
         shape = metadata.get("shape")
-        known = isinstance(shape, list) and shape[1:] in (five["shape"][1:], six["shape"][1:])
-        rows = [shape[0], None] if known else shape
-        return {**metadata, "shape": rows, **dict.fromkeys(names)}
+        if isinstance(shape, list) and shape[1:] in (five["shape"][1:], six["shape"][1:]):
+            shape = [shape[0], None]
+        return {**metadata, "shape": shape, **dict.fromkeys(names)}
     return {name: _without_columns(value) for name, value in metadata.items()}
 
 
