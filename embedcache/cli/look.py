@@ -1,4 +1,4 @@
-"""The commands that look: status, info."""
+"""The command ``status``: what a store holds, and which stores and runs there are."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from embedcache.errors import EmbedcacheError
 from embedcache.store import EmbeddingStore
 from embedcache.store.certificate import Certificate
 from embedcache.train import Run
-from embedcache.volume import open_volume
 
 
 @app.command(
@@ -106,39 +105,3 @@ def _readable(paths: list[Path], read: Callable[[Path], dict[str, Any]]) -> list
         except EmbedcacheError as error:
             click.echo(error.message, err=True)
     return found
-
-
-@app.command(
-    short_help="What a volume is, and what encode would do with it.",
-    epilog="Example: embedcache info scroll1.zarr --level 2",
-)
-@click.argument("volume", metavar="V")
-@click.option("--level", type=int, default=0, show_default=True, help="Pyramid level.")
-@json_option
-def info(volume: str, level: int, as_json: bool) -> None:
-    """Show what a volume is: kind, shape, type, chunks, and which channels and window `encode` would take."""
-    from embedcache.volume import resolve_preprocess
-
-    with open_volume(volume, level=level) as opened:
-        sizes = [
-            opened.plane_size(plane) for plane in range(min(opened.n_planes, 1 if opened.uniform else 10_000))
-        ]
-        preprocess = resolve_preprocess(opened)
-        figures: dict[str, Any] = {
-            "volume": opened.source,
-            "kind": opened.kind,
-            "planes": opened.n_planes,
-            "height": max(height for height, _ in sizes),
-            "width": max(width for _, width in sizes),
-            "sizes_differ": len(set(sizes)) > 1,
-            "dtype": str(opened.dtype),
-            "channels": opened.channels,
-            "level": opened.level,
-            "chunks": list(opened.chunks) if opened.chunks else None,
-            "encode_channels": preprocess.channels,
-            "encode_window": list(preprocess.window),
-        }
-    if as_json:
-        print_json(figures)
-    else:
-        print_pairs("info", list(figures.items()))

@@ -1,0 +1,205 @@
+"""The command ``info``: a volume at a glance, and what ``encode`` would do with it."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from PIL import Image
+
+from embedcache.cli.app import app
+from embedcache.cli.common import json_option
+from embedcache.cli.encode_options import encode_options, recipe_options, selection_options
+from embedcache.cli.output import print_json, print_pairs
+from embedcache.cli.source_options import source_options
+from embedcache.encode.options import EncodeOptions
+from embedcache.encode.plan import bytes_per_tile
+from embedcache.encode.sizes import readable_bytes
+from embedcache.encode.survey import open_source_of, tile_table
+from embedcache.errors import ConfigError
+from embedcache.files import write_file
+from embedcache.remote import is_remote
+from embedcache.volume import Preprocess, Selection, TileGrid, Volume, resolve_preprocess, select
+from embedcache.volume.formats import format_key
+from embedcache.volume.layouts import strip_scheme
+from embedcache.volume.look import Thumbnail, histogram, thumbnail
+from embedcache.volume.normalisation import is_named
+from embedcache.volume.opening import found_in
+from embedcache.volume.origin import origin_of
+from embedcache.volume.volume import TIFF_SUFFIXES
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+@app.command(
+    short_help="What a volume is, and what encode would do with it.",
+    epilog="Example: embedcache info scroll1.zarr --level 2 --thumbnail scroll1.png",
+)
+@click.argument("volume", metavar="V")
+@click.option("--thumbnail", "picture", metavar="FILE.png", help="Write a small picture of one plane.")
+@click.option("--plane", type=int, metavar="N", help="Which plane.  [default: the middle one]")
+@source_options
+@recipe_options
+@selection_options
+@json_option
+def info(
+    volume: str, picture: str | None, plane: int | None, like: str | None, as_json: bool, **wishes: Any
+) -> None:
+    """Show what a volume is: shape, levels, type, chunks, voxel size, intensities, and what `encode` would do.
+
+    Takes the options of `encode`. Of the pixels a sample is read, never the whole volume.
+    """
+    options = encode_options(volume, like, wishes)
+    if picture is not None and Path(picture).suffix.lower() != ".png":
+        raise ConfigError(f"--thumbnail {picture}: expected a name that ends in .png.")
+    with open_source_of(options) as opened:
+        named = options.window is not None and is_named(options.window)
+        preprocess = resolve_preprocess(
+            opened, channels=options.channels, window=None if named else options.window
+        )
+        figures = _what_it_is(opened, options) | {
+            "encode_channels": preprocess.channels,
+            "encode_window": None if named else list(preprocess.window),
+            "would": _would(opened, preprocess, options),
+            "histogram": histogram(opened),
+            "thumbnail": None,
+        }
+        if picture is not None:
+            small = thumbnail(
+                opened,
+                preprocess.window,
+                plane=plane,
+                at_level=lambda level: open_source_of(replace(options, level=level)),
+            )
+            figures["thumbnail"] = _written(Path(picture), small)
+    if as_json:
+        print_json(figures)
+    else:
+        print_pairs("info", _in_words(figures))
+
+
+def _what_it_is(opened: Volume, options: EncodeOptions) -> dict[str, Any]:
+    planes = range(min(opened.n_planes, 1 if opened.uniform else 10_000))
+    sizes = [opened.plane_size(plane) for plane in planes]
+    return {
+        "volume": opened.source,
+        "format": _format(opened, options),
+        "kind": opened.kind,
+        "planes": opened.n_planes,
+        "height": max(height for height, _ in sizes),
+        "width": max(width for _, width in sizes),
+        "sizes_differ": len(set(sizes)) > 1,
+        "dtype": str(opened.dtype),
+        "channels": opened.channels,
+        "level": opened.level,
+        "levels": [list(shape) for shape in opened.levels],
+        "scale": list(opened.scale),
+        "voxel_size": None if opened.voxel_size is None else list(opened.voxel_size),
+        "chunks": list(opened.chunks) if opened.chunks else None,
+        "origin": origin_of(
+            opened.source, url=options.source_url, licence=options.licence, citation=options.citation
+        ).to_dict(),
+    }
+
+
+def _format(opened: Volume, options: EncodeOptions) -> str:
+    """The row of the table of formats that the path was opened by."""
+    if is_remote(opened.source):
+        return format_key("remote")
+    path, fragment = strip_scheme(options.volume)
+    folder = Path(path).expanduser().absolute()
+    found = found_in(folder, options.image, fragment=fragment) if folder.is_dir() else None
+    if found is not None:
+        return format_key(found.layout)
+    tiffs = not opened.uniform and opened.plane_name(0).lower().endswith(TIFF_SUFFIXES)
+    return format_key("tiff" if tiffs else opened.kind)
+
+
+def _would(opened: Volume, preprocess: Preprocess, options: EncodeOptions) -> dict[str, Any]:
+    """What ``encode`` would do, but for the weights and for what the store has by then."""
+    total, selected = _tiles(opened, preprocess, options)
+    return {
+        "model": options.model,
+        "tile": options.tile or "full",
+        "overlap": options.overlap,
+        "channels": preprocess.channels,
+        "window": options.window or "{:g}:{:g}".format(*preprocess.window),
+        "tiles": total,
+        "tiles_selected": selected,
+        "bytes": selected * bytes_per_tile(options.store_dtype),
+    }
+
+
+def _tiles(opened: Volume, preprocess: Preprocess, options: EncodeOptions) -> tuple[int, int]:
+    """Tiles of the volume, and of the selection.
+
+    Without a mask the planes and the tiles of one plane are counted apart: the table of a whole scroll would take
+    gigabytes.
+    """
+    grid = TileGrid(tile=options.tile, overlap=options.overlap)
+    if not opened.uniform or options.mask is not None:
+        sizes = () if opened.uniform else tuple(map(opened.plane_size, range(opened.n_planes)))
+        table = tile_table(opened, preprocess, grid, sizes)
+        wanted = select(table, Selection(options.z_range, options.bbox, options.mask), volume=opened)
+        return int((table[:, 0] >= 0).sum()), int(wanted.sum())
+    planes = np.zeros((preprocess.n_planes(opened), 5), np.int64)
+    planes[:, 0], planes[:, 3:] = np.arange(len(planes)), opened.plane_size(0)
+    boxes = grid.table_images([opened.plane_size(0)])
+    deep = int(select(planes, Selection(z_range=options.z_range), volume=opened).sum())
+    flat = int(select(boxes, Selection(bbox=options.bbox), volume=opened).sum())
+    return len(planes) * len(boxes), deep * flat
+
+
+def _written(path: Path, small: Thumbnail) -> dict[str, Any]:
+    stream = io.BytesIO()
+    Image.fromarray(small.pixels).save(stream, "PNG")
+    write_file(path.absolute(), stream.getvalue())
+    return {
+        "output": str(path.absolute()),
+        "plane": small.plane,
+        "level": small.level,
+        "pieces": list(small.pieces),
+    }
+
+
+def _in_words(figures: dict[str, Any]) -> list[tuple[str, object]]:
+    told = dict(figures)
+    would, counted, picture = told.pop("would"), told.pop("histogram"), told.pop("thumbnail")
+    told["levels"] = (
+        ", ".join(" × ".join(f"{n:,}" for n in shape) or "absent" for shape in told["levels"]) or None
+    )
+    told["scale"] = " × ".join(f"{number:g}" for number in told["scale"])
+    if told["voxel_size"] is not None:
+        told["voxel_size"] = " × ".join(f"{number:g}" for number in told["voxel_size"]) + " µm"
+    told["origin"] = "; ".join(text for text in told["origin"].values() if text) or None
+    told["intensities"] = (
+        f"{counted['edges'][0]:g} {sparkline(counted['counts'])} {counted['edges'][-1]:g} (heights logarithmic; "
+        f"{counted['sampled_pixels']:,} pixels, {counted['zeros']:,} zero, {counted['nan']:,} NaN)"
+    )
+    told["encode would"] = (
+        f"write {would['tiles_selected']:,} of {would['tiles']:,} tiles of {would['tile']}, "
+        f"{readable_bytes(would['bytes'])}, channels {would['channels']}, window {would['window']}"
+    )
+    if picture is not None:
+        parts = (
+            "the whole plane"
+            if picture["pieces"] == [1, 1]
+            else "{} × {} parts of it".format(*picture["pieces"])
+        )
+        told["thumbnail"] = (
+            f"{picture['output']} (plane {picture['plane']}, level {picture['level']}: {parts})"
+        )
+    return [(name.replace("_", " "), value) for name, value in told.items()]
+
+
+def sparkline(counts: list[int]) -> str:
+    """Counts as one line of block characters; a blank is none, heights are logarithmic."""
+    heights = np.log1p(counts) / max(np.log1p(max(counts)), 1e-9)
+    return "".join(
+        _BLOCKS[min(int(height * len(_BLOCKS)), len(_BLOCKS) - 1)] if count else " "
+        for count, height in zip(counts, heights, strict=True)
+    )
