@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from embedcache.errors import ConfigError, LabelError, VolumeError
 from embedcache.geometry import Tile, see
+from embedcache.remote.address import is_remote, one_name
 from embedcache.store import EmbeddingStore
 from embedcache.train.questions.targets import area_average, content_share
 from embedcache.train.truth.alignment import AlignedPlanes, align
@@ -119,11 +120,16 @@ def require_free(start: MaskPrompts, labels: str) -> None:
     ConfigError
         When both are one file or folder.
     """
-    if Path(start.source).resolve() == Path(labels).resolve():
+    if _one_place(start.source) == _one_place(labels):
         raise ConfigError(
             f"--start is {labels}, the labels themselves: figures would show how well the truth is copied.",
             hint="Start from predictions of a model that was not trained on the tiles that are held out.",
         )
+
+
+def _one_place(source: str) -> str:
+    """A source as one text, however it was written."""
+    return one_name(source) if is_remote(source) else str(Path(source).resolve())
 
 
 def require_start(
