@@ -13,50 +13,37 @@ out. Everything goes to ``em_mitochondria/``. On a machine without a GPU and wit
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import embedcache as ec
 from pipelines import door
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, object]:
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the whole path and return its figures on sections that training never saw."""
     wish = parse(arguments)
     tell = ec.Terminal()
 
     # Stage one: once. Another run of this script finds the embeddings and goes on at once.
-    store = ec.encode(
-        wish.raw,
-        store=wish.out / "embeddings.zarr",
-        model=wish.model,
-        checkpoint=wish.checkpoint,
-        tile=wish.tile,
-        progress=tell,
-    )
+    store = ec.encode(wish.raw, store=wish.out / "embeddings.zarr", progress=tell, **door.encoder(wish))
 
     # Stage two: as often as you like. A share instead of numbers, as a share leaves a gap.
-    # A run of that name is gone on with, or found finished.
     sections = int(store.table[:, 0].max()) + 1
     run = ec.train(
         store,
         wish.labels,
-        out=wish.out / wish.name,
-        resume=(wish.out / wish.name).exists(),
         task="semantic",
         val=f"{wish.hold_out / sections:.6f}",
-        steps=wish.steps,
-        lr=wish.lr,
         progress=tell,
+        **door.training(wish),
     )
 
     figures = ec.evaluate(store, wish.labels, checkpoint=run.checkpoint, progress=tell).to_dict()
     ec.predict(store, run.checkpoint, wish.out / f"{wish.name}_masks.tif", progress=tell)
-    page = ec.report(run)
-    print(json.dumps(figures, indent=2))
-    print(f"report: {page}")
+    door.show(figures, ec.report(run), wish.out)
     return figures
 
 
@@ -66,13 +53,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("raw", type=Path, help="the sections")
     parser.add_argument("labels", type=Path, help="their labels")
     parser.add_argument("--hold-out", type=int, default=4, help="how many of the last sections")
-    parser.add_argument("--out", type=Path, default=Path("em_mitochondria"), help="where everything goes")
-    parser.add_argument("--name", default="run", help="name of this training; choose another for another one")
-    parser.add_argument("--model", default="vit_b")
-    parser.add_argument("--checkpoint", default="auto", help="auto, a file, or random:SEED")
-    parser.add_argument("--tile", type=int, default=1024)
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--lr", type=float, default=1e-4)
+    door.options(parser, out="em_mitochondria", tile=1024)
     return parser.parse_args(arguments)
 
 

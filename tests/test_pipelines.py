@@ -25,7 +25,7 @@ def test_infrared_ink_goes_from_photographs_to_masks(
     page = (out / "run" / "report.html").read_text()
     assert f"<b>{figures['dice']:.3f}</b>" in page
     assert "Stitched pixels" in page
-    assert "report.html" in capsys.readouterr().out
+    assert "report.html" in capsys.readouterr().err
     again = infrared_ink.main([str(tmp_path), "--out", str(out), "--val", "fragment_2", *SMALL])
     assert again == figures
     assert "is finished; nothing is left to do" in capsys.readouterr().err
