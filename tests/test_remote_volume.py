@@ -1,4 +1,4 @@
-"""Volumes behind addresses: the same pixels and the same store as the copy on the disk, however the server behaves."""
+"""Volumes behind addresses: the same pixels and store as of the copy on the disk, however the server behaves."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Turns names of chunks of a volume that is elsewhere into their bytes: each fetched once, and kept here.
 
-What a server does not have is remembered, for it is the fill value and not worth a second request. A server that may
-not tell whether a file exists (an object store of which one may not list the names) refuses with 403: that means
-"missing" only where it gives the array's own metadata at the same time.
+What a server does not have is remembered, for it is the fill value and not worth a second request. A server that
+may not tell whether a file exists (an object store of which one may not list the names) refuses with 403: that
+means "missing" only where it gives the array's own metadata at the same time.
 """
 
 from __future__ import annotations
@@ -153,7 +153,9 @@ class ChunkSource:
             return None
 
     def get(self, name: str, first: int = 0, length: int | None = None) -> bytes | None:
-        """A file of the array, or a part of it; None where there is none. A negative ``first`` counts from its end.
+        """A file of the array, or a part of it; None where there is none.
+
+        A negative ``first`` counts from its end.
 
         Raises
         ------

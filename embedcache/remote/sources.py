@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from embedcache.remote.address import without_password
 TIMEOUT_SECONDS = (10.0, 30.0)
 """To connect; and how long a server may say nothing."""
 
-PAUSES = (0.2, 1.0)
+PAUSES = (0.2, 1.0, 4.0)
 """Seconds before each further try."""
 
 LONGEST_PAUSE = 30.0
@@ -38,8 +39,8 @@ class Source(Protocol):
     def read(self, name: str, first: int = 0, length: int | None = None, *, limit: int = FILE_LIMIT) -> bytes:
         """A file's bytes from ``first`` on, so many of them, or all; FileNotFoundError where there is none.
 
-        A negative ``first`` counts from the file's end, as in a slice. A whole file of more than ``limit`` bytes is
-        refused.
+        A negative ``first`` counts from the file's end, as in a slice. A whole file of more than ``limit`` bytes
+        is refused.
         """
 
     def names(self, folder: str) -> list[str] | None:
@@ -159,7 +160,7 @@ def _body(answer: requests.Response, limit: int) -> bytes:
 def again_and_again(
     fetch: Callable[[], Found], what: str, *, again: Callable[[], None] = lambda: None
 ) -> Found:
-    """What ``fetch`` gives, at the third try at the latest; ``again`` is called before each further try.
+    """What ``fetch`` gives, at the last of a few tries at the latest; ``again`` is called before each further try.
 
     Raises
     ------
@@ -190,7 +191,18 @@ def again_and_again(
 
 
 def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """What went wrong, in one line without the address, whose query may be a secret."""
+    answer = getattr(error, "response", None)
+    if answer is not None:
+        return f"the server answered {answer.status_code} {answer.reason or ''}".rstrip()
+    cause: object = error
+    while isinstance(cause, requests.RequestException) and cause.args:
+        cause = getattr(cause.args[0], "reason", None) or cause.args[0]
+    text = (str(cause).strip() or type(error).__name__).splitlines()[0]
+    text = re.sub(
+        r"^<?[\w.]+(?: object at \w+>|\(.*?\)): ", "", text
+    )  # of urllib3: the connection's own name
+    return re.sub(r"\?\S+", "", text)
 
 
 def _is_of_certificates(error: Exception) -> bool:

@@ -76,7 +76,7 @@ class ArrayVolume(Volume):
         )  # fmt: skip
         self.cache = BlockCache()
         self._get, self._axes, self._metadata_digest, self._close = get, axes, metadata_digest, close
-        self._parallel, self._pool_lock = parallel, threading.Lock()
+        self.parallel, self._pool_lock = parallel, threading.Lock()
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
         self.pieces = self.chunks and PieceGrid(axes.size, self.chunks, self.channels * self.dtype.itemsize)
 
@@ -91,7 +91,7 @@ class ArrayVolume(Volume):
             direct: npt.NDArray[Any] = self._fetch(Piece(plane, plane + 1, y0, y1, x0, x1))[0]
             self.cache.count(0, direct.nbytes)
             return direct
-        together = self._parallel > 1
+        together = self.parallel > 1
         return read_crop(self, self.pieces, plane, (y0, y1), (x0, x1), self._decode, together=together)
 
     def header(self) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class ArrayVolume(Volume):
             self._close()
 
     def _decode(self, pieces: list[Piece]) -> list[npt.NDArray[Any]]:
-        if self._parallel == 1 or len(pieces) == 1:
+        if self.parallel == 1 or len(pieces) == 1:
             return [self._fetch(piece) for piece in pieces]
         return list(self._threads.map(self._fetch, pieces))
 
@@ -125,7 +125,7 @@ class ArrayVolume(Volume):
     def _threads(self) -> ThreadPoolExecutor:
         with self._pool_lock:
             if self._pool is None or self._pool[0] != os.getpid():  # threads do not come along into a fork
-                self._pool = os.getpid(), ThreadPoolExecutor(self._parallel, "embedcache-decode")
+                self._pool = os.getpid(), ThreadPoolExecutor(self.parallel, "embedcache-decode")
             return self._pool[1]
 
     def _fetch(self, piece: Piece) -> npt.NDArray[Any]:

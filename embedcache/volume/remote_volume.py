@@ -1,4 +1,4 @@
-"""Turns the address of a Zarr volume into a ``Volume`` whose chunks are fetched when they are read, and kept here."""
+"""Turns the address of a Zarr volume into a ``Volume``: chunks are fetched when they are read, and kept here."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class RemoteTree:
         return RemoteTree(self._chunks, self._inside(path), self._known)
 
     def read(self, name: str) -> bytes | None:
-        """See :class:`~embedcache.volume.tree.Tree`; what is refused counts as not there, until nothing is found."""
+        """See :class:`~embedcache.volume.tree.Tree`; what is refused counts as not there until nothing is found."""
         path = self._inside(name)
         if path not in self._known:
             self._known[path] = self._ask(path)
