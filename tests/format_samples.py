@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,21 @@ import h5py
 import nibabel
 import nrrd
 import numpy as np
-import tensorstore
+import pytest
 import tifffile
-import zarr
+from layout_samples import (
+    SURFACE,
+    VALUES,
+    write_fragment,
+    write_layers,
+    write_mesh,
+    write_ome,
+    write_sharded,
+    write_volpkg,
+    write_zarr2,
+)
 from PIL import Image
-
-SURFACE = np.random.default_rng(65).integers(0, 65536, (65, 48, 40)).astype(np.uint16)
-"""A surface volume as fragments and segments have it: 65 layers of 16 bits."""
-
-VALUES = np.random.default_rng(7).integers(0, 255, (6, 30, 40)).astype(np.uint8)
+from volume_servers import VolumeServer
 
 
 @dataclass(frozen=True)
@@ -30,98 +36,18 @@ class Sample:
     source: str
     pixels: np.ndarray
     options: dict[str, Any] = field(default_factory=dict)
+    served: Path | None = None
 
-
-def write_layers(folder: Path, values: np.ndarray = SURFACE, digits: int = 2) -> Path:
-    """One TIFF per plane: 00.tif, 01.tif, …"""
-    folder.mkdir(parents=True, exist_ok=True)
-    for plane, pixels in enumerate(values):
-        tifffile.imwrite(folder / f"{plane:0{digits}}.tif", pixels)
-    return folder
-
-
-def write_fragment(folder: Path, values: np.ndarray = SURFACE) -> Path:
-    """A fragment as the ink competition gave it out."""
-    write_layers(folder / "surface_volume", values)
-    size = values.shape[1:]
-    ink = np.zeros(size, np.uint8)
-    ink[10:20, 10:30] = 255
-    Image.fromarray((values[32 % len(values)] >> 8).astype(np.uint8)).save(folder / "ir.png")
-    Image.fromarray(ink).save(folder / "inklabels.png")
-    Image.fromarray(np.full(size, 255, np.uint8)).save(folder / "mask.png")
-    return folder
-
-
-def write_volume(folder: Path, values: np.ndarray = VALUES, **said: Any) -> Path:
-    """A volume of a volpkg: zero-padded slices beside what volume-cartographer says about them."""
-    write_layers(folder, values, digits=5)
-    slices, height, width = values.shape
-    meta = {"type": "vol", "name": f"scan {folder.name}", "uuid": folder.name, "voxelsize": 7.91,
-            "min": 0.0, "max": 65535.0, "slices": slices, "height": height, "width": width}  # fmt: skip
-    (folder / "meta.json").write_text(json.dumps(meta | said))
-    return folder
-
-
-def write_volpkg(folder: Path, *names: str) -> Path:
-    """A volpkg with these volumes, each of its own pixels."""
-    (folder / "paths").mkdir(parents=True)
-    (folder / "config.json").write_text(
-        json.dumps({"name": "PHerc0", "version": 7, "materialthickness": 300.0})
-    )
-    for number, name in enumerate(names):
-        write_volume(folder / "volumes" / name, np.roll(VALUES, number, axis=0))
-    return folder
-
-
-def write_mesh(folder: Path) -> Path:
-    """The mesh of a segment, as tifxyz."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in "xyz":
-        tifffile.imwrite(folder / f"{name}.tif", np.full((8, 9), -1, np.float32))
-    (folder / "meta.json").write_text(json.dumps({"format": "tifxyz", "type": "seg", "scale": [0.05, 0.05]}))
-    return folder
-
-
-def write_zarr2(path: Path, values: np.ndarray, *, separator: str = "/") -> Path:
-    """A Zarr v2 array as zarr-python writes it."""
-    array = zarr.create_array(
-        path, shape=values.shape, chunks=(1, 4, 16, 16)[-values.ndim :], dtype=values.dtype, zarr_format=2,
-        chunk_key_encoding={"name": "v2", "separator": separator},
-    )  # fmt: skip
-    array[:] = values
-    return path
-
-
-def write_ome(path: Path, values: np.ndarray = VALUES, *, levels: int = 2, separator: str = "/") -> Path:
-    """An OME-Zarr 0.4 group with the levels that vesuvius writes: every second pixel, scale 1, 2, 4."""
-    axes = [{"name": name, "type": "space", "unit": "micrometer"} for name in "zyx"]
-    datasets = [
-        {"path": str(level), "coordinateTransformations": [{"type": "scale", "scale": [2.0**level] * 3}]}
-        for level in range(levels)
-    ]
-    attributes = {"multiscales": [{"version": "0.4", "axes": axes, "datasets": datasets, "type": "gaussian"}]}
-    zarr.create_group(path, zarr_format=2, attributes=attributes)
-    for level in range(levels):
-        step = 2**level
-        write_zarr2(path / str(level), values[::step, ::step, ::step], separator=separator)
-    return path
-
-
-def write_sharded(path: Path, values: np.ndarray = VALUES) -> Path:
-    """A sharded Zarr v3 array, by tensorstore."""
-    inner = [
-        {"name": "bytes", "configuration": {"endian": "little"}},
-        {"name": "gzip", "configuration": {"level": 1}},
-    ]
-    codec = {"name": "sharding_indexed", "configuration": {"chunk_shape": [2, 8, 8], "codecs": inner}}
-    grid = {"name": "regular", "configuration": {"chunk_shape": [4, 16, 16]}}
-    store = tensorstore.open(
-        {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)},
-         "metadata": {"codecs": [codec], "chunk_grid": grid}},
-        create=True, dtype=str(values.dtype), shape=values.shape,
-    ).result()  # fmt: skip
-    store[...] = values
-    return path
+    @contextmanager
+    def there(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+        """What is given, once a web server (and bucket) of what is served runs; it lists nothing."""
+        if self.served is None:
+            yield self.source
+            return
+        with VolumeServer(self.served) as server:
+            monkeypatch.setenv("EMBEDCACHE_CHUNKS", str(self.served.parent / "chunks"))
+            monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+            yield self.source.format(server=server.url)
 
 
 def _ome(folder: Path) -> Sample:
@@ -227,6 +153,16 @@ def _trained_segment(folder: Path) -> Sample:
     return Sample(str(segment), VALUES)
 
 
+def _web(folder: Path) -> Sample:
+    write_ome(folder / "served" / "54keV_7.91um.zarr")
+    return Sample("{server}/54keV_7.91um.zarr/", VALUES[::2, ::2, ::2], {"level": 1}, folder / "served")
+
+
+def _bucket(folder: Path) -> Sample:
+    write_zarr2(folder / "served" / "bucket" / "PHerc0" / "v.zarr", VALUES, separator=".")
+    return Sample("s3://bucket/PHerc0/v.zarr", VALUES, {"anon": True}, folder / "served")
+
+
 MAKERS: dict[str, Callable[[Path], Sample]] = {
     "OME-Zarr group, 0.4 (Zarr v2) or 0.5 (Zarr v3)": _ome,
     "Zarr group without metadata, arrays named `0`, `1`, …": _bare_group,
@@ -247,5 +183,7 @@ MAKERS: dict[str, Callable[[Path], Sample]] = {
     "segment with `layers/`": _layers,
     "segment with `surface-volumes/*.zarr` or `*.tifs/`": _surfaces,
     "segment `ID` with `ID.zarr`": _trained_segment,
+    "`https://HOST/…`, a Zarr group or array": _web,
+    "`s3://BUCKET/KEY`, a Zarr group or array": _bucket,
 }
 """By the ``path`` of the row."""

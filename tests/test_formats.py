@@ -17,9 +17,9 @@ PAGE = Path(__file__).parents[1] / "docs" / "volumes.md"
 
 
 @pytest.mark.parametrize("row", FORMATS, ids=lambda row: row.path)
-def test_every_row_of_the_table_opens(tmp_path: Path, row: Format) -> None:
+def test_every_row_of_the_table_opens(tmp_path: Path, row: Format, monkeypatch: pytest.MonkeyPatch) -> None:
     sample = MAKERS[row.path](tmp_path)
-    with open_volume(sample.source, **sample.options) as volume:
+    with sample.there(monkeypatch) as source, open_volume(source, **sample.options) as volume:
         assert volume.uniform == (row.opens_as == "array")
         assert volume.dtype == sample.pixels.dtype
         assert row.opens_as == "collection" or volume.n_planes == len(sample.pixels)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from format_samples import (
+from layout_samples import (
     SURFACE,
     VALUES,
     write_fragment,
@@ -64,7 +64,9 @@ def test_another_image_of_a_fragment_is_the_file_itself(tmp_path: Path, image: s
 @pytest.mark.parametrize("beside", ["ir.png", "inklabels.png", "mask.png"])
 def test_one_known_file_beside_the_surface_volume_makes_a_fragment(tmp_path: Path, beside: str) -> None:
     write_layers(tmp_path / "surface_volume", SURFACE[:3])
-    assert "holds neither Zarr metadata" in refusal(tmp_path)
+    said = refusal(tmp_path)
+    assert "holds neither Zarr metadata" in said
+    assert "It holds the folders surface_volume: give the path of the one with the slices." in said
     Image.fromarray(VALUES[0]).save(tmp_path / beside)
     assert open_volume(tmp_path).n_planes == 3
 

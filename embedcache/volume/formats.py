@@ -143,6 +143,21 @@ FORMATS: tuple[Format, ...] = (
         "its only surface volume; of several, one is to be named",
     ),
     Format(_SEGMENT, "segment `ID` with `ID.zarr`", "array", "z", "beside its mesh and its labels"),
+    Format(
+        _REMOTE,
+        "`https://HOST/…`, a Zarr group or array",
+        "array",
+        "z",
+        "nothing is listed; chunks are fetched once and kept",
+    ),
+    Format(
+        _REMOTE,
+        "`s3://BUCKET/KEY`, a Zarr group or array",
+        "array",
+        "z",
+        "anonymous without anything installed; with credentials:",
+        extra="remote",
+    ),
 )
 """In the order of the page."""
 

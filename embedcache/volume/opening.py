@@ -9,9 +9,10 @@ from pathlib import Path
 from embedcache.errors import EmbedcacheError, VolumeError
 from embedcache.remote import is_remote, without_password
 from embedcache.volume.cache import CACHE_BYTES
+from embedcache.volume.folder import natural_key
 from embedcache.volume.formats import known_formats
 from embedcache.volume.layouts import Found, resolve_layout, strip_scheme
-from embedcache.volume.meta import check_whole, read_meta, voxel_size_of
+from embedcache.volume.meta import check_whole, read_meta, voxel_size_in_name, voxel_size_of
 from embedcache.volume.remote_volume import open_remote
 from embedcache.volume.volume import IMAGE_SUFFIXES, TIFF_SUFFIXES, Volume, way_out
 
@@ -68,6 +69,8 @@ def open_volume(
     try:
         if is_remote(text):
             volume = open_remote(text, level=level, anon=anon, chunk_cache=chunk_cache)
+            if volume.voxel_size is None:
+                volume.voxel_size = voxel_size_in_name(volume.source)
         else:
             volume = _open(text, level, _Asked(image, fragment))
         volume.cache.limit_bytes = read_memory
@@ -177,7 +180,7 @@ def _open_folder(folder: Path, level: int) -> Volume:
         raise VolumeError(
             f"{folder} holds neither Zarr metadata (.zgroup, .zarray, zarr.json, 0/.zarray) nor image files "
             f"({', '.join(IMAGE_SUFFIXES + TIFF_SUFFIXES)}).",
-            hint=f"Formats that open: {KNOWN_FORMATS}.",
+            hint=_folders_inside(folder) or f"Formats that open: {KNOWN_FORMATS}.",
         )
     if level:
         raise VolumeError(f"{folder} has no pyramid: only level 0 is there, not level {level}.")
@@ -186,6 +189,13 @@ def _open_folder(folder: Path, level: int) -> Volume:
     volume = open_tiff_folder(folder, tiffs)
     check_whole(folder, volume.n_planes, volume.plane_size(0))
     return volume
+
+
+def _folders_inside(folder: Path) -> str:
+    """Which folders inside might be meant; empty where there are none."""
+    names = sorted((entry.name for entry in folder.iterdir() if entry.is_dir()), key=natural_key)
+    shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+    return f"It holds the folders {shown}: give the path of the one with the slices." if names else ""
 
 
 def _open_file(text: str) -> Volume:
