@@ -10,13 +10,11 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from embedcache.errors import InputError, StorageError
-from embedcache.results.masks_out import Values, run_lengths, write_masks
+from embedcache.results.masks_out import Values, write_masks
+from embedcache.results.rle import encode_runs
 
 
 @dataclass
@@ -119,23 +117,13 @@ def test_one_plane_may_be_one_png(tmp_path: Path, stack: Painted) -> None:
     np.testing.assert_allclose(pixels / 255, np.nan_to_num(stack.painted[1]), atol=0.002)
 
 
-@given(hnp.arrays(np.bool_, st.tuples(st.integers(1, 9), st.integers(1, 9))))
-def test_run_lengths_paint_the_mask_again(mask: np.ndarray) -> None:
-    numbers = [int(word) for word in run_lengths(mask).split()]
-    again = np.zeros(mask.size, bool)
-    for start, length in zip(numbers[::2], numbers[1::2], strict=True):
-        assert not again[start - 1 : start - 1 + length].any()
-        again[start - 1 : start - 1 + length] = True
-    np.testing.assert_array_equal(again.reshape(mask.shape), mask)
-
-
 def test_csv_has_a_line_per_predicted_photo(tmp_path: Path, photos: Painted) -> None:
     write_masks(tmp_path / "m.csv", photos, MASK, about={})
     with (tmp_path / "m.csv").open() as stream:
         rows = list(csv.reader(stream))
     assert rows[0] == ["Id", "Predicted"]
     assert [row[0] for row in rows[1:]] == ["photo_0", "photo_1"]
-    assert rows[1][1] == run_lengths(photos.painted[0] > 0.5)
+    assert rows[1][1] == encode_runs(photos.painted[0] > 0.5)
 
 
 def test_several_planes_are_refused_as_one_png(tmp_path: Path, stack: Painted) -> None:
@@ -144,7 +132,7 @@ def test_several_planes_are_refused_as_one_png(tmp_path: Path, stack: Painted) -
     assert not (tmp_path / "m.png").exists()
 
 
-def test_probabilities_are_refused_as_run_lengths(tmp_path: Path, stack: Painted) -> None:
+def test_probabilities_are_refused_as_encode_runs(tmp_path: Path, stack: Painted) -> None:
     with pytest.raises(InputError, match="not probabilities"):
         write_masks(tmp_path / "m.csv", stack, Values(0.5, probabilities=True), about={})
 

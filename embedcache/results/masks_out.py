@@ -41,6 +41,7 @@ from embedcache.results.output_place import (
     whole_file,
     whole_folder,
 )
+from embedcache.results.rle import encode_runs
 
 Floats = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
@@ -121,7 +122,8 @@ def write_masks(
     values : Values
         Threshold, and masks or probabilities.
     about : dict
-        JSON that is kept beside the values: checkpoint, store, threshold.
+        JSON that is kept beside the values: checkpoint, store, threshold; its ``geometry`` (scale and voxel size
+        of the encoded level, z y x) gives a zarr its scale.
     done : callable, optional
         Called with no argument after each plane.
 
@@ -163,6 +165,7 @@ class _Ticking:
 
 def _write_zarr(output: Path, planes: Planes, values: Values, about: dict[str, Any], each: _Ticking) -> None:
     names = plane_files(planes)
+    geometry = about.get("geometry") or {}
     with whole_folder(output) as folder:
         group = zarr.open_group(str(folder), mode="w", zarr_format=3)
         if planes.uniform:
@@ -170,13 +173,17 @@ def _write_zarr(output: Path, planes: Planes, values: Values, about: dict[str, A
             array = _create_array(group, "0", (len(planes.sizes), height, width), values)
             for plane, stitched in each:
                 array[plane] = values.stored(stitched)
-            group.attrs["ome"] = {"version": "0.5", "multiscales": [_multiscale(output.stem, "zyx")]}
+            group.attrs["ome"] = {
+                "version": "0.5",
+                "multiscales": [_multiscale(output.stem, "zyx", geometry)],
+            }
         else:
             for plane, stitched in each:
                 image = group.create_group(names[plane])
                 array = _create_array(image, "0", stitched.shape, values)
                 array[...] = values.stored(stitched)
-                image.attrs["ome"] = {"version": "0.5", "multiscales": [_multiscale(names[plane], "yx")]}
+                multiscale = _multiscale(names[plane], "yx", geometry)
+                image.attrs["ome"] = {"version": "0.5", "multiscales": [multiscale]}
         group.attrs["embedcache"] = about
 
 
@@ -192,13 +199,18 @@ def _create_array(group: zarr.Group, name: str, shape: tuple[int, ...], values: 
     )
 
 
-def _multiscale(name: str, axes: str) -> dict[str, Any]:
-    """OME-NGFF 0.5 metadata of one level; units are volume px of the encoded level."""
-    scale = {"type": "scale", "scale": [1.0] * len(axes)}
+def _multiscale(name: str, axes: str, geometry: dict[str, Any]) -> dict[str, Any]:
+    """OME-NGFF 0.5 metadata of one level, in micrometres, or in voxels of the base where their size is unknown."""
+    scale = [float(step) for step in geometry.get("scale") or (1.0, 1.0, 1.0)]
+    voxel = geometry.get("voxel_size")
+    if voxel:
+        scale = [step * float(size) for step, size in zip(scale, voxel, strict=True)]
+    unit = {"unit": "micrometer"} if voxel else {}
+    placed = {"type": "scale", "scale": scale[-len(axes) :]}
     return {
         "name": name,
-        "axes": [{"name": axis, "type": "space"} for axis in axes],
-        "datasets": [{"path": "0", "coordinateTransformations": [scale]}],
+        "axes": [{"name": axis, "type": "space", **unit} for axis in axes],
+        "datasets": [{"path": "0", "coordinateTransformations": [placed]}],
     }
 
 
@@ -234,17 +246,18 @@ def _write_tiff(output: Path, planes: Planes, values: Values, about: dict[str, A
 def _write_pngs(output: Path, planes: Planes, values: Values, about: dict[str, Any], each: _Ticking) -> None:
     if output.suffix.lower() == ".png":
         for _, stitched in each:
-            write_file(output, _png(values.picture(stitched)))
+            write_file(output, png_bytes(values.picture(stitched)))
         return
     names = plane_files(planes)
     files = [f"{names[plane]}.png" for plane in planes.planes]
     with whole_folder(output) as folder:
         for name, (_, stitched) in zip(files, each, strict=True):
-            write_file(folder / name, _png(values.picture(stitched)))
+            write_file(folder / name, png_bytes(values.picture(stitched)))
         write_file(folder / PICTURES_NOTE, json.dumps({**about, "files": files}, indent=1).encode())
 
 
-def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
+def png_bytes(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """A PNG file of grey pixels (height, width)."""
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, format="PNG")
     return stream.getvalue()
@@ -252,6 +265,8 @@ def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
 
 def plane_files(planes: Planes) -> list[str]:
     """What each plane is called in files: the image's stem, its whole name where stems are equal, or ``z0012``."""
+    if planes.uniform and len(planes.sizes) == 1 and not planes.names[0].startswith("z="):
+        return [planes.names[0].replace("/", "_")]  # several planes became this one
     if planes.uniform:
         digits = max(4, len(str(len(planes.sizes) - 1)))
         return [f"z{plane:0{digits}d}" for plane in range(len(planes.sizes))]
@@ -262,24 +277,18 @@ def plane_files(planes: Planes) -> list[str]:
 
 def _write_rle(output: Path, planes: Planes, values: Values, about: dict[str, Any], each: _Ticking) -> None:
     names = list(planes.names) if planes.uniform else plane_files(planes)
+    title = getattr(planes, "title", None)  # a single mask with a name of its own
 
     def lines() -> Iterator[bytes]:
-        yield _csv_line("Id", "Predicted")
+        yield csv_line("Id", "Predicted")
         for plane, stitched in each:
-            yield _csv_line(names[plane], run_lengths(values.mask(stitched)))
+            yield csv_line(title or names[plane], encode_runs(values.mask(stitched)))
 
     write_file(output, lines())
 
 
-def _csv_line(*cells: str) -> bytes:
+def csv_line(*cells: str) -> bytes:
+    """A row of a csv, quoted where that is needed."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(cells)
     return text.getvalue().encode()
-
-
-def run_lengths(mask: npt.NDArray[np.bool_]) -> str:
-    """``start length start length …`` of the True runs of a mask, 1-based, row by row."""
-    flat = np.concatenate(([False], mask.ravel(), [False]))
-    changes = np.flatnonzero(flat[1:] != flat[:-1])
-    starts, ends = changes[::2], changes[1::2]
-    return " ".join(f"{start + 1} {end - start}" for start, end in zip(starts, ends, strict=True))
