@@ -12,7 +12,7 @@ from training_stores import make_store, save_labels
 
 from embedcache.errors import ConfigError, LabelError
 from embedcache.geometry import see, see_boxes
-from embedcache.results import predict, train
+from embedcache.results import evaluate, predict, train
 from embedcache.store import EmbeddingStore
 from embedcache.train.questions.box_prompts import open_boxes
 from embedcache.train.questions.dataset import EmbeddingDataset
@@ -160,3 +160,17 @@ def test_a_training_with_boxes_is_measured_free_and_predicts_with_boxes(folder: 
     assert not found[2].any()
     with pytest.raises(ConfigError, match="needs boxes"):
         predict(folder / "s.zarr", run.checkpoint)
+    figures = evaluate(folder / "s.zarr", folder / "ink.npy", checkpoint=run.checkpoint)
+    assert (figures.prompts, figures.prompt_source, figures.counted) == ("boxes", "free", "stitched pixels")
+    again = evaluate(
+        folder / "s.zarr", folder / "ink.npy", checkpoint=run.checkpoint, boxes=folder / "boxes.csv"
+    )
+    assert again.figures == figures.figures
+    with pytest.raises(ConfigError, match="--boxes"):
+        evaluate(
+            folder / "s.zarr",
+            folder / "ink.npy",
+            checkpoint=run.checkpoint,
+            prompts="none",
+            boxes=folder / "boxes.csv",
+        )

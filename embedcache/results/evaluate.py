@@ -93,8 +93,6 @@ def evaluate(
     LabelError, MissingTilesError, ConfigError
         When labels do not fit, nothing of the split is encoded, or an option is wrong.
     """
-    if boxes is not None:
-        raise ConfigError("--boxes: this version has no prompts of kind boxes.")
     opened = open_store(store)
     if opened is None:
         raise InputError(f"{store} is no store of embeddings.", hint="embedcache status lists stores.")
@@ -104,7 +102,9 @@ def evaluate(
     truth = labels if isinstance(labels, Labels) else _open(labels, opened, trained, supervision)
     part, rule, numbers = choose_tiles(opened, truth, trained, split)
     level = probability_threshold(trained, threshold)
-    asked = check_prompts(prompts or _default_prompts(trained, truth))
+    asked = check_prompts(prompts or ("boxes" if boxes is not None else _default_prompts(trained, truth)))
+    if boxes is not None and asked != "boxes":
+        raise ConfigError(f"--boxes is what --prompts boxes asks with; the prompts are {asked}.")
     source = prompt_source(asked)
     own = opened.decoder()
     before = untrained_threshold(trained, asked)
@@ -122,6 +122,7 @@ def evaluate(
         batch_size or DECODER_BATCH,
         progress or Silent(),
         start or _own("start", opened, trained),
+        boxes or _own("boxes", opened, trained),
     )
     objects = trained.objects if trained is not None and trained.prompts == asked else None
     if source == "free":
@@ -141,9 +142,8 @@ def evaluate(
         untrained=bool(opened.provenance.get("untrained")),
         baseline_threshold=before,
     )
-    as_the_run = (
-        threshold is None and supervision is None and start is None and not isinstance(labels, Labels)
-    )
+    own_files = supervision is None and start is None and boxes is None
+    as_the_run = threshold is None and own_files and not isinstance(labels, Labels)
     if trained is not None and as_the_run and asked == trained.measured_prompts:
         index = Split.from_dict(trained.split).index_of(opened)
         if index is not None:
@@ -163,10 +163,15 @@ class _Measure:
     batch_size: int
     progress: Progress
     start: str | Path | None
+    boxes: str | Path | None
 
     def stitched(self, decoders: list[tuple[nn.Module, float]]) -> list[Figures]:
         """Figures of stitched planes, each pixel once, for decoders at their thresholds."""
-        prompts_of = prompts_for(self.prompts, self.store, self.numbers, self.start, self.labels.source)
+        prompts_of = prompts_for(
+            *(self.prompts, self.store, self.numbers, self.start, self.labels.source),
+            boxes=self.boxes,
+            progress=self.progress,
+        )
         stitchers = [
             Stitcher(
                 self.store,

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from embedcache.store import EmbeddingStore
 from embedcache.volume import Selection, Volume, open_volume, select
+from embedcache.volume.channels import tile_planes
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,14 @@ def selected_planes(
     VolumeError
         When the volume cannot be opened, or the selection lies outside it.
     """
-    if str(recipe.get("channels", "")).startswith("depth:"):
+    channels = str(recipe.get("channels") or "repeat")
+    if channels.startswith("depth:"):
         return 1  # projections over depth make one plane
     with open_volume(source, level=int(recipe.get("level", 0)), image=image, anon=anon) as volume:
-        planes = [(plane, 0, 0, *volume.plane_size(plane)) for plane in range(volume.n_planes)]
+        composite = tile_planes(channels, volume.n_planes) != volume.n_planes
+        planes = [
+            (plane, 0, 0, *volume.plane_size(0 if composite else plane))
+            for plane in range(tile_planes(channels, volume.n_planes))
+        ]
         selection = Selection(z_range=z_range, bbox=bbox, mask=mask)
         return int(select(np.array(planes, dtype=np.int64), selection, volume=volume).sum())
