@@ -23,7 +23,7 @@ TILES = 12
 STEPS = {"cpu": 20, "cuda": 200}
 
 
-WORDS = {
+WHERE_FROM = {
     "disk": "read each time, from the page cache",
     "ram": "kept in main memory",
     "gpu": "kept on the GPU",
@@ -60,7 +60,7 @@ def shares_of_waiting(
         progress.say(f"two trainings of {count} steps, to see how long they wait for their data …")
         found = dict(_one(store, place, resident, device, count) for resident in ("disk", "auto"))
     for where, share in found.items():
-        progress.say(f"waiting for embeddings that are {WORDS[where]}: {share:.2%} of the steps' time.")
+        progress.say(f"waiting for embeddings that are {WHERE_FROM[where]}: {share:.2%} of the steps' time.")
     return found
 
 

@@ -83,12 +83,14 @@ def _print(found: TrainBench) -> None:
         "peak memory",
     )
     print_table(f"{found.model}, {found.checkpoint}, {found.rounds} rounds in turns", header, rows)
+    from embedcache.bench.waiting import WHERE_FROM
+
     pairs: list[tuple[str, object]] = []
     if found.loss_difference is not None:
         pairs.append(
             ("last loss, cached and in the loop, relative difference", f"{found.loss_difference:.1e}")
         )
-    if found.wait is not None:
-        pairs.append(("share of steps waiting for data", f"{found.wait:.2%}"))
+    for where, share in found.waits.items():
+        pairs.append((f"share of steps waiting for data, {WHERE_FROM[where]}", f"{share:.2%}"))
     if pairs:
         print_pairs("training", pairs)
