@@ -220,3 +220,18 @@ def test_a_checkpoint_is_asked_as_its_figures_were(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s.zarr", [(64, 64)])
     checkpoint = make_checkpoint(tmp_path / "c.safetensors", store, prompts="grid:free")
     assert predict(store, checkpoint).prompts == "grid:free"
+
+
+def test_planes_are_joined_to_one_under_a_name_for_what_is_written(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s.zarr", [(64, 64)] * 3)
+    checkpoint = make_checkpoint(tmp_path / "c.safetensors", store)
+    found = predict(store, checkpoint, tmp_path / "m.zarr", probabilities=True, flatten="mean", name="a")
+    written = zarr.open_group(str(tmp_path / "m.zarr"), mode="r")["0"][...]
+    wanted = np.mean([found.probabilities(plane) for plane in range(3)], axis=0)
+    np.testing.assert_allclose(written, wanted[None], atol=1e-5)
+    predict(store, checkpoint, tmp_path / "m.csv", flatten="max", name="a")
+    lines = (tmp_path / "m.csv").read_text().splitlines()
+    assert lines[0] == "Id,Predicted"
+    assert [line.split(",")[0] for line in lines[1:]] == ["a"]
+    with pytest.raises(ConfigError, match="--flatten"):
+        predict(store, checkpoint, tmp_path / "m.png", flatten="median")

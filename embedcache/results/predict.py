@@ -19,6 +19,7 @@ from embedcache.encode import run_encode
 from embedcache.encode.options import options_from
 from embedcache.errors import ConfigError, MissingTilesError, command, counted
 from embedcache.progress import Progress, Silent
+from embedcache.results.flatten import check_flatten
 from embedcache.results.opened import as_checkpoint, open_store, probability_threshold
 from embedcache.results.output_place import check_one_plane, check_place
 from embedcache.results.prediction import Prediction
@@ -47,6 +48,8 @@ def predict(
     prompts: str | None = None,
     start: str | Path | None = None,
     boxes: str | Path | None = None,
+    flatten: str = "none",
+    name: str | None = None,
     z_range: str | None = None,
     bbox: str | None = None,
     mask: str | Path | None = None,
@@ -83,6 +86,10 @@ def predict(
     boxes : path, optional
         Boxes of your own for ``boxes``, CSV or COCO JSON. Every box of a tile is asked, and the largest answer
         counts; a tile without any is background.
+    flatten : "none", "mean" or "max"
+        Join the planes of what is written to one, as a surface volume has one truth for all of its planes.
+    name : str, optional
+        What a single plane that is written is called: in a csv its ``Id``; default: the name of its fragment.
     z_range, bbox, mask : optional
         Only tiles that touch this selection.
     skip_empty, empty_threshold, image, anon, chunk_cache, cache_dir, batch_size : optional
@@ -110,6 +117,7 @@ def predict(
     trained = as_checkpoint(checkpoint)
     level = probability_threshold(trained, threshold)
     asked = _prompts(trained, prompts, start, boxes)
+    check_flatten(flatten, name)
     selection: dict[str, Any] = {
         "z_range": z_range,
         "bbox": bbox,
@@ -122,7 +130,10 @@ def predict(
             raise ConfigError(f"--{option} is for volumes; {store.address} is a store.")
     path = None if output is None else Path(output).absolute()
     if path is not None:
-        _check_output(path, source, store, trained, {**selection, **reached}, probabilities=probabilities)
+        opened = {**selection, **reached}
+        _check_output(
+            path, source, store, trained, opened, probabilities=probabilities, flat=flatten != "none"
+        )
     if store is None:
         wishes = {**selection, "skip_empty": skip_empty, "cache_dir": cache_dir, "batch_size": batch_size}
         wishes |= {**reached, "chunk_cache": chunk_cache, "empty_threshold": empty_threshold}
@@ -142,7 +153,7 @@ def predict(
         store, trained, level, asked, stitcher, tiles_missing=missing, tiles_failed=failed
     )
     if path is not None:
-        prediction.write(path, probabilities=probabilities, progress=progress)
+        prediction.write(path, probabilities=probabilities, flatten=flatten, name=name, progress=progress)
     return replace(prediction, output=path, seconds=time.perf_counter() - begin)
 
 
@@ -180,11 +191,12 @@ def _check_output(
     opened: Mapping[str, Any],
     *,
     probabilities: bool,
+    flat: bool,
 ) -> None:
     """Refuse what cannot be written before anything is encoded for it."""
     places = [str(source)] if store is None else [str(store.path), str(store.provenance.get("source", ""))]
     check_place(path, sources=places, probabilities=probabilities)
-    if store is None and path.suffix.lower() == ".png":
+    if store is None and path.suffix.lower() == ".png" and not flat:
         check_one_plane(path, selected_planes(str(source), trained.recipe, **opened))
 
 

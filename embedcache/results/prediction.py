@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache.progress import Progress, Silent
+from embedcache.results.flatten import flattened
 from embedcache.results.masks_out import Values, write_masks
 from embedcache.results.output_place import check_place
 from embedcache.results.stitch import Floats, Stitcher
@@ -126,9 +127,26 @@ class Prediction:
         return [str(self.store.path), str(self.store.provenance.get("source", ""))]
 
     def write(
-        self, output: str | Path, *, probabilities: bool = False, progress: Progress | None = None
+        self,
+        output: str | Path,
+        *,
+        probabilities: bool = False,
+        flatten: str = "none",
+        name: str | None = None,
+        progress: Progress | None = None,
     ) -> Path:
         """Write all predicted planes; the ending says how (see :mod:`embedcache.results.masks_out`).
+
+        Parameters
+        ----------
+        output : path
+        probabilities : bool
+            Instead of masks.
+        flatten : "none", "mean" or "max"
+            Join the planes to one; see :mod:`embedcache.results.flatten`.
+        name : str, optional
+            What a single plane is called, in a csv its ``Id``.
+        progress : Progress, optional
 
         Raises
         ------
@@ -141,15 +159,21 @@ class Prediction:
         path = Path(output).absolute()
         check_place(path, sources=self._places(), probabilities=probabilities)
         values = Values(self.threshold, probabilities)
-        if path.suffix.lower() in (".tif", ".tiff") and len(self.planes) < len(self):
+        written = flattened(self, flatten, name, source=str(self.store.provenance.get("source", "")))
+        if path.suffix.lower() in (".tif", ".tiff") and len(written.planes) < len(written.sizes):
             progress.say(
-                f"{len(self.planes)} of {len(self)} planes are predicted; the pages of the others hold "
+                f"{len(written.planes)} of {len(written.sizes)} planes are predicted; the other pages hold "
                 + ("NaN." if probabilities else "0 as background does. A .zarr lists the predicted ones.")
             )
-        about = {"threshold": self.threshold, "probabilities": probabilities, **self._origin()}
-        progress.start("predicting planes", len(self.planes))
+        about = {
+            "threshold": self.threshold,
+            "probabilities": probabilities,
+            "flatten": flatten,
+            **self._origin(),
+        }
+        progress.start("predicting planes", len(written.planes))
         try:
-            write_masks(path, self, values, about=about, done=progress.advance)
+            write_masks(path, written, values, about=about, done=progress.advance)
         finally:
             progress.finish()
         return path
