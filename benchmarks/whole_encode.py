@@ -53,7 +53,7 @@ def parse() -> argparse.Namespace:
 def ready_inputs(job: EncodeJob, encoder: Encoder) -> list[torch.Tensor]:
     """Batches for the bare loop, on the encoder's device."""
     tiles = [
-        read_tile(job.volume, job.preprocess, number, Tile(*map(int, job.table[number])), skip_empty=False)
+        read_tile(job.volume, job.preprocess, number, Tile(*map(int, job.table[number])), empty=None)
         for number in range(min(HELD, len(job.table)))
     ]
     inputs = torch.stack([torch.from_numpy(tile.input) for tile in tiles if tile.input is not None])

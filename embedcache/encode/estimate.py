@@ -14,7 +14,8 @@ import torch
 from embedcache.encode.options import EncodeOptions
 from embedcache.encode.parts import Part
 from embedcache.encode.plan import EncodePlan, plan_encode
-from embedcache.encode.prepare import device_name, prepare
+from embedcache.encode.prepare import prepare
+from embedcache.encode.provenance import device_name
 from embedcache.encode.survey import selected_views, survey
 from embedcache.encode.timing.forecast import break_even
 from embedcache.encode.timing.run import time_run

@@ -6,9 +6,7 @@ the one this command would have made.
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from embedcache.encode.empty import is_still_empty
 from embedcache.encode.identity.place import image_table, locate, require_but_for_weights
 from embedcache.encode.identity.unchanged import Seen
 from embedcache.encode.identity.words import Request, asked_words
 from embedcache.encode.options import EncodeOptions
 from embedcache.encode.plan import EncodePlan, plan_encode
-from embedcache.encode.survey import selected_views, survey, tile_table
+from embedcache.encode.provenance import provenance_of
+from embedcache.encode.survey import Survey, selected_views, survey, tile_table
 from embedcache.geometry import VIEW_SETS
 from embedcache.progress import Progress
 from embedcache.sam.encoder import Precision, resolve_device, resolve_precision
@@ -37,7 +37,6 @@ from embedcache.volume import (
     Volume,
     volume_identity,
 )
-from embedcache.volume.origin import origin_of
 
 
 @dataclass(frozen=True)
@@ -112,6 +111,11 @@ class EncodeJob:
         return words if self.options.views == "none" else {**words, "views": self.options.views}
 
     @property
+    def empty(self) -> float | None:
+        """Tiles with no pixel above this are left out; None where none is."""
+        return self.options.empty_threshold if self.options.skips_empty else None
+
+    @property
     def precision(self) -> Precision:
         """The resolved precision, as the encoder takes it."""
         return resolve_precision(self.spec.precision, self.device)
@@ -143,8 +147,12 @@ class EncodeJob:
         return self.plan_for(self.store, selected)
 
     def plan_for(self, store: EmbeddingStore, selected: npt.NDArray[np.bool_]) -> EncodePlan:
-        """What of the selected tiles a store lacks; what it skipped is done only while empty tiles are skipped."""
-        done = store.committed | store.skipped if self.options.skips_empty else store.committed
+        """What of the selected tiles a store lacks; what it skipped is done while it would be skipped again."""
+        done = store.committed
+        if self.empty is not None:
+            # by the code of each reason: a scroll has millions of empty tiles, and few reasons
+            still = [False, *(is_still_empty(reason, self.empty) for reason in store.state.reasons)]
+            done |= store.skipped & np.array(still, np.bool_)[store.state.reason]
         return plan_encode(
             self.table,
             selected,
@@ -156,42 +164,7 @@ class EncodeJob:
 
     def provenance(self) -> dict[str, Any]:
         """Where the embeddings come from: source, weights, versions, origin, and the recipe to do it again."""
-        window = ":".join(f"{edge:.17g}" for edge in self.preprocess.window)
-        recipe = {
-            "model": self.options.model,
-            "checkpoint": self.weights.source,
-            "tile": self.options.tile or "full",
-            "overlap": self.options.overlap,
-            "level": self.options.level,
-            "channels": self.preprocess.channels,
-            "window": window,
-            "precision": self.spec.precision,
-            "store_dtype": self.spec.store_dtype,
-        }
-        packages = ("embedcache", "torch", "zarr", "numpy", "segment-anything")
-        return {
-            "source": self.volume.source,
-            "weights": self.weights.source,
-            "untrained": self.weights.untrained,
-            "licence": self.options.licence,
-            "origin": self._origin(),
-            "geometry": {
-                "level": self.volume.level,
-                "scale": list(self.volume.scale),
-                "voxel_size": None if self.volume.voxel_size is None else list(self.volume.voxel_size),
-            },
-            "versions": {name: version(name) for name in packages},
-            "python": platform.python_version(),
-            "device": device_name(self.device),
-            "recipe": recipe,
-            "asked": self.words,
-        }
-
-    def _origin(self) -> dict[str, Any]:
-        told = self.options
-        return origin_of(
-            self.volume.source, url=told.source_url, licence=told.licence, citation=told.citation
-        ).to_dict()
+        return provenance_of(self.options, self.volume, self.weights, self.spec, self.device, self.words)
 
 
 def prepare(options: EncodeOptions, progress: Progress) -> EncodeJob:
@@ -236,6 +209,7 @@ def prepare(options: EncodeOptions, progress: Progress) -> EncodeJob:
     table = table_of(table, segments, uniform=volume.uniform)
     if store is not None:
         options = _with_shards_of(store, options, progress)
+        _say_what_window_stays(store, seen, progress)
     return EncodeJob(
         options,
         volume,
@@ -263,6 +237,14 @@ def _with_shards_of(store: EmbeddingStore, options: EncodeOptions, progress: Pro
     return replace(options, shard_tiles=store.shard_tiles)
 
 
-def device_name(device: torch.device) -> str:
-    """``cpu``, or the GPU's name."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+def _say_what_window_stays(store: EmbeddingStore, seen: Survey, progress: Progress) -> None:
+    """Figures of the volume are frozen when a store is made: that they would be others now is said."""
+    if seen.statistics is None or store.spec.statistics == seen.statistics:
+        return
+    kept, now = (
+        ":".join(f"{edge:g}" for edge in each.window) for each in (store.spec.preprocess, seen.preprocess)
+    )
+    progress.say(
+        f"{store.path} keeps the window {kept} of when it was made; --window {seen.statistics['window']} would now "
+        f"give {now} (other pixels, or another mask)."
+    )

@@ -12,7 +12,8 @@ from embedcache.encode.out_of_memory import refused
 from embedcache.encode.overlapped import Stop
 from embedcache.encode.parts import Part
 from embedcache.encode.plan import EncodePlan
-from embedcache.encode.prepare import EncodeJob, device_name
+from embedcache.encode.prepare import EncodeJob
+from embedcache.encode.provenance import device_name
 from embedcache.encode.reading import plan_reading
 from embedcache.encode.result import EncodeResult
 from embedcache.encode.stages import Stages

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from embedcache.encode.empty import empty_reason, is_empty
 from embedcache.encode.stages import Stages
 from embedcache.encode.threads import POLL_SECONDS, started
 from embedcache.errors import VolumeError
@@ -25,7 +26,6 @@ from embedcache.volume import Preprocess, Volume, pixel_digest
 from embedcache.volume.normalise import normalise
 
 READER_THREADS = 2
-EMPTY = "empty"
 
 HUNG_SECONDS = 2.0
 """How long the end of a run waits for a thread that hangs in a read, which nothing can interrupt."""
@@ -72,9 +72,19 @@ class ReadTile:
 
 
 def read_tile(
-    volume: Volume, preprocess: Preprocess, number: int, tile: Tile, *, skip_empty: bool
+    volume: Volume, preprocess: Preprocess, number: int, tile: Tile, *, empty: float | None
 ) -> ReadTile:
-    """Read one tile and do the host's share of preprocessing it."""
+    """Read one tile and do the host's share of preprocessing it.
+
+    Parameters
+    ----------
+    volume, preprocess
+        What is read, and how.
+    number, tile
+        The tile.
+    empty : float or None
+        The tile is skipped where no pixel is above this; at 0 where all are zero. None: it is not.
+    """
     begin = time.perf_counter()
     try:
         pixels = preprocess.read(volume, tile)
@@ -84,7 +94,7 @@ def read_tile(
         return ReadTile(number, None, "", None, reason, time.perf_counter() - begin, 0.0, preprocess)
     digest = pixel_digest(pixels)
     read = time.perf_counter()
-    skipped = EMPTY if skip_empty and not np.any(pixels) else None
+    skipped = empty_reason(empty) if empty is not None and is_empty(pixels, empty) else None
     failed = _why_unusable(pixels)
     scaled = None if skipped or failed else preprocess.to_scaled(pixels)
     after = time.perf_counter() - read
@@ -116,8 +126,8 @@ class ReadAhead:
         What is read, and how.
     tiles : iterable of (int, Tile)
         In the order in which they are given back.
-    skip_empty : bool
-        Whether all-zero tiles are left out.
+    empty : float or None
+        Tiles with no pixel above this are left out, see :func:`read_tile`.
     ahead : int
         Tiles that wait in memory at most.
     stages : Stages
@@ -130,13 +140,13 @@ class ReadAhead:
         preprocess: Preprocess,
         tiles: Iterable[tuple[int, Tile]],
         *,
-        skip_empty: bool,
+        empty: float | None,
         ahead: int,
         stages: Stages,
     ) -> None:
         self._stages = stages
         self._volume, self._preprocess, self._tiles = volume, preprocess, iter(tiles)
-        self._skip_empty, self._ahead = skip_empty, max(ahead, 1)
+        self._empty, self._ahead = empty, max(ahead, 1)
         self._orders: SimpleQueue[_Order | None] = SimpleQueue()
         self._over = threading.Event()
         self._awaited: tuple[int, float] | None = None
@@ -198,9 +208,7 @@ class ReadAhead:
         while (order := self._orders.get()) is not None and not self._over.is_set():
             begin = time.perf_counter()
             try:
-                found = read_tile(
-                    self._volume, self._preprocess, order.number, order.tile, skip_empty=self._skip_empty
-                )
+                found = read_tile(self._volume, self._preprocess, order.number, order.tile, empty=self._empty)
             except BaseException as error:  # whatever it is, it ends the run where the tile is waited for
                 order.answer.put(error)
             else:

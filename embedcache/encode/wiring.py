@@ -88,7 +88,7 @@ def _reader(
         job.volume,
         job.preprocess,
         _tiles(job, reading, members),
-        skip_empty=job.options.skips_empty,
+        empty=job.empty,
         ahead=max(2 * encoder.batch + 2, min(_AHEAD_TILES, _AHEAD_BYTES // _tile_bytes(job))),
         stages=stages,
     )

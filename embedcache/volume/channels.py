@@ -106,6 +106,15 @@ def plane_name(recipe: str, planes: int, plane: int) -> str:
     return "z=" + ("+".join(map(str, triples[plane])) if triples else str(plane))
 
 
+def source_planes(recipe: str, planes: int, plane: int) -> tuple[int, ...]:
+    """The planes of the source, ascending, that a plane that has tiles shows; ``adjacent`` shows its own."""
+    ranges = depth_ranges(recipe)
+    if ranges:
+        return tuple(sorted({one for first, last in ranges for one in range(first, last + 1)}))
+    triples = drawn_triples(recipe, planes)
+    return triples[plane] if triples else (plane,)
+
+
 def read_colours(recipe: str, volume: Volume, plane: int, rows: slice, columns: slice) -> npt.NDArray[Any]:
     """A crop in its colours, (h, w) or (h, w, 3); float32 for the depth recipe, whose colours are means."""
     ranges = depth_ranges(recipe)

@@ -6,7 +6,6 @@ import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from distributed import Client
@@ -29,6 +28,7 @@ from embedcache.progress import Progress
 from embedcache.sam.search import candidates
 from embedcache.sam.weights import MODELS
 from embedcache.store import EmbeddingStore, StoreWriter
+from embedcache.volume.layouts import absolute_source
 
 
 def encode_by_workers(
@@ -123,7 +123,7 @@ def brief(job: EncodeJob, plan: EncodePlan, store: EmbeddingStore) -> Briefing:
         topic=f"embedcache-{secrets.token_hex(8)}",
         options=replace(
             options,
-            volume=str(Path(options.volume).expanduser().absolute()),
+            volume=absolute_source(options.volume),
             workers=1,
             scheduler=None,
             precision=job.spec.precision,

@@ -34,7 +34,8 @@ from embedcache.encode.distributed.staging_writer import StagingWriter
 from embedcache.encode.distributed.told import Tell, Told
 from embedcache.encode.distributed.worker_job import named, open_job
 from embedcache.encode.plan import plan_encode
-from embedcache.encode.prepare import EncodeJob, device_name
+from embedcache.encode.prepare import EncodeJob
+from embedcache.encode.provenance import device_name
 from embedcache.encode.run import EncodeRun
 from embedcache.encode.stages import Stages
 from embedcache.encode.twins import Twins

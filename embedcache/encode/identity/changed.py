@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from embedcache.encode.empty import is_empty, threshold_of
 from embedcache.encode.identity.comparing import (
     Comparison,
     comparable,
@@ -79,8 +80,10 @@ def _no_longer_empty(
 ) -> npt.NDArray[np.int64]:
     """Tiles that were skipped as empty and hold something now: no digest of them is needed."""
     filled = []
+    reasons = store.skip_reasons
     for number in readable_now(store, job.volume, np.flatnonzero(store.skipped)).tolist():
-        if np.any(job.preprocess.read(job.volume, Tile(*map(int, store.table[number])))):
+        pixels = job.preprocess.read(job.volume, Tile(*map(int, store.table[number])))
+        if not is_empty(pixels, threshold_of(reasons[number])):
             filled.append(number)
         between()
     return np.array(filled, dtype=np.int64)

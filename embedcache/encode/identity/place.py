@@ -20,6 +20,7 @@ from embedcache.store import EmbeddingStore, EncodeSpec
 from embedcache.store.layout import GROUP_FILE
 from embedcache.store.views import base_rows
 from embedcache.volume import ImageRecord, ImageVolume, identity_tiles
+from embedcache.volume.layouts import source_stem
 
 FINGERPRINT_LETTERS = 6
 
@@ -110,8 +111,7 @@ def default_path(options: EncodeOptions, request: Request) -> Path:
         words = replace(spec, preprocess=replace(spec.preprocess, window=(0.0, 1.0)), statistics=None)
         digest = digest_json([words.fingerprint, options.window, real_source(source)])
     tile = "full" if options.tile is None else f"t{options.tile}"
-    stem = Path(source).name.split(".")[0] or "volume"
-    name = f"{stem}-{options.model}-{tile}-{digest[:FINGERPRINT_LETTERS]}.zarr"
+    name = f"{source_stem(source)}-{options.model}-{tile}-{digest[:FINGERPRINT_LETTERS]}.zarr"
     return Path(options.cache_dir).absolute() / name
 
 

@@ -58,7 +58,7 @@ def time_reading(job: EncodeJob, reading: Reading) -> ReadingTimes:
     for number in _to_read(reading):
         before, watch = job.volume.reads.chunks, Stopwatch()
         place = Tile(*map(int, job.table[number]))
-        tiles.append(read_tile(job.volume, job.preprocess, number, place, skip_empty=job.options.skips_empty))
+        tiles.append(read_tile(job.volume, job.preprocess, number, place, empty=job.empty))
         costs.append(watch.read())
         decodes.append(job.volume.reads.chunks - before)
         if time.perf_counter() - begin > READ_SECONDS:
