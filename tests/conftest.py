@@ -31,6 +31,15 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def caches_of_the_home_folder_are_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests neither find nor leave anything in ``~/.cache/embedcache``."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("STATISTICS", "CHUNKS"):
+            patch.setenv(f"EMBEDCACHE_{name}", str(tmp_path_factory.mktemp(name.lower())))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def random_weights_are_drawn_once() -> Iterator[None]:
     """Drawing them takes a second, and most tests want those of seed 0; each gets tensors of its own."""
     weights, decoder = sam_weights.random_weights, sam_decoder.random_decoder_state

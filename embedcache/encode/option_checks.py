@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,5 +81,7 @@ def check_source(options: EncodeOptions) -> None:
     """
     if options.chunk_cache < 0:
         raise ConfigError(f"--chunk-cache {options.chunk_cache}: must be at least 0 bytes.")
-    if options.empty_threshold:
-        raise ConfigError("--empty-threshold: this version leaves out tiles that are all zero only.")
+    if not math.isfinite(options.empty_threshold):
+        raise ConfigError(f"--empty-threshold {options.empty_threshold}: must be a finite number.")
+    if options.skip_empty is False and options.empty_threshold != 0:
+        raise ConfigError("--empty-threshold was given beside --no-skip-empty: give one of them.")

@@ -173,8 +173,10 @@ class EncodeOptions:
 
     @property
     def skips_empty(self) -> bool:
-        """Whether all-zero tiles are left out: as asked, else on where a mask is given."""
-        return self.mask is not None if self.skip_empty is None else self.skip_empty
+        """Whether empty tiles are left out: as asked, else where a mask or a threshold is given."""
+        if self.skip_empty is not None:
+            return self.skip_empty
+        return self.mask is not None or self.empty_threshold != 0
 
     def with_recipe(self, recipe: Mapping[str, Any]) -> EncodeOptions:
         """The same wishes with every option of the recipe taken from ``recipe``."""

@@ -158,8 +158,8 @@ class StoreView:
         return tuple(self.state.images)
 
     def plane_name(self, plane: int) -> str:
-        """Name of a plane: the image's, or "z=12"."""
-        return f"z={plane}" if self.uniform else self.state.images[plane].name
+        """Name of a plane: the image's, "z=12", or "z=3+17+40" of a random composite."""
+        return self.spec.plane_name(plane) if self.uniform else self.state.images[plane].name
 
     def plane_size(self, plane: int) -> tuple[int, int]:
         """Height and width of a plane in volume px."""

@@ -255,7 +255,7 @@ def expected_table(
             fits = sum(sum(counts[run.first_plane : run.end_plane]) for run in runs) == count
             return table_of(grid.table_images(sizes), segments, uniform=False) if fits else None
         planes, height, width = (int(size) for size in spec.volume["shape"])
-        planes = 1 if spec.preprocess.depth_ranges else planes
+        planes = spec.preprocess.tile_planes(planes)
         numbers = -(-planes // PLANES_PER_BLOCK) * PLANES_PER_BLOCK * grid.count(height, width)
         if planes <= 0 or numbers * max(1, len(segments)) != count:
             return None
