@@ -100,9 +100,7 @@ def _what_it_is(opened: Volume, options: EncodeOptions) -> dict[str, Any]:
         "scale": list(opened.scale),
         "voxel_size": None if opened.voxel_size is None else list(opened.voxel_size),
         "chunks": list(opened.chunks) if opened.chunks else None,
-        "origin": origin_of(
-            opened.source, url=options.source_url, licence=options.licence, citation=options.citation
-        ).to_dict(),
+        "origin": origin_of(opened.source).to_dict(),
     }
 
 

@@ -122,7 +122,7 @@ FORMATS: tuple[Format, ...] = (
         "its only volume; of several, one is to be named",
     ),
     Format(
-        _VOLPKG,
+        _TIFF,
         "`X.volpkg/volumes/ID`",
         "array",
         "one file each",

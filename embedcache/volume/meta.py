@@ -67,6 +67,15 @@ def is_tifxyz(folder: Path) -> bool:
     }
 
 
+def said_shape(folder: Path) -> tuple[int, int, int] | None:
+    """Slices, height and width of a volume as its ``meta.json`` says; None where it says nothing of the kind."""
+    meta = read_meta(folder)
+    slices, height, width = (meta.get(key) for key in ("slices", "height", "width"))
+    if type(slices) is int and type(height) is int and type(width) is int:
+        return slices, height, width
+    return None
+
+
 def check_whole(folder: Path, planes: int, size: tuple[int, int]) -> None:
     """Refuse a folder of slices that is not what the ``meta.json`` in it says.
 
@@ -86,9 +95,8 @@ def check_whole(folder: Path, planes: int, size: tuple[int, int]) -> None:
     VolumeError
         When there are fewer or more slices, or other ones.
     """
-    meta = read_meta(folder)
-    expected = [meta.get(key) for key in ("slices", "height", "width")]
-    if any(type(length) is not int for length in expected):
+    expected = said_shape(folder)
+    if expected is None:
         return
     if expected[0] != planes:
         found = (
@@ -97,7 +105,7 @@ def check_whole(folder: Path, planes: int, size: tuple[int, int]) -> None:
             else f"{planes:,} are there."
         )
         raise _lies(folder, f"says {expected[0]:,} slices, {found}")
-    if tuple(expected[1:]) != size:
+    if expected[1:] != size:
         raise _lies(
             folder,
             f"says slices of {expected[1]:,} × {expected[2]:,} pixels (height × width), "

@@ -12,7 +12,7 @@ from embedcache.volume.cache import CACHE_BYTES
 from embedcache.volume.folder import natural_key
 from embedcache.volume.formats import known_formats
 from embedcache.volume.layouts import Found, resolve_layout, strip_scheme
-from embedcache.volume.meta import check_whole, read_meta, voxel_size_in_name, voxel_size_of
+from embedcache.volume.meta import check_whole, read_meta, said_shape, voxel_size_in_name, voxel_size_of
 from embedcache.volume.remote_volume import open_remote
 from embedcache.volume.volume import IMAGE_SUFFIXES, TIFF_SUFFIXES, Volume, way_out
 
@@ -68,7 +68,7 @@ def open_volume(
         raise VolumeError(f"{text} lies on this machine: --anon and --no-anon are for addresses.")
     try:
         if is_remote(text):
-            volume = open_remote(text, level=level, anon=anon, chunk_cache=chunk_cache)
+            volume: Volume = open_remote(text, level=level, anon=anon, chunk_cache=chunk_cache)
             if volume.voxel_size is None:
                 volume.voxel_size = voxel_size_in_name(volume.source)
         else:
@@ -149,15 +149,17 @@ def _several(folder: Path, found: Found) -> VolumeError:
 
 def _in_words(path: Path) -> str:
     """Name, shape and voxel size of a volume, as far as they are known; nothing but metadata is read."""
-    name = read_meta(path).get("name")
-    words = [name] if isinstance(name, str) and name else []
-    try:
-        with open_volume(path) as volume:
-            height, width = volume.plane_size(0)
-            words.append(f"{volume.n_planes:,} × {height:,} × {width:,}")
-            words += [] if volume.voxel_size is None else [f"{volume.voxel_size[0]:g} µm"]
-    except VolumeError as error:
-        words.append(f"does not open: {error.message}")
+    meta = read_meta(path)
+    words = [meta["name"]] if isinstance(meta.get("name"), str) and meta["name"] else []
+    shape, size = said_shape(path), voxel_size_of(path)
+    if shape is None:  # of a volume of slices meta.json says it: thousands of files need not be looked at
+        try:
+            with open_volume(path) as volume:
+                shape, size = (volume.n_planes, *volume.plane_size(0)), volume.voxel_size
+        except VolumeError as error:
+            words.append(f"does not open: {error.message}")
+    words += [] if shape is None else [" × ".join(f"{length:,}" for length in shape)]
+    words += [] if size is None else [f"{size[0]:g} µm"]
     return ", ".join(words)
 
 

@@ -1,0 +1,260 @@
+"""``embedcache info``: what it says is what is there and what encode does, and it never reads much."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from format_samples import MAKERS
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from layout_samples import SURFACE, VALUES, write_fragment, write_ome, write_volpkg
+from PIL import Image
+
+from embedcache.cli.app import run
+from embedcache.cli.info import sparkline
+from embedcache.encode.options import EncodeOptions
+from embedcache.encode.survey import selected_tiles, survey
+from embedcache.errors import VolumeError
+from embedcache.progress import Silent
+from embedcache.volume import open_volume
+from embedcache.volume.formats import FORMATS
+from embedcache.volume.look import histogram, thumbnail
+from embedcache.volume.window import sample_pixels
+
+WHOLE = slice(None)
+MIB = 1 << 20
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    assert run(["info", *map(str, arguments), "--json"]) == 0
+    figures: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return figures
+
+
+def sparse(path: Path, shape: tuple[int, ...], chunk: int = 128) -> Path:
+    """A volume of which no chunk is there, as a masked scroll's outside."""
+    zarr.create_array(path, shape=shape, chunks=(chunk,) * 3, dtype="uint8", zarr_format=2)
+    return path
+
+
+# --- what it says -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", FORMATS, ids=lambda row: row.path)
+def test_info_names_the_row_of_the_table_that_a_volume_was_opened_by(
+    tmp_path: Path, row: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sample = MAKERS[row.path](tmp_path)
+    words = [
+        word
+        for name, value in sample.options.items()
+        for word in ([f"--{name}"] if value is True else [f"--{name}", value])
+    ]
+    with sample.there(monkeypatch) as source:
+        figures = told(capsys, source, *words)
+    assert figures["format"] == row.key
+    assert figures["planes"] >= len(sample.pixels)
+    assert (figures["height"], figures["width"]) == sample.pixels.shape[1:3]
+
+
+def test_levels_scale_and_voxel_size_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_ome(tmp_path / "54keV_7.91um_Scroll1A.zarr")
+    figures = told(capsys, path, "--level", 1)
+    assert figures["levels"] == [[6, 30, 40], [3, 15, 20]]
+    assert (figures["level"], figures["scale"], figures["voxel_size"]) == (1, [2.0] * 3, [7.91] * 3)
+    assert set(figures) == {
+        "volume", "format", "kind", "planes", "height", "width", "sizes_differ", "dtype", "channels", "level",
+        "levels", "scale", "voxel_size", "chunks", "origin", "encode_channels", "encode_window", "would",
+        "histogram", "thumbnail",
+    }  # fmt: skip
+
+
+def test_people_get_one_line_of_intensities(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "v.npy", VALUES)
+    assert run(["info", str(tmp_path / "v.npy"), "--tile", "16"]) == 0
+    out = capsys.readouterr().out
+    assert "76,800 pixels," in out
+    assert "0 NaN)" in out
+    assert "write 36 of 36 tiles of 16, 72.0 MiB, channels repeat, window 0:255" in out
+
+
+def test_heights_of_the_line_are_logarithmic_and_nothing_is_blank() -> None:
+    assert sparkline([0, 1, 10**6]) == " ▁█"
+    assert sparkline([0, 0]) == "  "
+    assert sparkline([5, 5]) == "██"
+
+
+def test_options_that_encode_refuses_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "v.npy", VALUES)
+    for words in (["--z-range", "9:12"], ["--window", "zscore"], ["--thumbnail", "v.jpg"], ["--plane", "6",
+                  "--thumbnail", str(tmp_path / "t.png")], ["--image", "ir"]):  # fmt: skip
+        assert run(["info", str(tmp_path / "v.npy"), *words]) == 2
+    assert not (tmp_path / "t.png").exists()
+
+
+# --- what encode would do -----------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    tile=st.sampled_from([16, 17, 64, None]),
+    overlap=st.integers(0, 15),
+    z_range=st.sampled_from([None, "1:4", "::2", "5:"]),
+    bbox=st.sampled_from([None, "0:1,0:1", "3:29,20:40"]),
+    channels=st.sampled_from([None, "adjacent", "depth:0-1,2-3,4-5"]),
+)
+def test_the_tiles_it_counts_are_those_that_encode_takes(tmp_path: Path, **wishes: Any) -> None:
+    from embedcache.cli.info import _tiles
+
+    if wishes["tile"] is None:
+        wishes["overlap"] = 0
+    if wishes["channels"] == "depth:0-1,2-3,4-5":
+        wishes["z_range"] = None  # one composite plane
+    np.save(tmp_path / "v.npy", VALUES)
+    options = EncodeOptions(volume=str(tmp_path / "v.npy"), **wishes)
+    surveyed = survey(options, Silent())
+    wanted = selected_tiles(surveyed.table, surveyed.selection, surveyed.volume)
+    there = int((surveyed.table[:, 0] >= 0).sum())
+    assert _tiles(surveyed.volume, surveyed.preprocess, options) == (there, int(wanted.sum()))
+
+
+def test_a_mask_and_a_folder_are_counted_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "v.npy", VALUES)
+    mask = np.zeros((30, 40), np.uint8)
+    mask[0, 0] = 255
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    figures = told(capsys, tmp_path / "v.npy", "--tile", 20, "--mask", tmp_path / "m.png")
+    assert (figures["would"]["tiles"], figures["would"]["tiles_selected"]) == (24, 6)
+    (tmp_path / "images").mkdir()
+    for number, side in enumerate((20, 40)):
+        Image.fromarray(VALUES[0][:side, :side]).save(tmp_path / "images" / f"{number}.png")
+    assert told(capsys, tmp_path / "images", "--tile", 20)["would"]["tiles"] == 1 + 4
+
+
+def test_a_window_of_the_whole_volume_is_named_not_computed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = sparse(tmp_path / "v.zarr", (512, 4096, 4096))
+    figures = told(capsys, path, "--window", "global_zscore")
+    assert (figures["encode_window"], figures["would"]["window"]) == (None, "global_zscore")
+
+
+# --- what it reads ------------------------------------------------------------------------------------------
+
+
+def test_the_largest_scroll_is_told_from_a_few_of_its_chunks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = sparse(tmp_path / "v.zarr", (75784, 32693, 32693))
+    figures = told(capsys, path, "--thumbnail", tmp_path / "t.png")
+    assert figures["would"]["tiles"] == 75784 * 32**2
+    assert figures["histogram"]["sampled_pixels"] == 16 * 128**2
+    assert figures["thumbnail"]["pieces"] == [4, 4]
+    assert Image.open(tmp_path / "t.png").size == (512, 512)
+
+
+def test_a_histogram_costs_no_more_than_its_limit_and_counts_what_the_window_saw(tmp_path: Path) -> None:
+    with open_volume(sparse(tmp_path / "v.zarr", (512, 2048, 2048))) as volume:
+        histogram(volume, limit=8 * MIB)
+        assert volume.reads.bytes == 8 * MIB
+    np.save(tmp_path / "v.npy", VALUES)
+    with open_volume(tmp_path / "v.npy") as volume:
+        counted = histogram(volume)
+        expected, edges = np.histogram(sample_pixels(volume), 32)
+    assert (counted["counts"], counted["edges"]) == (expected.tolist(), edges.tolist())
+    assert counted["sampled_pixels"] == expected.sum() == 64 * 30 * 40
+
+
+def test_zeros_and_what_is_no_number_are_counted_apart(tmp_path: Path) -> None:
+    values = np.ones((1, 10, 10), np.float32)
+    values[0, 0, :4] = np.nan, np.inf, 0, 0
+    np.save(tmp_path / "v.npy", values)
+    counted = histogram(open_volume(tmp_path / "v.npy"))
+    assert (counted["nan"], counted["zeros"], sum(counted["counts"])) == (64 * 2, 64 * 2, 64 * 98)
+    np.save(tmp_path / "n.npy", np.full((1, 10, 10), np.nan, np.float32))
+    assert sum(histogram(open_volume(tmp_path / "n.npy"))["counts"]) == 0
+
+
+def test_a_folder_of_large_images_decodes_only_as_many_as_the_limit_allows(tmp_path: Path) -> None:
+    for number in range(8):
+        Image.fromarray(np.full((256, 256), number, np.uint8)).save(tmp_path / f"{number}.png")
+    with open_volume(tmp_path) as volume:
+        histogram(volume, limit=3 * 256 * 256)
+        assert volume.reads.chunks == 3
+
+
+def test_a_picture_of_a_small_plane_is_its_average(tmp_path: Path) -> None:
+    np.save(tmp_path / "v.npy", VALUES)
+    with open_volume(tmp_path / "v.npy") as volume:
+        whole = thumbnail(volume, (0, 255), plane=2)
+        np.testing.assert_array_equal(whole.pixels, VALUES[2])
+        half = thumbnail(volume, (0, 255), plane=2, side=20).pixels
+    expected = VALUES[2].reshape(15, 2, 20, 2).mean((1, 3))
+    assert np.abs(half - expected).max() <= 1  # rounded along each side
+    assert (whole.plane, whole.level, whole.pieces) == (2, 0, (1, 1))
+
+
+def test_a_picture_is_made_of_the_coarsest_level_that_is_large_enough(tmp_path: Path) -> None:
+    values = np.repeat(np.repeat(VALUES, 4, axis=1), 4, axis=2)
+    path = write_ome(tmp_path / "v.zarr", values, levels=3)
+    with open_volume(path) as volume:
+        small = thumbnail(
+            volume, (0, 255), plane=5, side=64, at_level=lambda level: open_volume(path, level=level)
+        )
+        np.testing.assert_array_equal(volume.reads.bytes, 0)
+    assert (small.plane, small.level) == (5, 1)
+    expected = Image.fromarray(values[::2, ::2, ::2][2]).resize((64, 48), Image.Resampling.BOX)
+    np.testing.assert_array_equal(small.pixels, np.asarray(expected))
+
+
+@pytest.mark.parametrize("kind", ["zarr", "npy", "colour"])
+def test_a_picture_of_a_large_plane_is_of_parts_and_costs_no_more_than_its_limit(
+    tmp_path: Path, kind: str
+) -> None:
+    ramp = np.linspace(0, 255, 1200).astype(np.uint8)
+    plane = np.tile(ramp[:, np.newaxis], (1, 900))
+    if kind == "zarr":
+        array = zarr.create_array(
+            tmp_path / "v.zarr", shape=(1, 1200, 900), chunks=(1, 64, 64), dtype="uint8"
+        )
+        array[0] = plane
+        path = tmp_path / "v.zarr"
+    else:
+        path = tmp_path / "v.npy"
+        np.save(
+            path, plane[np.newaxis] if kind == "npy" else np.repeat(plane[np.newaxis, ..., np.newaxis], 3, 3)
+        )
+    with open_volume(path) as volume:
+        small = thumbnail(volume, (0, 255), side=100, limit=200_000)
+        assert 0 < volume.reads.bytes <= 200_000
+    assert small.pieces != (1, 1)
+    assert small.pixels.shape[:2] == (100, 75)
+    found = small.pixels.reshape(100, -1).mean(axis=1)
+    assert np.abs(found - np.linspace(0, 255, 100)).max() < 20
+
+
+def test_a_picture_maps_the_window_and_shows_no_number_as_dark(tmp_path: Path) -> None:
+    values = np.array([[[100, 150, 200, 300, np.nan]]], np.float32)
+    np.save(tmp_path / "v.npy", values)
+    with open_volume(tmp_path / "v.npy") as volume:
+        assert thumbnail(volume, (100, 200)).pixels.tolist() == [[0, 127, 255, 255, 0]]
+        with pytest.raises(VolumeError, match="planes 0 to 0; there is no plane 1"):
+            thumbnail(volume, (0, 1), plane=1)
+
+
+# --- as a user gives it -------------------------------------------------------------------------------------
+
+
+def test_a_fragment_and_a_volpkg_by_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_fragment(tmp_path / "a", SURFACE[:4])
+    assert told(capsys, f"fragment:{folder}")["planes"] == 4
+    assert set(told(capsys, folder, "--image", "ir")["origin"]) == {"url", "licence", "citation", "note"}
+    assert run(["info", str(write_volpkg(tmp_path / "P.volpkg", "1", "2"))]) == 2
+    assert "P.volpkg holds 2 volumes:" in capsys.readouterr().err
