@@ -211,7 +211,7 @@ def test_auto_tells_masks_from_instances() -> None:
     soft = np.clip(255 * (20 - np.hypot(y - 32, x - 32)) / 4 + 128, 0, 255).astype(np.uint8)
     grey = decide_task([soft])
     assert (grey.kind, grey.threshold) == ("semantic", 127.0)
-    assert "127" in grey.sentence
+    assert "above 127 are" in grey.sentence
     ids = (x // 16 + 4 * (y // 16)).astype(np.uint8)
     assert decide_task([ids]).kind == "instances"
     assert decide_task([ids.astype(np.uint32)]).kind == "instances"

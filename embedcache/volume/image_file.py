@@ -13,11 +13,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ImageFile, JpegImagePlugin, PngImagePlugin
+from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin
 
 from embedcache.errors import VolumeError
 from embedcache.volume.volume import DECODE_ERRORS, to_pixels, way_out
 
+_BAND_PIXELS = 1 << 20
 _GREY_MODES = ("1", "L", "LA", "La", "I;16", "I;16B", "I", "F")
 
 
@@ -116,14 +117,27 @@ def _dtype(image: ImageFile.ImageFile) -> str:
 
 
 def _pixels(image: ImageFile.ImageFile) -> npt.NDArray[Any]:
-    if image.mode in ("I;16", "I;16B", "I", "F"):
-        return np.asarray(image).astype(_dtype(image))
-    if _is_grey(image):
-        # A grey palette goes by way of RGB: a direct conversion to L would weigh and round the colours.
-        if image.mode in ("P", "PA"):
-            return np.asarray(image.convert("RGB"))[..., 0]
-        return np.asarray(image.getchannel(0) if image.mode in ("LA", "La") else image.convert("L"))
-    return np.asarray(image.convert("RGB"))
+    """All pixels. Pillow copies an image several times on its way to numpy; of bands, these copies are small."""
+    grey, dtype = _is_grey(image), _dtype(image)
+    height, width = image.height, image.width
+    image.load()
+    pixels = np.empty((height, width) if grey else (height, width, 3), np.dtype(dtype))
+    band = max(1, _BAND_PIXELS // width)
+    for top in range(0, height, band):
+        bottom = min(top + band, height)
+        pixels[top:bottom] = _band(image.crop((0, top, width, bottom)), grey)
+    return pixels
+
+
+def _band(image: Image.Image, grey: bool) -> npt.NDArray[Any]:
+    if image.mode in ("I;16", "I;16B", "I", "F", "L"):
+        return np.asarray(image)
+    if not grey:
+        return np.asarray(image.convert("RGB"))
+    # A grey palette goes by way of RGB: a direct conversion to L would weigh and round the colours.
+    if image.mode in ("P", "PA"):
+        return np.asarray(image.convert("RGB"))[..., 0]
+    return np.asarray(image.getchannel(0) if image.mode in ("LA", "La") else image.convert("L"))
 
 
 def _damaged(path: Path, error: Exception) -> VolumeError:

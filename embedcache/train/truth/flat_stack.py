@@ -24,10 +24,19 @@ Spans = tuple[slice, slice]
 
 def known_as_flat(source: str) -> bool:
     """Whether a label file has the name of labels that are drawn on a surface."""
-    name = next(
-        (part for part in reversed(PurePath(source).parts) if not part.isdigit()), ""
-    )  # the last may be a level
-    return _FLAT_NAMES.search(name.split(".")[0]) is not None
+    return _FLAT_NAMES.search(_stem(source)) is not None
+
+
+def is_ink(source: str) -> bool:
+    """Whether a label file has the name of ink labels."""
+    match = _FLAT_NAMES.search(_stem(source))
+    return match is not None and match[2] == "inklabels"
+
+
+def _stem(source: str) -> str:
+    """The name of a file without its ending; of a level, that of its pyramid."""
+    name = next((part for part in reversed(PurePath(source).parts) if not part.isdigit()), "")
+    return re.sub(r"(\.ome)?\.[A-Za-z0-9]+$", "", name)
 
 
 def flat_sentence(volume: Volume, plane: int, what: str) -> str:

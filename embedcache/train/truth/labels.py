@@ -18,6 +18,7 @@ from embedcache.geometry import Tile
 from embedcache.remote import is_remote
 from embedcache.store import EmbeddingStore
 from embedcache.train.truth.alignment import LABEL_MEMORY, AlignedPlanes, align
+from embedcache.train.truth.flat_stack import is_ink
 from embedcache.train.truth.label_pixels import labelled_numbers, sample_pixels, small_ids, without
 from embedcache.train.truth.task import Task, TaskDecision, decide_task
 from embedcache.volume import open_volume
@@ -203,7 +204,8 @@ def open_labels(
     over = _mask(supervision, store, "supervision mask")
     held = _mask(validation, store, "validation mask")
     samples = [without(sample, ignore) for sample in sample_pixels(aligned, store)]
-    labels = Labels(aligned, decide_task(samples, task), over, ignore, validation=held)
+    decision = decide_task(samples, task, ink=is_ink(aligned.volume.source))
+    labels = Labels(aligned, decision, over, ignore, validation=held)
     _require_positive(labels, store)
     return labels
 
