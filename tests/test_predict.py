@@ -134,7 +134,7 @@ def test_a_tiff_of_some_planes_says_what_the_other_pages_hold(tmp_path: Path) ->
     store = make_store(tmp_path / "s.zarr", [(64, 64)] * 3)
     checkpoint = make_checkpoint(tmp_path / "c.safetensors", store)
     predict(store, checkpoint, tmp_path / "m.tif", z_range="1:2", progress=Heard())
-    assert "1 of 3 planes are predicted; the pages of the others hold 0" in said[-1]
+    assert "1 of 3 planes are predicted; the other pages hold 0" in said[-1]
     predict(store, checkpoint, tmp_path / "m.tif", progress=Heard())
     assert len(said) == 1
 

@@ -10,7 +10,6 @@ Equal seeds give equal pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from embedcache.demo.phantom import draw_letter
-from embedcache.files import write_file
+from embedcache.demo.pictures import write_png
 
 Floats = npt.NDArray[np.float32]
 
@@ -133,15 +132,7 @@ def write_fragments(
     }
     for number, (height, width) in enumerate(sizes):
         part = make_fragment(height, width, seed=1000 * seed + number, name=f"fragment_{number + 1}")
-        _write_png(paths["volume"] / f"{part.name}.png", part.image)
-        _write_png(paths["ink"] / f"{part.name}.png", part.ink.astype(np.uint8) * np.uint8(255))
-        _write_png(paths["parchment"] / f"{part.name}.png", part.parchment.astype(np.uint8) * np.uint8(255))
+        write_png(paths["volume"] / f"{part.name}.png", part.image)
+        write_png(paths["ink"] / f"{part.name}.png", part.ink.astype(np.uint8) * np.uint8(255))
+        write_png(paths["parchment"] / f"{part.name}.png", part.parchment.astype(np.uint8) * np.uint8(255))
     return paths
-
-
-def _write_png(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
-    """Write a PNG unless the same bytes are there: an unchanged photograph keeps its place in the store."""
-    stream = BytesIO()
-    Image.fromarray(pixels).save(stream, format="PNG")
-    if not path.is_file() or path.read_bytes() != stream.getvalue():
-        write_file(path, stream.getvalue())

@@ -43,15 +43,17 @@ class BoxPrompts:
         self.count = sum(len(boxes) for boxes in of_plane.values())
         self._of_plane = of_plane
 
+    def of_plane(self, plane: int) -> Boxes:
+        """The boxes of a plane, in the order of the file: float64 (P, 4), xyxy edges in px of the plane."""
+        return self._of_plane.get(plane, np.zeros((0, 4)))
+
     def of_tile(self, tile: Tile) -> Boxes:
         """What of the boxes lies in a tile, as it lies: float64 (P, 4), xyxy edges in tile px.
 
         Pieces that are less than a tenth of their box are left out, unless they are a tenth of the tile: what
         they cut is asked for where more of it is seen.
         """
-        boxes = self._of_plane.get(tile.plane)
-        if boxes is None:
-            return np.zeros((0, 4))
+        boxes = self.of_plane(tile.plane)
         corner, size = [tile.x0, tile.y0] * 2, [tile.width, tile.height] * 2
         cut = np.clip(boxes - corner, 0, size)
         piece = _area(cut)

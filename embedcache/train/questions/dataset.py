@@ -22,7 +22,7 @@ from embedcache.store import EmbeddingStore
 from embedcache.train.asking.rounds import plan_rounds
 from embedcache.train.questions.batch import Batch, TileKey, TileQuestion
 from embedcache.train.questions.box_objects import TileBoxes
-from embedcache.train.questions.box_prompts import BoxPrompts, require_boxes
+from embedcache.train.questions.box_prompts import BoxPrompts, open_boxes, require_boxes
 from embedcache.train.questions.chosen_tiles import chosen_tiles
 from embedcache.train.questions.items import TrainingItem, collate
 from embedcache.train.questions.jitter import draw_cut, jitter_window
@@ -73,8 +73,9 @@ class EmbeddingDataset(Dataset[TrainingItem]):
         Move label edges a little, and let only a part of a tile count, drawn anew each epoch.
     start : MaskPrompts, optional
         What ``prompts="mask"`` starts from.
-    boxes : BoxPrompts, optional
-        What ``prompts="boxes"`` asks with; tiles without any are left out.
+    boxes : path or BoxPrompts, optional
+        What ``prompts="boxes"`` asks with, see :mod:`embedcache.train.questions.box_files`; tiles without any are
+        left out.
     free_share : float
         Share of tiles that are asked without prompts, for everything positive at once.
 
@@ -100,7 +101,7 @@ class EmbeddingDataset(Dataset[TrainingItem]):
         views: bool = False,
         jitter: bool = False,
         start: MaskPrompts | None = None,
-        boxes: BoxPrompts | None = None,
+        boxes: str | Path | BoxPrompts | None = None,
         free_share: float = 0.0,
     ) -> None:
         self.store, self.store_index = store, store_index
@@ -113,6 +114,8 @@ class EmbeddingDataset(Dataset[TrainingItem]):
         self.max_objects, self.seed, self.epoch = max_objects, seed, 0
         self.rounds = rounds if self.prompts == "iterative" else 1
         self.views, self.jitter, self.free_share, self.start = views, jitter, free_share, start
+        if boxes is not None and not isinstance(boxes, BoxPrompts):
+            boxes = open_boxes(boxes, store)
         self.boxes = require_boxes(boxes) if self.prompts == "boxes" else None
         self.tiles = chosen_tiles(store, self.labels, tiles, self.objects, self.boxes)
         if views and not store.base[self.tiles].all():
