@@ -155,7 +155,7 @@ FORMATS: tuple[Format, ...] = (
         "`s3://BUCKET/KEY`, a Zarr group or array",
         "array",
         "z",
-        "anonymous without anything installed; with credentials:",
+        "anonymous, or with the environment's credentials, which need botocore",
         extra="remote",
     ),
 )
