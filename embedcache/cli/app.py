@@ -195,6 +195,7 @@ def register() -> None:
         machine,
         stage_one,
         stage_two,
+        submit,
         use,
         verify,
     )

@@ -17,6 +17,7 @@ from embedcache.cli.signals import stop_at_once
 from embedcache.cli.source_options import source_options
 from embedcache.errors import EXIT_SOME_FAILED, ConfigError
 from embedcache.progress import Terminal
+from embedcache.results.flatten import FLATTEN
 from embedcache.store import EmbeddingStore
 from embedcache.train.questions.prompts import PROMPTS
 
@@ -45,6 +46,19 @@ from embedcache.train.questions.prompts import PROMPTS
     "--probabilities",
     is_flag=True,
     help="Write probabilities instead of masks: float32 in zarr and TIFF, 0…255 in PNG.",
+)
+@click.option(
+    "--flatten",
+    type=click.Choice(FLATTEN),
+    default="none",
+    show_default=True,
+    help="Join all planes of a surface volume to one, by the mean or the largest of their probabilities.",
+)
+@click.option(
+    "--id",
+    "name",
+    metavar="NAME",
+    help="Of one mask: its Id in a .csv.  [default: its fragment's folder, else the plane's name]",
 )
 @source_options
 @selection_options

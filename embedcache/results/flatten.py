@@ -1,7 +1,7 @@
 """Turns the planes of a surface volume into the one mask that people want of it, under the name of its fragment.
 
-A surface volume has many planes and one truth: its planes' probabilities are joined pixel by pixel, by their mean or
-their largest. What was not predicted has no say; where no plane says anything, the result is not predicted either.
+A surface volume has many planes and one truth: its planes' probabilities are joined pixel by pixel, by their mean
+or their largest. What was not predicted has no say; where no plane says anything, nothing is predicted.
 """
 
 from __future__ import annotations
@@ -77,7 +77,6 @@ class Flattened:
         ``mean`` or ``max`` of probabilities.
     title : str
         What the plane is called, in a csv too.
-    done : callable, optional
     """
 
     inner: Planes = field(repr=False)

@@ -1,7 +1,7 @@
 """Turns masks into run lengths, and run lengths into masks, as the ink contests write them.
 
-``start length start length …``: pairs of the runs of foreground, row by row. Starts count from 1: pixel (y, x) of a
-plane of width W is number ``y * W + x + 1``, and a run may go on into the next row. Nothing at all is an empty mask.
+``start length start length …``: pairs of the runs of foreground, row by row. Starts count from 1: pixel (y, x) of
+a plane of width W is number ``y * W + x + 1``, and a run may go on into the next row. An empty mask is empty text.
 """
 
 from __future__ import annotations
