@@ -283,3 +283,53 @@ def test_a_pyramid_of_plain_axis_names_is_read(tmp_path: Path) -> None:
     )
     pyramid = read_pyramid(LocalTree(tmp_path))
     assert (pyramid.paths, pyramid.axes) == (("full",), ("z", "y", "x"))
+
+
+def write_scaled(path: Path, unit: str | None, scales: list[list[float]]) -> Path:
+    write_pyramid(path, pixels())
+    axes = [{"name": name, "type": "space", **({"unit": unit} if unit else {})} for name in "zyx"]
+    datasets = [
+        {"path": str(level), "coordinateTransformations": [{"type": "scale", "scale": scale}]}
+        for level, scale in enumerate(scales)
+    ]
+    zarr.open_group(str(path), mode="r+").attrs["multiscales"] = [{"axes": axes, "datasets": datasets}]
+    return path
+
+
+def test_levels_and_their_scale_are_told_by_the_metadata_or_by_the_shapes(tmp_path: Path) -> None:
+    shapes = ((20, 50, 70), (10, 25, 35), (5, 13, 18))
+    bare = open_volume(write_pyramid(tmp_path / "bare", pixels(), metadata=False), level=2)
+    assert (bare.levels, bare.scale, bare.voxel_size) == (shapes, (4.0, 4.0, 4.0), None)
+    flat = write_scaled(tmp_path / "flat", None, [[1, 1, 1], [1, 2, 2], [1, 4, 4]])
+    assert open_volume(flat, level=2).scale == (1.0, 4.0, 4.0)
+    assert open_volume(flat / "2").scale == (1.0, 4.0, 4.0)
+    assert open_volume(flat).scale == (1.0, 1.0, 1.0)
+    alone = open_volume(write_array(tmp_path / "alone.zarr", pixels()))
+    assert (alone.levels, alone.scale) == (((20, 50, 70),), (1.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("unit", "scale", "size"),
+    [
+        ("micrometer", [7.91, 7.91, 7.91], (7.91, 7.91, 7.91)),
+        ("nanometer", [40.0, 8.0, 8.0], (0.04, 0.008, 0.008)),
+        ("micrometer", [1.0, 1.0, 1.0], None),  # a writer that knows no size
+        ("inch", [7.0, 7.0, 7.0], None),
+        (None, [7.0, 7.0, 7.0], None),
+    ],
+)
+def test_the_voxel_size_is_that_of_the_finest_level_where_the_metadata_says_it(
+    tmp_path: Path, unit: str | None, scale: list[float], size: tuple[float, float, float] | None
+) -> None:
+    path = write_scaled(tmp_path / "v", unit, [[step * 2**level for step in scale] for level in range(3)])
+    for level in (0, 2):
+        volume = open_volume(path, level=level)
+        assert volume.scale == (2.0**level,) * 3
+        assert volume.voxel_size == (None if size is None else pytest.approx(size))
+
+
+def test_a_level_that_is_damaged_spoils_no_other(tmp_path: Path) -> None:
+    path = write_pyramid(tmp_path / "p", pixels())
+    (path / "1" / ".zarray").write_text("{")
+    (path / "2" / ".zarray").unlink()
+    assert open_volume(path).levels == ((20, 50, 70), (), ())

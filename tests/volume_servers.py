@@ -16,6 +16,13 @@ from typing import Any
 Files = Path | Mapping[str, bytes] | Callable[[str], bytes | None]
 
 
+class _Quiet(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: Any) -> None:
+        """Clients go when they have had enough."""
+
+
 class VolumeServer:
     """Serves files by name, whole or in ranges; folders are 404.
 
@@ -49,6 +56,7 @@ class VolumeServer:
         self.seen: list[dict[str, str]] = []
         self.now = self.most = 0
         self.retry_after: str | None = None
+        self.send_on: str | None = None
         self.wait = 0.0
         self._lock = threading.Lock()
         server = self
@@ -62,8 +70,7 @@ class VolumeServer:
             def log_message(self, *_: Any) -> None:
                 """Nothing is logged."""
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
+        self.http = _Quiet(("127.0.0.1", 0), Handler)
         if tls is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(tls)
@@ -108,6 +115,8 @@ class VolumeServer:
         data = self._find(name)
         if self.user is not None and request.headers.get("Authorization") != self.user:
             return self._say(request, 401)
+        if self.send_on is not None:
+            return self._say(request, 302, Location=f"{self.send_on}/{name}")
         if fault == "drop":
             request.close_connection = True
             return None
@@ -141,8 +150,10 @@ class VolumeServer:
         with self._lock:
             self.bytes[name] += len(data)
 
-    def _say(self, request: BaseHTTPRequestHandler, status: int) -> None:
+    def _say(self, request: BaseHTTPRequestHandler, status: int, **headers: str) -> None:
         request.send_response(status)
+        for header, value in headers.items():
+            request.send_header(header, value)
         if self.retry_after is not None and status in (429, 503):
             request.send_header("Retry-After", self.retry_after)
         request.send_header("Content-Length", "0")

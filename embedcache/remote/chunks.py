@@ -57,11 +57,11 @@ class Fetched:
     requests : int
         Files or parts of files asked for; further tries are not counted.
     bytes : int
-        That came of them.
+        Of what came, metadata included.
     from_disk : int
         Chunks that this machine had kept.
     missing : int
-        Requests that were answered with "there is none".
+        Chunks that the server does not have.
     retries : int
         Further tries.
     """
@@ -149,7 +149,6 @@ class ChunkSource:
         try:
             return self._ask((name, 0, None), FILE_LIMIT)
         except FileNotFoundError:
-            self._count(missing=1)
             return None
 
     def get(self, name: str, first: int = 0, length: int | None = None) -> bytes | None:
@@ -189,7 +188,8 @@ class ChunkSource:
     def close(self) -> None:
         """Let go of the threads."""
         with self._lock:
-            pool, self._pool = self._pool, None
+            pool = self._pool
+            self._pool = None
             self._ends.clear()
         if pool is not None and pool[0] == os.getpid():
             pool[1].shutdown(wait=False, cancel_futures=True)
@@ -212,10 +212,12 @@ class ChunkSource:
         try:
             body = self._ask(key, self._longest)
         except FileNotFoundError:
-            return self._is_missing(key[0])
+            self._remember_missing(key[0])
+            return None
         except RefusedError as error:
             if error.status == 403 and self._gives_what_it_has():
-                return self._is_missing(key[0])
+                self._remember_missing(key[0])
+                return None
             if error.status in (401, 403):
                 raise
             raise self._failed(error) from error
@@ -232,7 +234,7 @@ class ChunkSource:
         self._count(bytes=len(body))
         return body
 
-    def _is_missing(self, name: str) -> None:
+    def _remember_missing(self, name: str) -> None:
         self._failures = 0
         self._count(missing=1)
         with self._lock:

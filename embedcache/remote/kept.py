@@ -15,6 +15,8 @@ from embedcache.files.removal import remove_quietly
 
 _CRC_BYTES = 4
 
+Chunk = bytes | None
+
 
 class KeptFiles:
     """A folder of chunks with their checksums, never more than so many bytes; threads may share it.
@@ -54,7 +56,7 @@ class KeptFiles:
             os.close(descriptor)
         return self._took(name, whole and not (check and _crc(out) != stored))
 
-    def read(self, name: str) -> bytes | None:
+    def read(self, name: str) -> Chunk:
         """A chunk of whatever length that is kept, checked; None where there is none, or it is damaged."""
         descriptor = self._open(name)
         if descriptor is None:

@@ -59,7 +59,7 @@ class RemoteTree:
         return RemoteTree(self._chunks, self._inside(path), self._known)
 
     def read(self, name: str) -> bytes | None:
-        """See :class:`~embedcache.volume.tree.Tree`; what is refused counts as not there until nothing is found."""
+        """See :class:`~embedcache.volume.tree.Tree`; what is refused is not there, until nothing is found."""
         path = self._inside(name)
         if path not in self._known:
             self._known[path] = self._ask(path)
@@ -151,7 +151,7 @@ def open_remote(
     raw_bytes = array.dtype.itemsize
     for length in files:
         raw_bytes *= length
-    witness = f"{found.tree.prefix}/{found.filename}" if found.tree.prefix else found.filename
+    witness = f"{found.tree.name}/{found.filename}".removeprefix(f"{chunks.url}/")
     chunks.identify(sha256_hex(found.metadata), witness, raw_bytes)
     return volume
 
