@@ -2,8 +2,8 @@
 
     python -m pipelines.stamp_boxes pages boxes.csv masks --val page_5,page_6
 
-``pages`` is a folder of images; ``boxes.csv`` has the columns image,x0,y0,x1,y1, or is COCO JSON; ``masks`` holds a
-mask for each page, of the page's name, in which the stamps are white. Whole pages are held out; their figures,
+``pages`` is a folder of images; ``boxes.csv`` has the columns image,x0,y0,x1,y1, or is COCO JSON; ``masks`` holds
+a mask for each page, of the page's name, in which the stamps are white. Whole pages are held out; their figures,
 without and with training, and pictures of them go to ``stamp_boxes/`` with everything else. Boxes come from a file
 and not from the masks, so that figures are ``free``, as long as nobody drew them after the masks of the held-out
 pages. On a machine without a GPU and without SAM's weights:
