@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache.progress import Progress, Silent
+from embedcache.results.about import about_store
 from embedcache.results.flatten import flattened
 from embedcache.results.masks_out import Values, write_masks
 from embedcache.results.output_place import check_place
