@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from layout_samples import SURFACE, VALUES, write_fragment, write_ome, write_volpkg
 from PIL import Image
+from volume_servers import VolumeServer
 
 from embedcache.cli.app import run
 from embedcache.cli.info import sparkline
@@ -66,10 +67,11 @@ def test_levels_scale_and_voxel_size_are_said(tmp_path: Path, capsys: pytest.Cap
     path = write_ome(tmp_path / "54keV_7.91um_Scroll1A.zarr")
     figures = told(capsys, path, "--level", 1)
     assert figures["levels"] == [[6, 30, 40], [3, 15, 20]]
+    assert figures["bytes"] == 3 * 15 * 20
     assert (figures["level"], figures["scale"], figures["voxel_size"]) == (1, [2.0] * 3, [7.91] * 3)
     assert set(figures) == {
-        "volume", "format", "kind", "planes", "height", "width", "sizes_differ", "dtype", "channels", "level",
-        "levels", "scale", "voxel_size", "chunks", "origin", "encode_channels", "encode_window", "would",
+        "volume", "format", "kind", "planes", "bytes", "height", "width", "sizes_differ", "dtype", "channels",
+        "level", "levels", "scale", "voxel_size", "chunks", "origin", "encode_channels", "encode_window", "would",
         "histogram", "thumbnail",
     }  # fmt: skip
 
@@ -95,6 +97,19 @@ def test_options_that_encode_refuses_are_refused(tmp_path: Path, capsys: pytest.
                   "--thumbnail", str(tmp_path / "t.png")], ["--image", "ir"]):  # fmt: skip
         assert run(["info", str(tmp_path / "v.npy"), *words]) == 2
     assert not (tmp_path / "t.png").exists()
+
+
+def test_a_volume_of_one_value_is_told_and_so_is_that_encode_refuses_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "v.npy", np.full((2, 30, 40), 7, np.uint16))
+    figures = told(capsys, tmp_path / "v.npy", "--thumbnail", tmp_path / "t.png")
+    assert "one value makes no window" in figures["would"]["refused"]
+    assert (figures["planes"], figures["encode_window"]) == (2, None)
+    assert sum(figures["histogram"]["counts"]) == 64 * 30 * 40
+    assert run(["info", str(tmp_path / "v.npy")]) == 0
+    assert "refuse: " in capsys.readouterr().out
+    assert run(["info", str(tmp_path / "v.npy"), "--window", "p1:p99"]) == 2
 
 
 # --- what encode would do -----------------------------------------------------------------------------------
@@ -245,6 +260,17 @@ def test_a_picture_maps_the_window_and_shows_no_number_as_dark(tmp_path: Path) -
         assert thumbnail(volume, (100, 200)).pixels.tolist() == [[0, 127, 255, 255, 0]]
         with pytest.raises(VolumeError, match="planes 0 to 0; there is no plane 1"):
             thumbnail(volume, (0, 1), plane=1)
+
+
+def test_of_a_volume_at_an_address_no_more_chunks_are_fetched_than_are_looked_at(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBEDCACHE_CHUNKS", str(tmp_path / "chunks"))
+    metadata = (sparse(tmp_path / "v.zarr", (75784, 32693, 32693)) / ".zarray").read_bytes()
+    with VolumeServer({"7.91um/v.zarr/.zarray": metadata}) as server:
+        figures = told(capsys, f"{server.url}/7.91um/v.zarr", "--thumbnail", tmp_path / "t.png")
+        assert figures["voxel_size"] == [7.91] * 3
+        assert 16 <= sum(server.chunks_asked.values()) <= 16 + 16 + 4  # and a look for a group around it
 
 
 # --- as a user gives it -------------------------------------------------------------------------------------

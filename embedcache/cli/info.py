@@ -20,7 +20,7 @@ from embedcache.encode.options import EncodeOptions
 from embedcache.encode.plan import bytes_per_tile
 from embedcache.encode.sizes import readable_bytes
 from embedcache.encode.survey import open_source_of, tile_table
-from embedcache.errors import ConfigError
+from embedcache.errors import ConfigError, VolumeError
 from embedcache.files import write_file
 from embedcache.remote import is_remote
 from embedcache.volume import Preprocess, Selection, TileGrid, Volume, resolve_preprocess, select
@@ -57,21 +57,13 @@ def info(
     if picture is not None and Path(picture).suffix.lower() != ".png":
         raise ConfigError(f"--thumbnail {picture}: expected a name that ends in .png.")
     with open_source_of(options) as opened:
-        named = options.window is not None and is_named(options.window)
-        preprocess = resolve_preprocess(
-            opened, channels=options.channels, window=None if named else options.window
-        )
-        figures = _what_it_is(opened, options) | {
-            "encode_channels": preprocess.channels,
-            "encode_window": None if named else list(preprocess.window),
-            "would": _would(opened, preprocess, options),
-            "histogram": histogram(opened),
-            "thumbnail": None,
-        }
+        would, shown = _would(opened, options)
+        figures = _what_it_is(opened, options) | would
+        figures |= {"histogram": histogram(opened), "thumbnail": None}
         if picture is not None:
             small = thumbnail(
                 opened,
-                preprocess.window,
+                shown or _whole_range(figures["histogram"]),
                 plane=plane,
                 at_level=lambda level: open_source_of(replace(options, level=level)),
             )
@@ -83,8 +75,8 @@ def info(
 
 
 def _what_it_is(opened: Volume, options: EncodeOptions) -> dict[str, Any]:
-    planes = range(min(opened.n_planes, 1 if opened.uniform else 10_000))
-    sizes = [opened.plane_size(plane) for plane in planes]
+    sizes = [opened.plane_size(plane) for plane in range(1 if opened.uniform else opened.n_planes)]
+    pixels = sum(height * width for height, width in sizes) * (opened.n_planes if opened.uniform else 1)
     return {
         "volume": opened.source,
         "format": _format(opened, options),
@@ -93,6 +85,7 @@ def _what_it_is(opened: Volume, options: EncodeOptions) -> dict[str, Any]:
         "height": max(height for height, _ in sizes),
         "width": max(width for _, width in sizes),
         "sizes_differ": len(set(sizes)) > 1,
+        "bytes": pixels * opened.channels * opened.dtype.itemsize,
         "dtype": str(opened.dtype),
         "channels": opened.channels,
         "level": opened.level,
@@ -117,10 +110,21 @@ def _format(opened: Volume, options: EncodeOptions) -> str:
     return format_key("tiff" if tiffs else opened.kind)
 
 
-def _would(opened: Volume, preprocess: Preprocess, options: EncodeOptions) -> dict[str, Any]:
-    """What ``encode`` would do, but for the weights and for what the store has by then."""
+def _would(opened: Volume, options: EncodeOptions) -> tuple[dict[str, Any], tuple[float, float] | None]:
+    """What ``encode`` would do but for the weights and for what the store has by then, and its window."""
+    named = options.window is not None and is_named(options.window)
+    try:
+        preprocess = resolve_preprocess(
+            opened, channels=options.channels, window=None if named else options.window
+        )
+    except VolumeError as error:
+        if options.window is not None or options.channels is not None:
+            raise
+        # No fault of the command: of a volume of one value there is much to be told all the same.
+        refused = {"refused": f"{error.message} {error.hint or ''}".rstrip()}
+        return {"encode_channels": None, "encode_window": None, "would": refused}, None
     total, selected = _tiles(opened, preprocess, options)
-    return {
+    would = {
         "model": options.model,
         "tile": options.tile or "full",
         "overlap": options.overlap,
@@ -130,6 +134,18 @@ def _would(opened: Volume, preprocess: Preprocess, options: EncodeOptions) -> di
         "tiles_selected": selected,
         "bytes": selected * bytes_per_tile(options.store_dtype),
     }
+    window = None if named else list(preprocess.window)
+    return {
+        "encode_channels": preprocess.channels,
+        "encode_window": window,
+        "would": would,
+    }, preprocess.window
+
+
+def _whole_range(counted: dict[str, Any]) -> tuple[float, float]:
+    """A window for a picture of what has none: all values that were seen."""
+    low, high = counted["edges"][0], counted["edges"][-1]
+    return low, max(high, low + 1)
 
 
 def _tiles(opened: Volume, preprocess: Preprocess, options: EncodeOptions) -> tuple[int, int]:
@@ -167,31 +183,36 @@ def _written(path: Path, small: Thumbnail) -> dict[str, Any]:
 def _in_words(figures: dict[str, Any]) -> list[tuple[str, object]]:
     told = dict(figures)
     would, counted, picture = told.pop("would"), told.pop("histogram"), told.pop("thumbnail")
-    told["levels"] = (
-        ", ".join(" × ".join(f"{n:,}" for n in shape) or "absent" for shape in told["levels"]) or None
-    )
-    told["scale"] = " × ".join(f"{number:g}" for number in told["scale"])
-    if told["voxel_size"] is not None:
-        told["voxel_size"] = " × ".join(f"{number:g}" for number in told["voxel_size"]) + " µm"
+    told["bytes"] = readable_bytes(told["bytes"])
+    told["levels"] = ", ".join(_product(shape, ",") or "absent" for shape in told["levels"]) or None
+    told["scale"] = _product(told["scale"], "g")
+    told["voxel_size"] = told["voxel_size"] and _product(told["voxel_size"], "g") + " µm"
     told["origin"] = "; ".join(text for text in told["origin"].values() if text) or None
     told["intensities"] = (
         f"{counted['edges'][0]:g} {sparkline(counted['counts'])} {counted['edges'][-1]:g} (heights logarithmic; "
         f"{counted['sampled_pixels']:,} pixels, {counted['zeros']:,} zero, {counted['nan']:,} NaN)"
     )
-    told["encode would"] = (
-        f"write {would['tiles_selected']:,} of {would['tiles']:,} tiles of {would['tile']}, "
-        f"{readable_bytes(would['bytes'])}, channels {would['channels']}, window {would['window']}"
-    )
+    told["encode would"] = _would_in_words(would)
     if picture is not None:
-        parts = (
-            "the whole plane"
-            if picture["pieces"] == [1, 1]
-            else "{} × {} parts of it".format(*picture["pieces"])
-        )
+        whole = picture["pieces"] == [1, 1]
+        parts = "the whole plane" if whole else f"{_product(picture['pieces'], 'd')} parts of it"
         told["thumbnail"] = (
             f"{picture['output']} (plane {picture['plane']}, level {picture['level']}: {parts})"
         )
     return [(name.replace("_", " "), value) for name, value in told.items()]
+
+
+def _would_in_words(would: dict[str, Any]) -> str:
+    if "refused" in would:
+        return f"refuse: {would['refused']}"
+    return (
+        f"write {would['tiles_selected']:,} of {would['tiles']:,} tiles of {would['tile']}, "
+        f"{readable_bytes(would['bytes'])}, channels {would['channels']}, window {would['window']}"
+    )
+
+
+def _product(lengths: list[float], form: str) -> str:
+    return " × ".join(format(length, form) for length in lengths)
 
 
 def sparkline(counts: list[int]) -> str:

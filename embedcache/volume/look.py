@@ -74,7 +74,7 @@ def histogram(volume: Volume, *, bins: int = 32, limit: int = READ_LIMIT) -> dic
 
 def _affordable(volume: Volume, limit: int) -> Iterator[npt.NDArray[Any]]:
     """Crops of the sample until the limit is reached; of images, decoded whole, all that cost nothing more."""
-    before, planes = volume.reads, set()
+    before, planes = volume.reads, set[int]()
     for plane, rows, columns in sample_places(volume):
         if planes and (volume.reads - before).bytes >= limit and (volume.uniform or plane not in planes):
             continue

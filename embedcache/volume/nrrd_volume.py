@@ -103,7 +103,7 @@ class _Pixels:
                 left = self.skip
                 while left and (skipped := stream.read(min(left, 1 << 20))):
                     left -= len(skipped)
-                view, done = memoryview(values).cast("B"), 0
+                view, done = values.reshape(-1).view(np.uint8).data, 0
                 while done < self.nbytes and (count := stream.readinto(view[done:])):
                     done += count
         if done < self.nbytes:
