@@ -21,7 +21,7 @@ from embedcache.encode.identity.words import Request, asked_words
 from embedcache.encode.options import EncodeOptions
 from embedcache.encode.plan import EncodePlan, plan_encode
 from embedcache.encode.provenance import provenance_of
-from embedcache.encode.survey import Survey, selected_views, survey, tile_table
+from embedcache.encode.survey import say_what_window_stays, selected_views, survey, tile_table
 from embedcache.geometry import VIEW_SETS
 from embedcache.progress import Progress
 from embedcache.sam.encoder import Precision, resolve_device, resolve_precision
@@ -209,7 +209,7 @@ def prepare(options: EncodeOptions, progress: Progress) -> EncodeJob:
     table = table_of(table, segments, uniform=volume.uniform)
     if store is not None:
         options = _with_shards_of(store, options, progress)
-        _say_what_window_stays(store, seen, progress)
+        say_what_window_stays(seen, store, progress)
     return EncodeJob(
         options,
         volume,
@@ -235,16 +235,3 @@ def _with_shards_of(store: EmbeddingStore, options: EncodeOptions, progress: Pro
             f"{options.shard_tiles} is for a new store."
         )
     return replace(options, shard_tiles=store.shard_tiles)
-
-
-def _say_what_window_stays(store: EmbeddingStore, seen: Survey, progress: Progress) -> None:
-    """Figures of the volume are frozen when a store is made: that they would be others now is said."""
-    if seen.statistics is None or store.spec.statistics == seen.statistics:
-        return
-    kept, now = (
-        ":".join(f"{edge:g}" for edge in each.window) for each in (store.spec.preprocess, seen.preprocess)
-    )
-    progress.say(
-        f"{store.path} keeps the window {kept} of when it was made; --window {seen.statistics['window']} would now "
-        f"give {now} (other pixels, or another mask)."
-    )

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from embedcache.encode.options import EncodeOptions
 from embedcache.errors import VolumeError
 from embedcache.progress import Progress
+from embedcache.store import EmbeddingStore
 from embedcache.store.views import Numbering
 from embedcache.volume import (
     Preprocess,
@@ -142,6 +143,17 @@ def selected_views(
     if not numbering.segments:
         return base
     return base[numbering.base_of] & np.isin(numbering.view_of, list(views))
+
+
+def say_what_window_stays(seen: Survey, store: EmbeddingStore, progress: Progress) -> None:
+    """Figures of the volume are frozen when a store is made: that they would be others now is said."""
+    if seen.statistics is None or store.spec.statistics == seen.statistics:
+        return
+    kept, now = (f"{low:g}:{high:g}" for low, high in (store.spec.preprocess.window, seen.preprocess.window))
+    progress.say(
+        f"{store.path} keeps the window {kept} of when it was made; --window {seen.statistics['window']} would "
+        f"give {now} now (other pixels, or another mask)."
+    )
 
 
 def _check_window(volume: Volume, window: tuple[float, float], progress: Progress) -> None:
