@@ -117,7 +117,7 @@ from embedcache.train.questions.prompts import PROMPTS
     default="auto",
     show_default=True,
     metavar="SPEC",
-    help="auto, planes A:B, image names, or a share (0.2).",
+    help="auto, store:NAME, planes A:B, image names, or a share (0.2).",
 )
 @click.option("--validate-every", type=int, help="Steps between validations.  [default: a twentieth of all]")
 @click.option(
@@ -129,7 +129,10 @@ from embedcache.train.questions.prompts import PROMPTS
 )
 @click.option("--overfit", type=int, metavar="N", help="Train and validate on N tiles: can it learn at all?")
 @click.option(
-    "--supervision", multiple=True, metavar="MASK", help="Labels count only where this mask is positive."
+    "--supervision",
+    multiple=True,
+    metavar="MASK",
+    help="Labels count only where this mask is positive; none: nor that beside the labels.",
 )
 @click.option(
     "--validation",

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from embedcache.errors import ConfigError, counted
+from embedcache.errors import ConfigError, LabelError, counted
 from embedcache.progress import Progress
 from embedcache.store import EmbeddingStore
 from embedcache.train.asking.validation import Held
 from embedcache.train.options import TrainOptions
 from embedcache.train.overfit import overfit_split
 from embedcache.train.pairs import LabelsLike, StoreLike, one_task, open_pairs
-from embedcache.train.questions.box_prompts import BoxPrompts, open_boxes
+from embedcache.train.questions.box_prompts import BoxPrompts, open_boxes, require_boxes
 from embedcache.train.questions.dataset import EmbeddingDataset
 from embedcache.train.questions.mask_prompts import MaskPrompts, open_mask_prompts
 from embedcache.train.questions.objects import check_objects, default_objects
@@ -107,6 +107,8 @@ def prepare(
         )
         return tuple(item for item in held if item is not None)
 
+    if prompts == "boxes":
+        _require_boxed(split, opened, boxes, progress)
     inner = [label.validating() for label in found]
     return Setup(
         stores=opened,
@@ -157,16 +159,38 @@ def _boxes(
     """What each store's box prompts are."""
     if options.boxes is not None and prompts != "boxes":
         raise ConfigError(f"--boxes is what --prompts boxes asks with; the prompts are {prompts}.")
-    if prompts == "boxes" and options.boxes is None:
-        raise ConfigError("Prompts of kind boxes need boxes of your own.", hint="Give --boxes.")
     found: list[BoxPrompts | None] = []
     for index, store in enumerate(stores):
         path = options.boxes_of(index, len(stores))
         boxes = None if path is None else open_boxes(path, store)
-        if boxes is not None:
-            progress.say(f"{boxes.source}: {boxes.alignment}")
+        if prompts == "boxes":
+            progress.say(f"{require_boxes(boxes).source}: {require_boxes(boxes).alignment}")
         found.append(boxes)
     return found
+
+
+def _require_boxed(
+    split: Split,
+    stores: Sequence[EmbeddingStore],
+    boxes: Sequence[BoxPrompts | None],
+    progress: Progress,
+) -> None:
+    """Say how many tiles have no box, and refuse where none of a part has one."""
+    for name, part in (("training", split.train), ("validation", split.val)):
+        left = 0
+        for index, numbers in part:
+            own = require_boxes(boxes[index])
+            boxed = len(own.tiles(stores[index], numbers))
+            left += boxed
+            if boxed < len(numbers):
+                without = f"{len(numbers) - boxed} of {counted(len(numbers), 'tile')}"
+                progress.say(f"{own.source}: {without} of {name} have no box and take no part.")
+        if not left:
+            files = ", ".join(own.source for own in boxes if own is not None)
+            raise LabelError(
+                f"No box of {files} lies on a tile of {name} ({split.rule}).",
+                hint="Draw some there, or hold something else out with --val.",
+            )
 
 
 def _hold(
@@ -179,11 +203,13 @@ def _hold(
     index: int,
     **more: Any,
 ) -> Held | None:
-    if objects != "whole":  # several objects: tiles without any have no one to ask for
+    if prompts == "boxes":
+        numbers = require_boxes(more["boxes"]).tiles(store, numbers).tolist()
+    elif objects != "whole":  # several objects: tiles without any have no one to ask for
         positive = labels.positive(store, numbers)
         numbers = [number for number, count in zip(numbers, positive, strict=True) if count]
-        if not numbers:
-            return None
+    if not len(numbers):
+        return None
     dataset = EmbeddingDataset(
         store,
         labels,

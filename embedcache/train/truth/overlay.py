@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageDraw
 from scipy import ndimage
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from embedcache.geometry import IMAGE_SIZE, Tile
 
 LONG_SIDE = 768
 OUTLINE = (255, 255, 255)
+BOX = (0, 200, 60)
 
 
 def embedding_colours(embedding: Tensor) -> npt.NDArray[np.uint8]:
@@ -35,8 +36,20 @@ def embedding_colours(embedding: Tensor) -> npt.NDArray[np.uint8]:
     return np.asarray((scaled * 255).round(), dtype=np.uint8).reshape(height, width, 3)
 
 
-def draw_overlay(embedding: Tensor, labels: npt.NDArray[Any], tile: Tile) -> Image.Image:
-    """A tile's embedding in colours with the outlines of its labels: (height, width) bool or int32 in tile px."""
+def draw_overlay(
+    embedding: Tensor, labels: npt.NDArray[Any], tile: Tile, *, boxes: npt.NDArray[np.float64] | None = None
+) -> Image.Image:
+    """A tile's embedding in colours with the outlines of its labels, and the boxes that it is asked with.
+
+    Parameters
+    ----------
+    embedding : Tensor (256, 64, 64)
+    labels : ndarray (height, width)
+        bool or int32, in tile px.
+    tile : Tile
+    boxes : float64 (P, 4), optional
+        xyxy edges in tile px.
+    """
     scale = LONG_SIDE / max(tile.height, tile.width)
     size = max(1, round(tile.width * scale)), max(1, round(tile.height * scale))
     height, width = tile.input_size
@@ -49,11 +62,22 @@ def draw_overlay(embedding: Tensor, labels: npt.NDArray[Any], tile: Tile) -> Ima
     shown = labels[rows][:, columns].astype(np.int32)
     edge = ndimage.maximum_filter(shown, 3) != ndimage.minimum_filter(shown, 3)
     picture[edge] = OUTLINE
-    return Image.fromarray(picture)
+    drawn = Image.fromarray(picture)
+    pen = ImageDraw.Draw(drawn)
+    for x0, y0, x1, y1 in np.zeros((0, 4)) if boxes is None else boxes * scale:
+        pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=BOX, width=2)
+    return drawn
 
 
-def save_overlay(path: Path, embedding: Tensor, labels: npt.NDArray[Any], tile: Tile) -> None:
+def save_overlay(
+    path: Path,
+    embedding: Tensor,
+    labels: npt.NDArray[Any],
+    tile: Tile,
+    *,
+    boxes: npt.NDArray[np.float64] | None = None,
+) -> None:
     """Write :func:`draw_overlay` as PNG."""
     buffer = io.BytesIO()
-    draw_overlay(embedding, labels, tile).save(buffer, "PNG")
+    draw_overlay(embedding, labels, tile, boxes=boxes).save(buffer, "PNG")
     write_file(path, buffer.getvalue())
