@@ -1,8 +1,8 @@
 """Turns a seed into made-up scroll fragments, laid out as the ink contests lay them out.
 
 A fragment is ``surface_volume/00.tif …``, sixteen-bit layers through the surface of the papyrus, ``ir.png``,
-``mask.png`` (where there is papyrus) and ``inklabels.png``. In the X-ray ink is hardly denser than papyrus, and only
-in the layers around the middle; in the infrared photograph it is black.
+``mask.png`` (where there is papyrus) and ``inklabels.png``. In the X-ray ink is hardly denser than papyrus, and
+only in the layers around the middle; in the infrared photograph it is black.
 
 Equal seeds give equal pixels.
 """
