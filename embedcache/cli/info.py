@@ -187,7 +187,7 @@ def _in_words(figures: dict[str, Any]) -> list[tuple[str, object]]:
     told["levels"] = ", ".join(_product(shape, ",") or "absent" for shape in told["levels"]) or None
     told["scale"] = _product(told["scale"], "g")
     told["voxel_size"] = told["voxel_size"] and _product(told["voxel_size"], "g") + " µm"
-    told["origin"] = "; ".join(text for text in told["origin"].values() if text) or None
+    told["origin"] = "; ".join(first_line(text) for text in told["origin"].values() if text) or None
     told["intensities"] = (
         f"{counted['edges'][0]:g} {sparkline(counted['counts'])} {counted['edges'][-1]:g} (heights logarithmic; "
         f"{counted['sampled_pixels']:,} pixels, {counted['zeros']:,} zero, {counted['nan']:,} NaN)"
@@ -213,6 +213,11 @@ def _would_in_words(would: dict[str, Any]) -> str:
 
 def _product(lengths: list[float], form: str) -> str:
     return " × ".join(format(length, form) for length in lengths)
+
+
+def first_line(text: str) -> str:
+    """The first line that says something; licences are long."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
 def sparkline(counts: list[int]) -> str:

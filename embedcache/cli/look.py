@@ -11,9 +11,11 @@ import click
 from embedcache.cli.app import app
 from embedcache.cli.common import cache_dir_option, json_option, warn_untrained
 from embedcache.cli.defaults import stores_in
+from embedcache.cli.info import first_line
 from embedcache.cli.output import print_json, print_pairs, print_table
 from embedcache.encode.sizes import readable_bytes
 from embedcache.errors import EmbedcacheError
+from embedcache.results.about import store_origin
 from embedcache.store import EmbeddingStore
 from embedcache.store.certificate import Certificate
 from embedcache.train import Run
@@ -33,11 +35,13 @@ def status(store: str | None, cache_dir: str, runs: str, as_json: bool) -> None:
         _status_of_folders(Path(cache_dir), Path(runs), as_json)
         return
     opened = EmbeddingStore.open(store)
-    figures = opened.status().to_dict() | {"certificate": opened.certificate}
+    origin, geometry = store_origin(opened), opened.provenance.get("geometry")
+    told = {"certificate": opened.certificate, "origin": origin.to_dict(), "geometry": geometry}
+    figures = opened.status().to_dict()
     if as_json:
-        print_json(figures)
+        print_json(figures | told)
         return
-    spec, certificate = figures.pop("spec"), figures.pop("certificate")
+    spec, certificate = figures.pop("spec"), opened.certificate
     rows: list[tuple[str, object]] = [(name.replace("_", " "), value) for name, value in figures.items()]
     rows = [
         (name, readable_bytes(int(str(value)))) if name == "bytes" else (name, value) for name, value in rows
@@ -45,11 +49,25 @@ def status(store: str | None, cache_dir: str, runs: str, as_json: bool) -> None:
     rows += [("model", spec.get("model_type")), ("precision", spec.get("precision"))]
     rows += [("source", opened.provenance.get("source")), ("weights", opened.provenance.get("weights"))]
     rows += [("certificate", None if certificate is None else Certificate.from_dict(certificate).sentence)]
+    rows += _geometry_in_words(geometry)
+    rows += [("licence of the data", first_line(origin.licence) or "unknown")]
+    rows += [("citation", first_line(origin.citation))] if origin.citation else []
+    rows += [("fetched from", origin.url)] if origin.url else []
     print_pairs("status", rows)
     for number, reason in list(opened.failed.items())[:10]:
         click.echo(f"failed: tile {number}: {reason}", err=True)
     if opened.provenance.get("untrained"):
         warn_untrained()
+
+
+def _geometry_in_words(geometry: object) -> list[tuple[str, object]]:
+    """The level that was encoded, in voxels of the base resolution; stores of earlier versions do not say."""
+    if not isinstance(geometry, dict):
+        return []
+    rows: list[tuple[str, object]] = [("level", geometry.get("level"))]
+    if geometry.get("voxel_size"):
+        rows.append(("voxel size", " × ".join(f"{size:g}" for size in geometry["voxel_size"]) + " µm"))
+    return rows
 
 
 def _status_of_folders(cache_dir: Path, runs: Path, as_json: bool) -> None:
