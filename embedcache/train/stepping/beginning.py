@@ -141,4 +141,5 @@ def _draw_alignment(setup: Setup, folder: Path) -> None:
     counts = dataset.labels.positive(dataset.store, setup.train[0].numbers)
     number = setup.train[0].numbers[int(counts.argmax())]
     tile = dataset.store.tile(number)
-    save_overlay(folder / "overlay.png", dataset.store[number], dataset.labels.crop(tile), tile)
+    boxes = None if dataset.boxes is None else dataset.boxes.of_tile(tile)
+    save_overlay(folder / "overlay.png", dataset.store[number], dataset.labels.crop(tile), tile, boxes=boxes)
