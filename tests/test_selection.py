@@ -85,11 +85,7 @@ def test_a_mask_of_half_the_size_is_read_at_the_volumes_pixels(tmp_path):
     np.save(tmp_path / "m.npy", small.astype(np.uint8))
     inside = np.kron(small, np.ones((2, 2), bool))[:81, :60]
     with open_volume(tmp_path / "v.npy") as volume, open_mask(str(tmp_path / "m.npy"), volume) as mask:
-        for rows, columns in (
-            (slice(0, 81), slice(0, 60)),
-            (slice(7, 20), slice(31, 33)),
-            (slice(80, 81), slice(0, 5)),
-        ):
-            np.testing.assert_array_equal(mask.read(1, rows, columns), inside[rows, columns])
-            box = (rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start)
-            assert mask.touches(1, *box) == inside[rows, columns].any()
+        for y0, y1, x0, x1 in ((0, 81, 0, 60), (7, 20, 31, 33), (80, 81, 0, 5)):
+            inside_box = inside[y0:y1, x0:x1]
+            np.testing.assert_array_equal(mask.read(1, slice(y0, y1), slice(x0, x1)), inside_box)
+            assert mask.touches(1, y0, x0, y1 - y0, x1 - x0) == inside_box.any()

@@ -84,10 +84,8 @@ def test_what_is_no_drawing_is_refused_by_the_options_name(text):
 @pytest.mark.parametrize("count", [0, 85])
 def test_more_triples_than_there_are_and_none_are_refused(count, tmp_path):
     volume = open_volume(noise(tmp_path)[1])
-    with pytest.raises(
-        VolumeError,
-        match=f"random:{count}: N must lie between 1 and 84, the number of different triples of 9 planes",
-    ):
+    said = f"random:{count}: N must lie between 1 and 84, the number of different triples of 9 planes"
+    with pytest.raises(VolumeError, match=said):
         resolve_preprocess(volume, channels=f"random:{count}")
     assert resolve_preprocess(volume, channels="random:84").n_planes(volume) == 84
 
@@ -118,7 +116,7 @@ def test_a_composite_is_named_after_its_planes():
 
 
 def test_a_store_of_composites_is_encoded_named_widened_and_found_again(tmp_path):
-    values, path = noise(tmp_path)
+    _, path = noise(tmp_path)
     wishes = {"store": tmp_path / "s.zarr", "channels": "random:5:3", "window": "dtype"}
     part = quick(path, z_range="1:3", **wishes)
     whole = quick(path, **wishes)

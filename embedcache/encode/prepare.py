@@ -20,7 +20,7 @@ from embedcache.encode.identity.unchanged import Seen
 from embedcache.encode.identity.words import Request, asked_words
 from embedcache.encode.options import EncodeOptions
 from embedcache.encode.plan import EncodePlan, plan_encode
-from embedcache.encode.provenance import provenance_of
+from embedcache.encode.provenance import provenance_of, say_licence
 from embedcache.encode.survey import say_what_window_stays, selected_views, survey, tile_table
 from embedcache.geometry import VIEW_SETS
 from embedcache.progress import Progress
@@ -207,6 +207,7 @@ def prepare(options: EncodeOptions, progress: Progress) -> EncodeJob:
     planes = len(images) if images else planes_of(table)
     segments = grown(() if store is None else store.state.segments, planes, VIEW_SETS[options.views])
     table = table_of(table, segments, uniform=volume.uniform)
+    say_licence(options, volume, store, progress)
     if store is not None:
         options = _with_shards_of(store, options, progress)
         say_what_window_stays(seen, store, progress)

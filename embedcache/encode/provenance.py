@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from embedcache.encode.options import EncodeOptions
+from embedcache.progress import Progress
 from embedcache.sam.weights import Weights
-from embedcache.store import EncodeSpec
+from embedcache.store import EmbeddingStore, EncodeSpec
 from embedcache.volume import Volume
-from embedcache.volume.origin import origin_of
+from embedcache.volume.origin import UNKNOWN_LICENCE, Origin, origin_of
 
 PACKAGES = ("embedcache", "torch", "zarr", "numpy", "segment-anything")
 """Whose versions are kept."""
@@ -36,15 +38,12 @@ def provenance_of(
     words : mapping
         The recipe as it was asked for.
     """
-    origin = origin_of(
-        volume.source, url=options.source_url, licence=options.licence, citation=options.citation
-    )
     return {
         "source": volume.source,
         "weights": weights.source,
         "untrained": weights.untrained,
         "licence": options.licence,
-        "origin": origin.to_dict(),
+        "origin": _origin(options, volume).to_dict(),
         "geometry": geometry_of(volume),
         "versions": {name: version(name) for name in PACKAGES},
         "python": platform.python_version(),
@@ -52,6 +51,32 @@ def provenance_of(
         "recipe": _recipe(options, weights, spec),
         "asked": dict(words),
     }
+
+
+def say_licence(
+    options: EncodeOptions, volume: Volume, store: EmbeddingStore | None, progress: Progress
+) -> None:
+    """Say that the data's licence is unknown where a store is made, and that a store keeps its own."""
+    if store is None:
+        if not _origin(options, volume).licence:
+            progress.say(UNKNOWN_LICENCE)
+        return
+    recorded = Origin.from_dict(store.provenance.get("origin") or {})
+    recorded = replace(recorded, licence=recorded.licence or str(store.provenance.get("licence") or ""))
+    for option, told, kept in (
+        ("--licence", options.licence, recorded.licence),
+        ("--citation", options.citation, recorded.citation),
+        ("--source-url", options.source_url, recorded.url),
+    ):
+        if told.strip() and told.strip() != kept:
+            said = kept.splitlines()[0] if kept else "none"
+            progress.say(f"{store.path} keeps what it was made with ({said}); {option} is for a new store.")
+
+
+def _origin(options: EncodeOptions, volume: Volume) -> Origin:
+    return origin_of(
+        volume.source, url=options.source_url, licence=options.licence, citation=options.citation
+    )
 
 
 def geometry_of(volume: Volume) -> dict[str, Any]:
