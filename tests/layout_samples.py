@@ -108,3 +108,9 @@ def write_sharded(path: Path, values: np.ndarray = VALUES) -> Path:
     ).result()  # fmt: skip
     store[...] = values
     return path
+
+
+def write_sparse(path: Path, shape: tuple[int, ...], chunk: int = 128) -> Path:
+    """A volume of which no chunk is there, as a masked scroll's outside."""
+    zarr.create_array(path, shape=shape, chunks=(chunk,) * 3, dtype="uint8", zarr_format=2)
+    return path

@@ -8,39 +8,26 @@ from typing import Any
 
 import numpy as np
 import pytest
-import zarr
 from format_samples import MAKERS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from layout_samples import SURFACE, VALUES, write_fragment, write_ome, write_volpkg
+from layout_samples import SURFACE, VALUES, write_fragment, write_ome, write_sparse, write_volpkg
 from PIL import Image
+from store_samples import make_store
 from volume_servers import VolumeServer
 
 from embedcache.cli.app import run
 from embedcache.cli.info import sparkline
 from embedcache.encode.options import EncodeOptions
 from embedcache.encode.survey import selected_tiles, survey
-from embedcache.errors import VolumeError
 from embedcache.progress import Silent
-from embedcache.volume import open_volume
 from embedcache.volume.formats import FORMATS
-from embedcache.volume.look import histogram, thumbnail
-from embedcache.volume.window import sample_pixels
-
-WHOLE = slice(None)
-MIB = 1 << 20
 
 
 def told(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
     assert run(["info", *map(str, arguments), "--json"]) == 0
     figures: dict[str, Any] = json.loads(capsys.readouterr().out)
     return figures
-
-
-def sparse(path: Path, shape: tuple[int, ...], chunk: int = 128) -> Path:
-    """A volume of which no chunk is there, as a masked scroll's outside."""
-    zarr.create_array(path, shape=shape, chunks=(chunk,) * 3, dtype="uint8", zarr_format=2)
-    return path
 
 
 # --- what it says -------------------------------------------------------------------------------------------
@@ -154,7 +141,7 @@ def test_a_mask_and_a_folder_are_counted_too(tmp_path: Path, capsys: pytest.Capt
 def test_a_window_of_the_whole_volume_is_named_not_computed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = sparse(tmp_path / "v.zarr", (512, 4096, 4096))
+    path = write_sparse(tmp_path / "v.zarr", (512, 4096, 4096))
     figures = told(capsys, path, "--window", "global_zscore")
     assert (figures["encode_window"], figures["would"]["window"]) == (None, "global_zscore")
 
@@ -165,7 +152,7 @@ def test_a_window_of_the_whole_volume_is_named_not_computed(
 def test_the_largest_scroll_is_told_from_a_few_of_its_chunks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = sparse(tmp_path / "v.zarr", (75784, 32693, 32693))
+    path = write_sparse(tmp_path / "v.zarr", (75784, 32693, 32693))
     figures = told(capsys, path, "--thumbnail", tmp_path / "t.png")
     assert figures["would"]["tiles"] == 75784 * 32**2
     assert figures["histogram"]["sampled_pixels"] == 16 * 128**2
@@ -173,100 +160,11 @@ def test_the_largest_scroll_is_told_from_a_few_of_its_chunks(
     assert Image.open(tmp_path / "t.png").size == (512, 512)
 
 
-def test_a_histogram_costs_no_more_than_its_limit_and_counts_what_the_window_saw(tmp_path: Path) -> None:
-    with open_volume(sparse(tmp_path / "v.zarr", (512, 2048, 2048))) as volume:
-        histogram(volume, limit=8 * MIB)
-        assert volume.reads.bytes == 8 * MIB
-    np.save(tmp_path / "v.npy", VALUES)
-    with open_volume(tmp_path / "v.npy") as volume:
-        counted = histogram(volume)
-        expected, edges = np.histogram(sample_pixels(volume), 32)
-    assert (counted["counts"], counted["edges"]) == (expected.tolist(), edges.tolist())
-    assert counted["sampled_pixels"] == expected.sum() == 64 * 30 * 40
-
-
-def test_zeros_and_what_is_no_number_are_counted_apart(tmp_path: Path) -> None:
-    values = np.ones((1, 10, 10), np.float32)
-    values[0, 0, :4] = np.nan, np.inf, 0, 0
-    np.save(tmp_path / "v.npy", values)
-    counted = histogram(open_volume(tmp_path / "v.npy"))
-    assert (counted["nan"], counted["zeros"], sum(counted["counts"])) == (64 * 2, 64 * 2, 64 * 98)
-    np.save(tmp_path / "n.npy", np.full((1, 10, 10), np.nan, np.float32))
-    assert sum(histogram(open_volume(tmp_path / "n.npy"))["counts"]) == 0
-
-
-def test_a_folder_of_large_images_decodes_only_as_many_as_the_limit_allows(tmp_path: Path) -> None:
-    for number in range(8):
-        Image.fromarray(np.full((256, 256), number, np.uint8)).save(tmp_path / f"{number}.png")
-    with open_volume(tmp_path) as volume:
-        histogram(volume, limit=3 * 256 * 256)
-        assert volume.reads.chunks == 3
-
-
-def test_a_picture_of_a_small_plane_is_its_average(tmp_path: Path) -> None:
-    np.save(tmp_path / "v.npy", VALUES)
-    with open_volume(tmp_path / "v.npy") as volume:
-        whole = thumbnail(volume, (0, 255), plane=2)
-        np.testing.assert_array_equal(whole.pixels, VALUES[2])
-        half = thumbnail(volume, (0, 255), plane=2, side=20).pixels
-    expected = VALUES[2].reshape(15, 2, 20, 2).mean((1, 3))
-    assert np.abs(half - expected).max() <= 1  # rounded along each side
-    assert (whole.plane, whole.level, whole.pieces) == (2, 0, (1, 1))
-
-
-def test_a_picture_is_made_of_the_coarsest_level_that_is_large_enough(tmp_path: Path) -> None:
-    values = np.repeat(np.repeat(VALUES, 4, axis=1), 4, axis=2)
-    path = write_ome(tmp_path / "v.zarr", values, levels=3)
-    with open_volume(path) as volume:
-        small = thumbnail(
-            volume, (0, 255), plane=5, side=64, at_level=lambda level: open_volume(path, level=level)
-        )
-        np.testing.assert_array_equal(volume.reads.bytes, 0)
-    assert (small.plane, small.level) == (5, 1)
-    expected = Image.fromarray(values[::2, ::2, ::2][2]).resize((64, 48), Image.Resampling.BOX)
-    np.testing.assert_array_equal(small.pixels, np.asarray(expected))
-
-
-@pytest.mark.parametrize("kind", ["zarr", "npy", "colour"])
-def test_a_picture_of_a_large_plane_is_of_parts_and_costs_no_more_than_its_limit(
-    tmp_path: Path, kind: str
-) -> None:
-    ramp = np.linspace(0, 255, 1200).astype(np.uint8)
-    plane = np.tile(ramp[:, np.newaxis], (1, 900))
-    if kind == "zarr":
-        array = zarr.create_array(
-            tmp_path / "v.zarr", shape=(1, 1200, 900), chunks=(1, 64, 64), dtype="uint8"
-        )
-        array[0] = plane
-        path = tmp_path / "v.zarr"
-    else:
-        path = tmp_path / "v.npy"
-        np.save(
-            path, plane[np.newaxis] if kind == "npy" else np.repeat(plane[np.newaxis, ..., np.newaxis], 3, 3)
-        )
-    with open_volume(path) as volume:
-        small = thumbnail(volume, (0, 255), side=100, limit=200_000)
-        assert 0 < volume.reads.bytes <= 200_000
-    assert small.pieces != (1, 1)
-    assert small.pixels.shape[:2] == (100, 75)
-    found = small.pixels.reshape(100, -1).mean(axis=1)
-    assert np.abs(found - np.linspace(0, 255, 100)).max() < 20
-
-
-def test_a_picture_maps_the_window_and_shows_no_number_as_dark(tmp_path: Path) -> None:
-    values = np.array([[[100, 150, 200, 300, np.nan]]], np.float32)
-    np.save(tmp_path / "v.npy", values)
-    with open_volume(tmp_path / "v.npy") as volume:
-        assert thumbnail(volume, (100, 200)).pixels.tolist() == [[0, 127, 255, 255, 0]]
-        with pytest.raises(VolumeError, match="planes 0 to 0; there is no plane 1"):
-            thumbnail(volume, (0, 1), plane=1)
-
-
 def test_of_a_volume_at_an_address_no_more_chunks_are_fetched_than_are_looked_at(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EMBEDCACHE_CHUNKS", str(tmp_path / "chunks"))
-    metadata = (sparse(tmp_path / "v.zarr", (75784, 32693, 32693)) / ".zarray").read_bytes()
+    metadata = (write_sparse(tmp_path / "v.zarr", (75784, 32693, 32693)) / ".zarray").read_bytes()
     with VolumeServer({"7.91um/v.zarr/.zarray": metadata}) as server:
         figures = told(capsys, f"{server.url}/7.91um/v.zarr", "--thumbnail", tmp_path / "t.png")
         assert figures["voxel_size"] == [7.91] * 3
@@ -284,3 +182,27 @@ def test_a_fragment_and_a_volpkg_by_the_command_line(
     assert set(told(capsys, folder, "--image", "ir")["origin"]) == {"url", "licence", "citation", "note"}
     assert run(["info", str(write_volpkg(tmp_path / "P.volpkg", "1", "2"))]) == 2
     assert "P.volpkg holds 2 volumes:" in capsys.readouterr().err
+
+
+def test_status_says_where_the_data_come_from_and_old_stores_say_that_they_do_not_know(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    origin = {
+        "url": "https://host/v",
+        "licence": "CC BY 4.0\n\nlong text",
+        "citation": "Who 2026",
+        "note": "",
+    }
+    geometry = {"level": 1, "scale": [2.0] * 3, "voxel_size": [7.91] * 3, "unit": "micrometer"}
+    provenance = {"source": "made up", "origin": origin, "geometry": geometry}
+    store = make_store(tmp_path / "new.zarr", provenance=provenance)
+    assert run(["status", str(store.path), "--json"]) == 0
+    status = json.loads(capsys.readouterr().out)
+    assert (status["origin"], status["geometry"]) == (origin, geometry)
+    assert run(["status", str(store.path)]) == 0
+    out = capsys.readouterr().out
+    for words in ("CC BY 4.0", "Who 2026", "https://host/v", "7.91 × 7.91 × 7.91 µm"):
+        assert words in out
+    assert "long text" not in out
+    assert run(["status", str(make_store(tmp_path / "old.zarr").path)]) == 0
+    assert "unknown" in capsys.readouterr().out
