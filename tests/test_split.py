@@ -195,3 +195,128 @@ def test_a_store_of_one_tile_cannot_be_split_and_is_told_so_in_the_singular(tmp_
     opened = open_labels(save_labels(tmp_path / "l.npy", labels), store)
     with pytest.raises(LabelError, match=r"tried for validation: \d+ places? among 1 tile, 1 of them"):
         make_split([store], [opened])
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[EmbeddingStore], list[Labels]]:
+    """Four stores; the first and the third are of one volume, in two tile sizes."""
+    folder = tmp_path_factory.mktemp("four")
+    stores, labels = [], []
+    for number, (name, tile) in enumerate((("a", 32), ("b", 32), ("a", 64), ("c", 32))):
+        masks = blob_labels(1, 64, 64, seed=ord(name))
+        (folder / str(number)).mkdir()
+        store = make_store(folder / f"{number}/{name}.zarr", masks, tile=tile)
+        stores.append(store)
+        labels.append(open_labels(save_labels(folder / f"{number}.npy", masks), store))
+    return stores, labels
+
+
+@pytest.mark.parametrize(
+    ("spec", "held"),
+    [("store:b", {1}), ("store:2", {1}), ("store:c.zarr", {3}), ("store:b, c", {1, 3}), ("store:3", {0, 2})],
+)
+def test_stores_are_held_out_by_name_or_number_with_all_of_the_same_volume(
+    four: tuple[list[EmbeddingStore], list[Labels]], spec: str, held: set[int]
+) -> None:
+    split = make_split(*four, spec)
+    assert split.kind == "stores"
+    assert {index for index, _ in split.val} == held
+    assert {index for index, _ in split.train} == {0, 1, 2, 3} - held
+    assert all(f"{index + 1} (" in split.rule for index in held)
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("store:x", "no store is called 'x'"),
+        ("store:5", "no store is called '5'"),
+        ("store:a", "2 stores are called 'a'"),
+        ("store:1,b,c", "no store is left to train on"),
+    ],
+)
+def test_a_name_that_means_no_store_or_two_or_all_is_refused_with_the_list(
+    four: tuple[list[EmbeddingStore], list[Labels]], spec: str, says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says) as caught:
+        make_split(*four, spec)
+    if "called" in says:
+        assert "\n  1. volume or a\n  2. volume or b" in caught.value.message
+
+
+MASKED = blob_labels(2, 64, 128, seed=3)
+
+
+def masked(folder: Path, mask: np.ndarray, labels: np.ndarray = MASKED, **more: Path) -> Pair:
+    """Two planes of 2 × 4 tiles, and a validation mask."""
+    store = make_store(folder / "s.zarr", MASKED, tile=32)
+    path = save_labels(folder / "v.npy", mask)
+    return store, open_labels(save_labels(folder / "l.npy", labels), store, validation=path, **more)  # type: ignore[arg-type]
+
+
+def test_what_a_validation_mask_touches_validates_and_only_what_lies_in_it_counts(tmp_path: Path) -> None:
+    mask = np.zeros((1, 64, 128), np.uint8)
+    mask[0, 20:40, 50:70] = 1  # touches two tiles in each row
+    store, labels = masked(tmp_path, mask)
+    split = make_split(store, labels)
+    assert split.kind == "mask"
+    ((_, val),), ((_, train),) = split.val, split.train
+    touched = {n for n in range(len(store)) if store.table[n, 0] >= 0 and labels.held_out(store.tile(n))}
+    assert len(touched) == 8
+    assert set(val) == touched
+    assert set(train) == {n for n in range(len(store)) if store.table[n, 0] >= 0} - touched
+    inner = labels.validating()
+    assert inner.validating() is inner
+    for number in val:
+        tile = store.tile(number)
+        inside = np.zeros((64, 128), bool)
+        inside[20:40, 50:70] = True
+        assert np.array_equal(inner.supervised(tile), inside[tile.slices])
+        assert inner.counts(tile)[0] == int((MASKED[tile.plane] * inside)[tile.slices].astype(bool).sum())
+        assert labels.supervised(tile).all(), "training's labels are not cut"
+    assert "v.npy" in split.rule
+
+
+def test_a_place_that_a_mask_holds_out_on_one_plane_is_not_learnt_on_another_with_the_same_label(
+    tmp_path: Path,
+) -> None:
+    mask = np.zeros((2, 64, 128), np.uint8)
+    mask[1, :, 32:64] = 1
+    store, labels = masked(tmp_path, mask, MASKED[:1])
+    assert labels.same_for_all_planes
+    split = make_split(store, labels)
+    ((_, val),), ((_, train),) = split.val, split.train
+    assert {int(store.table[n, 0]) for n in val} == {1}
+    assert 32 not in {int(store.table[n, 2]) for n in train}
+    assert {int(store.table[n, 0]) for n in train} == {0, 1}
+
+
+def test_a_mask_without_positives_or_beside_val_is_refused(tmp_path: Path) -> None:
+    store, labels = masked(tmp_path, np.zeros((1, 64, 128), np.uint8))
+    with pytest.raises(LabelError, match="holds out nothing"):
+        make_split(store, labels)
+    with pytest.raises(ConfigError, match="each says what is held out"):
+        make_split(store, labels, "0.5")
+    all_of_it = save_labels(tmp_path / "all.npy", np.ones((1, 64, 128), np.uint8))
+    everything = open_labels(tmp_path / "l.npy", store, validation=all_of_it)
+    with pytest.raises(LabelError, match="nothing positive to train on beside"):
+        make_split(store, everything)
+    with pytest.raises(LabelError, match=r"validation mask .*30×30.*64×128"):
+        open_labels(
+            tmp_path / "l.npy", store, validation=save_labels(tmp_path / "x.npy", np.ones((1, 30, 30)))
+        )
+
+
+def test_stores_of_one_volume_need_one_validation_mask(
+    four: tuple[list[EmbeddingStore], list[Labels]], tmp_path: Path
+) -> None:
+    mask = np.zeros((1, 64, 64), np.uint8)
+    mask[0, :, :32] = 1
+    stores, labels = four
+    path = save_labels(tmp_path / "v.npy", mask)
+    first = open_labels(labels[0].source, stores[0], validation=path)
+    with pytest.raises(ConfigError, match="show the same volume"):
+        make_split(stores, [first, *labels[1:]])
+    second = open_labels(labels[1].source, stores[1], validation=path)
+    split = make_split(stores[:2], [labels[0], second])
+    assert {index for index, _ in split.val} == {1}
+    assert {index for index, _ in split.train} == {0, 1}, "a store without a mask trains whole"

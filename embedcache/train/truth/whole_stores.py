@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import PurePath
 
 import numpy as np
 
-from embedcache.errors import ConfigError, LabelError
+from embedcache.errors import ConfigError, LabelError, counted
 from embedcache.store import EmbeddingStore
 from embedcache.train.truth.choice import Choice, first_useful
 from embedcache.train.truth.labels import Labels
@@ -120,8 +119,8 @@ def held_by_mask(stores: Sequence[EmbeddingStore], labels: Sequence[Labels], til
             beside = touched[own]
         for tile, row in zip(of_tiles, own, strict=True):
             if touched[row]:
-                positive[row], counted = inner.counts(tile)
-                val[row] = counted > 0
+                positive[row], supervised = inner.counts(tile)
+                val[row] = supervised > 0
         touched[own] |= beside
     masks = ", ".join(dict.fromkeys(label.validation_source for label in labels if label.validation_source))
     if not val.any():
@@ -130,7 +129,14 @@ def held_by_mask(stores: Sequence[EmbeddingStore], labels: Sequence[Labels], til
             hint="Encode the tiles that it touches, or leave it out with --validation none.",
         )
     rule = f"the tiles that {masks} touches are held out, and only what lies within it counts in figures"
-    return first_useful([Choice("mask", rule, ~touched, val)], replace(tiles, positive=positive))
+    if not positive[val].any() or not positive[~touched].any():
+        side = "train on beside" if positive[val].any() else "validate within"
+        raise LabelError(
+            f"There is nothing positive to {side} the validation mask {masks}: {counted(int(val.sum()), 'tile')} "
+            f"with labels that count in it, {int((~touched).sum())} that do not touch it.",
+            hint="Give more labels, encode with smaller tiles, or leave it out with --validation none.",
+        )
+    return Choice("mask", rule, ~touched, val)
 
 
 def _require_alike(stores: Sequence[EmbeddingStore], labels: Sequence[Labels]) -> None:
