@@ -16,7 +16,7 @@ from embedcache.encode import EncodeOptions, encode
 from embedcache.errors import EmbedcacheError
 from embedcache.geometry import Tile
 from embedcache.progress import Silent, Terminal
-from embedcache.results import Run, evaluate, export, predict, report, train
+from embedcache.results import Prediction, Run, evaluate, export, predict, report, submit, train
 from embedcache.sam import register_encoder
 from embedcache.store import EmbeddingStore, EncodeSpec
 from embedcache.train import Checkpoint, EmbeddingDataset, collate
@@ -31,6 +31,7 @@ __all__ = [
     "EmbeddingStore",
     "EncodeOptions",
     "EncodeSpec",
+    "Prediction",
     "Preprocess",
     "Run",
     "Silent",
@@ -46,5 +47,6 @@ __all__ = [
     "predict",
     "register_encoder",
     "report",
+    "submit",
     "train",
 ]

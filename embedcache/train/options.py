@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from embedcache.errors import ConfigError, counted
+from embedcache.remote import is_remote
 from embedcache.train.option_checks import check_options
 
 DEFAULT_STEPS = 2000
@@ -161,11 +162,11 @@ class TrainOptions:
         return _of_store(self.boxes, "files of boxes", index, stores)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON, paths as text."""
+        """As JSON; paths as text that means the same in every folder."""
         values = asdict(self)
-        for name in ("supervision", "start", "validation", "boxes", "init"):
-            values[name] = _as_text(values[name])
-        return values
+        for name in ("supervision", "start", "validation", "boxes"):
+            values[name] = _from_anywhere(values[name])
+        return values | {"init": None if self.init is None else str(self.init)}
 
 
 def _of_store(value: Paths, what: str, index: int, stores: int) -> str | Path | None:
@@ -176,7 +177,11 @@ def _of_store(value: Paths, what: str, index: int, stores: int) -> str | Path | 
     return value
 
 
-def _as_text(path: Paths) -> str | list[str | None] | None:
+def _from_anywhere(path: Paths) -> str | list[str | None] | None:
     if isinstance(path, tuple):
-        return [None if item is None else str(item) for item in path]
-    return None if path is None else str(path)
+        return [None if item is None else _absolute(item) for item in path]
+    return None if path is None else _absolute(path)
+
+
+def _absolute(path: str | Path) -> str:
+    return str(path) if is_remote(str(path)) else str(Path(path).expanduser().absolute())
