@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 
+import embedcache as ec
+from embedcache.demo.fragments import write_fragment
 from embedcache.demo.infrared import write_fragments
 from embedcache.demo.phantom import write_scroll
-from pipelines import compare_heads, door, em_mitochondria, infrared_ink
+from embedcache.demo.stamps import write_stamps
+from pipelines import compare_heads, door, em_mitochondria, infrared_ink, stamp_boxes, xray_ink
+from pipelines.otsu import otsu_figures, otsu_threshold
 
 SMALL = ["--model", "vit_tiny", "--checkpoint", "random:0", "--tile", "64", "--steps", "1", "--lr", "1e-3"]
 
@@ -18,6 +27,7 @@ def test_infrared_ink_goes_from_photographs_to_masks(
     out = tmp_path / "out"
     figures = infrared_ink.main([str(tmp_path), "--out", str(out), "--val", "fragment_2", *SMALL])
     assert (figures["prompt_source"], figures["split"]) == ("free", "val")
+    assert figures["dice_above_otsu"] == pytest.approx(figures["dice"] - figures["otsu"]["dice"])
     assert sorted(path.name for path in (out / "run_masks").glob("*.png")) == [
         "fragment_1.png",
         "fragment_2.png",
@@ -68,3 +78,84 @@ def test_compare_heads_prints_one_table_of_free_figures(
     assert [line.split("  ")[0] for line in lines[1:6]] == [row["head"] for row in rows]
     assert lines[6].startswith("untrained decoder: Dice")
     assert compare_heads.main(words) == rows  # nothing is trained again
+
+
+def test_stamp_boxes_says_what_training_with_boxes_brings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = write_stamps(tmp_path, sizes=((64, 64), (64, 64), (64, 60)))
+    out = tmp_path / "out"
+    words = [str(made["pages"]), str(made["csv"]), str(made["masks"]), "--out", str(out), "--val", "page_3"]
+    figures = stamp_boxes.main([*words, *SMALL])
+    assert (figures["prompts"], figures["prompt_source"], figures["split"]) == ("boxes", "free", "val")
+    said = capsys.readouterr()
+    assert json.loads(said.out) == figures
+    before, after = (
+        line.split()[1] for line in said.err.splitlines() if line.startswith(("before", "after"))
+    )
+    assert before == f"{figures['baseline']['dice']:.3f}"
+    assert after == f"{figures['dice']:.3f}"
+    assert [path.name for path in (out / "run_pictures").iterdir()] == ["page_3.png"]
+    with Image.open(out / "run_pictures" / "page_3.png") as picture:
+        assert picture.size == (3 * 60, 64)
+    assert stamp_boxes.main([*words, *SMALL]) == figures
+    assert "is finished; nothing is left to do" in capsys.readouterr().err
+
+
+def test_xray_ink_holds_each_fragment_out_once_and_submits_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fragments = [str(write_fragment(tmp_path / name, planes=9, side=64, seed=3)) for name in ("f1", "f2")]
+    out = tmp_path / "out"
+    words = [*fragments, "--out", str(out), "--channels", "depth:2-3,4-4,5-6", *SMALL]
+    figures = xray_ink.main(words)
+    assert [row["fragment"] for row in figures["fragments"]] == ["f1", "f2"]
+    assert {row["prompt_source"] for row in figures["fragments"]} == {"free"}
+    spaces = {ec.open_store(out / f"{name}.zarr").embedding_space for name in ("f1", "f2")}
+    assert len(spaces) == 1
+    lines = (out / "run_submission.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["Id", "f1", "f2"]
+    capsys.readouterr()
+    assert xray_ink.main(words) == figures
+    assert capsys.readouterr().err.count("is finished; nothing is left to do") == 2
+
+
+def test_xray_ink_needs_layers_that_are_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fragments = [str(write_fragment(tmp_path / name, planes=9, side=64, seed=3)) for name in ("f1", "f2")]
+    assert door.run(lambda: xray_ink.main([*fragments, "--out", str(tmp_path / "out"), *SMALL])) == 2
+    assert "depth:26-28" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        xray_ink.main([fragments[0], "--out", str(tmp_path / "out"), *SMALL])
+    assert "two folders or more" in capsys.readouterr().err
+
+
+@given(st.lists(st.integers(0, 255), min_size=2, max_size=60))
+def test_otsus_threshold_parts_with_the_greatest_variance_between(values: list[int]) -> None:
+    grey = np.array(values, np.uint8)
+    cut = otsu_threshold(grey)
+
+    def between(at: float) -> float:
+        dark, bright = grey[grey <= at].astype(float), grey[grey > at].astype(float)
+        if len(dark) == 0 or len(bright) == 0:
+            return 0.0
+        return len(dark) * len(bright) / len(grey) ** 2 * (dark.mean() - bright.mean()) ** 2
+
+    assert between(cut) == pytest.approx(max(between(at) for at in range(256)))
+
+
+def test_otsu_is_counted_on_the_pixels_that_the_run_is_measured_on(tmp_path: Path) -> None:
+    made = write_fragments(tmp_path, sizes=((64, 60), (60, 64)))
+    store = ec.encode(
+        made["volume"], store=tmp_path / "s.zarr", model="vit_tiny", checkpoint="random:0", tile=64
+    )
+    numbers = [n for n in np.flatnonzero(store.committed).tolist() if store.tile(n).plane == 1]
+    found = otsu_figures(store, made["volume"], made["ink"], made["parchment"], numbers)
+    grey, ink, parchment = (
+        np.asarray(Image.open(made[name] / "fragment_2.png").convert("L"))
+        for name in ("volume", "ink", "parchment")
+    )
+    inside = parchment > 0
+    cut = otsu_threshold(grey[inside])
+    dark, truth = (grey <= cut) & inside, (ink > 0) & inside
+    assert found["thresholds"] == {"fragment_2.png": cut}
+    assert found["dice"] == pytest.approx(2 * (dark & truth).sum() / (dark.sum() + truth.sum()))
