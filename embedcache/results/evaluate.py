@@ -4,50 +4,58 @@ With a *free* prompt source tiles are stitched first, exactly as ``predict`` doe
 With an *oracle* source each object is asked for by itself and counted within its tile: those figures describe
 interactive use, in which a person gives the prompts, and are not comparable with the free ones.
 
+Of several stores the pixels of all are counted together, as the ink contests score their fragments, and each store
+by itself too.
+
 The untrained decoder is the one that came with the encoder, asked the same questions, at the threshold
 that was best for it on validation when the run began (without a run: probability 0.5).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import nn
 
-from embedcache.errors import ConfigError, InputError
+from embedcache.errors import counted
 from embedcache.progress import Progress, Silent
-from embedcache.results.evaluated_tiles import choose_tiles
+from embedcache.results.about import store_origin
+from embedcache.results.as_trained import own_file
+from embedcache.results.evaluated_pairs import Each, OpenedPair, Stores, Truths, asked_with, open_pair, paired
 from embedcache.results.evaluation import Evaluation, keep
-from embedcache.results.opened import as_checkpoint, open_store, probability_threshold, untrained_threshold
+from embedcache.results.measuring import Measuring, truth_of_plane
+from embedcache.results.opened import as_checkpoint, probability_threshold, untrained_threshold
 from embedcache.results.predict import DECODER_BATCH
-from embedcache.results.stitch import Floats, Stitcher, prompts_for
+from embedcache.results.thresholds import (
+    LADDER,
+    ProbabilityCounts,
+    joined,
+    read_thresholds,
+    sweep_note,
+    sweep_of,
+)
 from embedcache.sam.encoder import resolve_device
-from embedcache.store import EmbeddingStore
-from embedcache.train.asking.metrics import Figures, figures
-from embedcache.train.asking.validation import Held, measure
-from embedcache.train.checkpoint import Checkpoint, check_space
-from embedcache.train.questions.dataset import EmbeddingDataset
-from embedcache.train.questions.prompts import check_prompts, prompt_source
-from embedcache.train.run import read_json
-from embedcache.train.truth.labels import Labels, open_labels
+from embedcache.train.checkpoint import Checkpoint
+from embedcache.train.questions.prompts import prompt_source
 from embedcache.train.truth.split import Split
+
+__all__ = ["evaluate", "truth_of_plane"]
 
 
 def evaluate(
-    store: EmbeddingStore | str | Path,
-    labels: Labels | str | Path,
+    store: Stores,
+    labels: Truths,
     *,
     checkpoint: Checkpoint | str | Path | None = None,
     split: str | None = None,
     prompts: str | None = None,
-    supervision: str | Path | None = None,
-    start: str | Path | None = None,
-    boxes: str | Path | None = None,
+    supervision: Each = None,
+    start: Each = None,
+    boxes: Each = None,
     threshold: float | None = None,
+    thresholds: bool | str | Sequence[float] | None = None,
     device: str = "auto",
     batch_size: int | None = None,
     progress: Progress | None = None,
@@ -58,8 +66,9 @@ def evaluate(
 
     Parameters
     ----------
-    store : EmbeddingStore or path
-    labels : Labels or path
+    store : EmbeddingStore or path, or several
+        Of several the figures are over all their pixels together; each by itself is in ``stores``.
+    labels : Labels or path, or as many
         The truth.
     checkpoint : Checkpoint, Run or path, optional
         Without it the figures are those of the store's own, untrained decoder.
@@ -71,12 +80,15 @@ def evaluate(
         By default those that chose the checkpoint: none for semantic tasks, whatever it was trained with.
     supervision : path, optional
         Labels count only where this mask is positive; by default the mask that the run was trained with.
+        ``"none"``: everywhere. This and the next two may be given once for each store.
     start : path, optional
         Earlier predictions for prompts of kind ``mask``; by default those that the run was trained with.
     boxes : path, optional
         Boxes of your own for prompts of kind ``boxes``; by default those that the run was trained with.
     threshold : float, optional
         A probability; the checkpoint's own by default, which was chosen on validation.
+    thresholds : str, sequence of float or True, optional
+        Figures at each of these as well, in the same pass: ``A:B:STEP``, probabilities, or 0.05 to 0.95.
     device, batch_size : optional
         Where the decoder runs, and tiles per call.
     progress : Progress, optional
@@ -93,175 +105,114 @@ def evaluate(
     LabelError, MissingTilesError, ConfigError
         When labels do not fit, nothing of the split is encoded, or an option is wrong.
     """
-    opened = open_store(store)
-    if opened is None:
-        raise InputError(f"{store} is no store of embeddings.", hint="embedcache status lists stores.")
+    tell = progress or Silent()
+    pairs = paired(store, labels, supervision=supervision, start=start, boxes=boxes)
     trained = None if checkpoint is None else as_checkpoint(checkpoint)
-    if trained is not None:
-        check_space(trained, opened)
-    truth = labels if isinstance(labels, Labels) else _open(labels, opened, trained, supervision)
-    part, rule, numbers = choose_tiles(opened, truth, trained, split)
     level = probability_threshold(trained, threshold)
-    asked = check_prompts(prompts or ("boxes" if boxes is not None else _default_prompts(trained, truth)))
-    if boxes is not None and asked != "boxes":
-        raise ConfigError(f"--boxes is what --prompts boxes asks with; the prompts are {asked}.")
-    source = prompt_source(asked)
-    own = opened.decoder()
-    before = untrained_threshold(trained, asked)
-    decoders: list[tuple[nn.Module, float]] = [(own, before)]
-    if trained is not None:
-        decoders.append((trained.model(), level))
-    elif threshold is not None:
-        decoders.append((own, level))
-    measured = _Measure(
-        opened,
-        truth,
-        numbers,
-        asked,
-        resolve_device(device),
-        batch_size or DECODER_BATCH,
-        progress or Silent(),
-        start or _own("start", opened, trained),
-        boxes or _own("boxes", opened, trained),
-    )
-    objects = trained.objects if trained is not None and trained.prompts == asked else None
-    if source == "free":
-        found = measured.stitched(decoders)
-    else:
-        found = [measured.objects(decoder, at, objects) for decoder, at in decoders]
-    evaluation = Evaluation(
-        figures=found[-1],
-        baseline=found[0],
-        tiles=len(numbers),
-        split=part,
-        rule=rule,
-        prompts=asked,
-        prompt_source=source,
-        threshold=level,
-        counted="stitched pixels" if source == "free" else "objects",
-        untrained=bool(opened.provenance.get("untrained")),
-        baseline_threshold=before,
-    )
-    own_files = supervision is None and start is None and boxes is None
-    as_the_run = threshold is None and own_files and not isinstance(labels, Labels)
-    if trained is not None and as_the_run and asked == trained.measured_prompts:
-        index = Split.from_dict(trained.split).index_of(opened)
+    ladder = _ladder(thresholds)
+    opened = [open_pair(pair, trained, split) for pair in pairs]
+    asked = asked_with(opened, trained, prompts)
+    told = _Told(asked, level, untrained_threshold(trained, asked), ladder)
+    how = _How(resolve_device(device), batch_size or DECODER_BATCH, tell)
+    counts = [_count(one, trained, told, how) for one in opened]
+    result = told.evaluation(opened, _together(counts))
+    if len(opened) > 1:
+        each = [told.evaluation([one], found) for one, found in zip(opened, counts, strict=True)]
+        parts = tuple((str(one.store.path), found) for one, found in zip(opened, each, strict=True))
+        result = replace(result, stores=parts)
+    _say(result, tell)
+    as_the_run = threshold is None and all(pair.is_as_trained for pair in pairs)
+    if trained is not None and len(opened) == 1 and as_the_run and asked == trained.measured_prompts:
+        index = Split.from_dict(trained.split).index_of(opened[0].store)
         if index is not None:
-            keep(evaluation, trained, index, truth.source, progress or Silent())
-    return evaluation
+            keep(result, trained, index, opened[0].truth.source, tell)
+    return result
 
 
 @dataclass(frozen=True)
-class _Measure:
-    """How decoders are asked and counted, the same for each."""
+class _How:
+    """Where decoders run, and who is told."""
 
-    store: EmbeddingStore
-    labels: Labels
-    numbers: npt.NDArray[np.int64]
-    prompts: str
     device: torch.device
     batch_size: int
     progress: Progress
-    start: str | Path | None
-    boxes: str | Path | None
 
-    def stitched(self, decoders: list[tuple[nn.Module, float]]) -> list[Figures]:
-        """Figures of stitched planes, each pixel once, for decoders at their thresholds."""
-        prompts_of = prompts_for(
-            *(self.prompts, self.store, self.numbers, self.start, self.labels.source),
-            boxes=self.boxes,
-            progress=self.progress,
+
+@dataclass(frozen=True)
+class _Told:
+    """How was asked and at which thresholds is counted: what every evaluation of a call has in common."""
+
+    prompts: str
+    level: float
+    before: float
+    ladder: tuple[float, ...]
+
+    @property
+    def source(self) -> str:
+        return prompt_source(self.prompts)
+
+    def evaluation(self, opened: Sequence[OpenedPair], counts: Sequence[ProbabilityCounts]) -> Evaluation:
+        """Of some stores, from the counts of the untrained decoder (first) and of the one that is measured."""
+        parts, rules = (
+            list(dict.fromkeys(words))
+            for words in zip(*((one.tiles.part, one.tiles.rule) for one in opened), strict=True)
         )
-        stitchers = [
-            Stitcher(
-                self.store,
-                decoder.eval().to(self.device),
-                self.numbers,
-                prompts_of,
-                self.device,
-                self.batch_size,
-            )
-            for decoder, _ in decoders
-        ]
-        counts = np.zeros((len(decoders), 3), np.int64)
-        planes = stitchers[0].planes
-        self.progress.start("evaluating planes", len(planes))
-        for plane in planes:
-            truth, counted = truth_of_plane(self.store, self.labels, stitchers[0].tiles_of(plane), plane)
-            for row, (stitcher, (_, threshold)) in enumerate(zip(stitchers, decoders, strict=True)):
-                counts[row] += _count(stitcher.plane(plane), truth, counted, threshold)
-            self.progress.advance()
-        self.progress.finish()
-        return [
-            figures(int(tp), int(fp), int(fn), threshold)
-            for (tp, fp, fn), (_, threshold) in zip(counts, decoders, strict=True)
-        ]
-
-    def objects(self, decoder: nn.Module, threshold: float, objects: str | None) -> Figures:
-        """Figures of objects asked one by one with prompts from the truth: at most 8 of a tile, the same ones."""
-        dataset = EmbeddingDataset(
-            self.store, self.labels, prompts=self.prompts, tiles=self.numbers, objects=objects
+        return Evaluation(
+            figures=counts[-1].at(self.level),
+            baseline=counts[0].at(self.before),
+            tiles=sum(len(one.tiles.numbers) for one in opened),
+            split=" + ".join(parts),
+            rule="; ".join(rules),
+            prompts=self.prompts,
+            prompt_source=self.source,
+            threshold=self.level,
+            counted="stitched pixels" if self.source == "free" else "objects",
+            untrained=any(one.store.provenance.get("untrained") for one in opened),
+            baseline_threshold=self.before,
+            tiles_missing=sum(one.tiles.missing for one in opened),
+            thresholds=sweep_of(counts[-1], self.ladder) if self.ladder else None,
+            origin=tuple(store_origin(one.store).to_dict() for one in opened),
         )
-        held = Held(dataset, tuple(int(number) for number in dataset.tiles))
-        with np.errstate(divide="ignore"):
-            logit = np.log(np.float64(threshold)) - np.log1p(-np.float64(threshold))
-        counts = measure(decoder.to(self.device), [held], self.device, np.array([logit]))
-        return counts.at(0.0)
 
 
-def truth_of_plane(
-    store: EmbeddingStore, labels: Labels, numbers: list[int], plane: int
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Truth of a plane and where it counts: two bool arrays (height, width); False beyond the given tiles."""
-    height, width = store.plane_size(plane)
-    truth, counted = np.zeros((height, width), np.bool_), np.zeros((height, width), np.bool_)
-    for number in numbers:
-        tile = store.tile(number)
-        rows, columns = tile.slices
-        place = (slice(rows.start, min(rows.stop, height)), slice(columns.start, min(columns.stop, width)))
-        size = np.s_[: place[0].stop - place[0].start, : place[1].stop - place[1].start]
-        truth[place] = labels.crop(tile)[size] > 0
-        counted[place] = labels.supervised(tile)[size]
-    return truth, counted
+def _ladder(thresholds: bool | str | Sequence[float] | None) -> tuple[float, ...]:
+    if thresholds is None or thresholds is False:
+        return ()
+    return read_thresholds(LADDER if thresholds is True else thresholds)
 
 
-def _count(
-    plane: Floats, truth: npt.NDArray[np.bool_], counted: npt.NDArray[np.bool_], threshold: float
-) -> npt.NDArray[np.int64]:
-    """True positives, false positives, false negatives of one plane."""
-    found = (plane > threshold) & counted
-    wanted = truth & counted
-    both = int(np.count_nonzero(found & wanted))
-    return np.array([both, np.count_nonzero(found) - both, np.count_nonzero(wanted) - both], dtype=np.int64)
+def _count(opened: OpenedPair, trained: Checkpoint | None, told: _Told, how: _How) -> list[ProbabilityCounts]:
+    """Counts of one store: of its untrained decoder, and of the checkpoint's where there is one."""
+    store, own = opened.store, opened.store.decoder()
+    decoders = [own] if trained is None else [own, trained.model()]
+    measuring = Measuring(
+        store,
+        opened.truth,
+        opened.tiles.numbers,
+        told.prompts,
+        how.device,
+        how.batch_size,
+        how.progress,
+        opened.pair.start or own_file("start", store, trained),
+        opened.pair.boxes or own_file("boxes", store, trained),
+    )
+    levels = (told.before, told.level, *told.ladder)
+    if told.source == "free":
+        return measuring.stitched(decoders, levels)
+    objects = trained.objects if trained is not None and trained.prompts == told.prompts else None
+    return measuring.objects(decoders, levels, objects)
 
 
-def _default_prompts(checkpoint: Checkpoint | None, labels: Labels) -> str:
-    """How the figure was measured that chose the checkpoint; without one, what suits the labels."""
-    if checkpoint is not None:
-        return checkpoint.measured_prompts
-    return "none" if labels.kind == "semantic" else "box"
+def _together(counts: Sequence[list[ProbabilityCounts]]) -> list[ProbabilityCounts]:
+    """Counts of all stores as one, decoder by decoder."""
+    return [joined(each) for each in zip(*counts, strict=True)]
 
 
-def _open(
-    path: str | Path, store: EmbeddingStore, checkpoint: Checkpoint | None, supervision: str | Path | None
-) -> Labels:
-    """Open labels as the run did: the same task, ignored value, and supervision unless another is given."""
-    task = "auto" if checkpoint is None else checkpoint.task
-    mask = supervision or _own("supervision", store, checkpoint)
-    ignore = None if checkpoint is None else checkpoint.settings.get("ignore")
-    return open_labels(path, store, supervision=mask, task=task, ignore=ignore)
-
-
-def _own(name: str, store: EmbeddingStore, checkpoint: Checkpoint | None) -> str | None:
-    """The file of this option that a checkpoint's run used on this store; None when there was none."""
-    if checkpoint is None or checkpoint.path is None:
-        return None
-    config = checkpoint.path.parent / "config.json"
-    index = Split.from_dict(checkpoint.split).index_of(store)
-    if index is None or not config.is_file():
-        return None
-    options = read_json(config).get("options", {})
-    path = options.get(name)
-    if isinstance(path, list):
-        path = path[index]
-    return None if path is None else str(path)
+def _say(found: Evaluation, tell: Progress) -> None:
+    if found.tiles_missing:
+        tell.say(
+            f"{counted(found.tiles_missing, 'labelled tile')} of {found.split} not encoded: "
+            "what lies there counts nowhere."
+        )
+    if found.thresholds is not None:
+        tell.say(f"best threshold {found.thresholds.best.threshold:g}: {sweep_note(found.split)}.")

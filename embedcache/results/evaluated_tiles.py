@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
@@ -14,10 +16,30 @@ from embedcache.train.truth.split import Part, Split, make_split
 SPLITS = ("val", "train", "all")
 
 
+@dataclass(frozen=True)
+class ChosenTiles:
+    """The tiles that are measured.
+
+    Parameters
+    ----------
+    part, rule : str
+        The part's name, and how it was chosen, in words.
+    numbers : ndarray of int64
+        All of them encoded.
+    missing : int
+        Further labelled tiles of the part, which are not encoded and do not count.
+    """
+
+    part: str
+    rule: str
+    numbers: npt.NDArray[np.int64]
+    missing: int
+
+
 def choose_tiles(
     store: EmbeddingStore, labels: Labels, checkpoint: Checkpoint | None, split: str | None
-) -> tuple[str, str, npt.NDArray[np.int64]]:
-    """The part's name, its rule in words, and its tile numbers, all of them encoded.
+) -> ChosenTiles:
+    """Choose the tiles of a part that are labelled and encoded.
 
     Raises
     ------
@@ -70,7 +92,7 @@ def choose_tiles(
                 *("--like", store.path, "--store", store.path),
             ),
         )
-    return part, rule, np.asarray(encoded, dtype=np.int64)
+    return ChosenTiles(part, rule, np.asarray(encoded, dtype=np.int64), len(numbers) - len(encoded))
 
 
 def _numbers_of(part: Part) -> npt.NDArray[np.int64]:

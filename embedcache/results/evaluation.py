@@ -12,6 +12,8 @@ from typing import Any
 
 from embedcache.errors import StorageError
 from embedcache.progress import Progress
+from embedcache.remote import is_remote
+from embedcache.results.thresholds import Sweep, sweep_note
 from embedcache.train.asking.metrics import Figures
 from embedcache.train.checkpoint import Checkpoint
 from embedcache.train.run import Run, read_json, write_json
@@ -47,6 +49,14 @@ class Evaluation:
         Whether the encoder had random weights.
     baseline_threshold : float
         The same for the baseline: by the same rule as the checkpoint's where its run is known, else 0.5.
+    tiles_missing : int
+        Labelled tiles of that part that are not encoded: they do not count.
+    thresholds : Sweep, optional
+        Figures of the same decoder at a ladder of thresholds, over all pixels of all stores.
+    origin : tuple of dict
+        Where the data of each store come from.
+    stores : tuple of (str, Evaluation)
+        Of several stores, by their paths: each by itself. The figures above are over all their pixels together.
     """
 
     figures: Figures
@@ -60,12 +70,17 @@ class Evaluation:
     counted: str
     untrained: bool
     baseline_threshold: float = 0.5
+    tiles_missing: int = 0
+    thresholds: Sweep | None = None
+    origin: tuple[dict[str, Any], ...] = ()
+    stores: tuple[tuple[str, Evaluation], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of ``embedcache evaluate --json``."""
-        return {
+        found = {
             **_numbers(self.figures),
             "tiles": self.tiles,
+            "tiles_missing": self.tiles_missing,
             "prompt_source": self.prompt_source,
             "prompts": self.prompts,
             "split": self.split,
@@ -74,7 +89,13 @@ class Evaluation:
             "counted": self.counted,
             "untrained": self.untrained,
             "baseline": {**_numbers(self.baseline), "threshold": self.baseline_threshold},
+            "origin": list(self.origin),
         }
+        if self.thresholds is not None:
+            found["thresholds"] = {**self.thresholds.to_dict(), "note": sweep_note(self.split)}
+        if self.stores:
+            found["stores"] = [{"store": path, **one.to_dict()} for path, one in self.stores]
+        return found
 
 
 def _numbers(found: Figures) -> dict[str, float]:
@@ -104,7 +125,7 @@ def keep(found: Evaluation, checkpoint: Checkpoint, index: int, labels: str, pro
     of_the_run = (
         checkpoint.path == run.checkpoint
         and (found.split, found.tiles, found.prompt_source) == ("val", held_out, "free")
-        and Path(labels).resolve() == Path(run.config["labels"][index]).resolve()
+        and _is_same(labels, run.config["labels"][index])
     )
     if not of_the_run:
         return
@@ -112,6 +133,13 @@ def keep(found: Evaluation, checkpoint: Checkpoint, index: int, labels: str, pro
         write_json(run.path / KEPT, {**found.to_dict(), "step": checkpoint.step})
     except StorageError as error:
         progress.say(f"The figures are not kept in the run: {error.message}")
+
+
+def _is_same(one: str, other: str) -> bool:
+    """Whether two paths are of one file; addresses are compared as they are written."""
+    if is_remote(one) or is_remote(other):
+        return one == other
+    return Path(one).resolve() == Path(other).resolve()
 
 
 def kept(run: Run) -> dict[str, Any] | None:

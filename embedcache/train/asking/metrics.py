@@ -51,9 +51,13 @@ class Figures:
 
 
 def figures(tp: float, fp: float, fn: float, threshold: float = 0.0) -> Figures:
-    """Figures from counts; nothing wanted and nothing found is perfect, a figure of 0/0 otherwise 0."""
+    """Figures from counts; nothing wanted and nothing found is perfect, a figure of 0/0 otherwise 0.
+
+    F0.5 is the ink contests', ``(1 + β²) P R / (β² P + R)`` with β = 0.5: 0 without a single true positive, also
+    where nothing is wanted and nothing found.
+    """
     if tp + fp + fn == 0:
-        return Figures(1.0, 1.0, 1.0, 1.0, 1.0, threshold)
+        return Figures(dice=1.0, iou=1.0, f05=0.0, precision=1.0, recall=1.0, threshold=threshold)
     return Figures(
         dice=2 * tp / (2 * tp + fp + fn),
         iou=tp / (tp + fp + fn),
