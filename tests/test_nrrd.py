@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -205,3 +206,23 @@ def test_a_missing_pynrrd_is_named_with_the_way_to_install_it(
 
     monkeypatch.setattr(builtins, "__import__", without)
     assert "pip install 'embedcache[nrrd]'" in refusal(path)
+
+
+def test_a_header_that_claims_more_than_memory_holds_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "v.nrrd", encoding="gzip")
+    path.write_bytes(path.read_bytes().replace(b"sizes: 40 30 5", b"sizes: 40 9999999999999999 5"))
+    assert "do not fit into memory" in refusal(path)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(encoding=st.sampled_from(["raw", "gzip"]), data=st.data())
+def test_no_damage_is_more_than_an_input_error(tmp_path: Path, encoding: str, data: st.DataObject) -> None:
+    path = write(tmp_path / "v.nrrd", encoding=encoding, spacings=[1.0, 2.0, 3.0], units=["um"] * 3)
+    whole = path.read_bytes()
+    start = data.draw(st.integers(0, min(400, len(whole) - 1)))
+    harm = data.draw(st.binary(min_size=1, max_size=9))
+    path.write_bytes(
+        whole[:start] if data.draw(st.booleans()) else whole[:start] + harm + whole[start + len(harm) :]
+    )
+    with contextlib.suppress(VolumeError), open_volume(path) as volume:
+        volume.read(volume.n_planes - 1, WHOLE, WHOLE)

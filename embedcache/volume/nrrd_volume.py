@@ -38,6 +38,7 @@ _TYPES = {
     "float32": ("float",),
     "float64": ("double",),
 }  # fmt: skip
+_SAVE = "If its header is right, save it anew as one raw NRRD, which is mapped: unu save -e raw -f nrrd."
 _COLOURS = (
     "3-color",
     "rgb-color",
@@ -96,7 +97,13 @@ class _Pixels:
 
     def decoded(self) -> npt.NDArray[Any]:
         """Compressed pixels, all of them; never more bytes than the header says."""
-        values = np.empty(self.shape, self.dtype)
+        try:
+            values = np.empty(self.shape, self.dtype)
+        except (MemoryError, ValueError) as error:  # ValueError: more than an address can hold
+            raise VolumeError(
+                f"{self.path}: {self.nbytes:,} bytes of pixels, as its header says, do not fit into memory.",
+                hint=_SAVE,
+            ) from error
         with self.path.open("rb") as file:
             file.seek(self.start)
             with _OPENERS[self.encoding](file) as stream:
