@@ -41,10 +41,14 @@ def test_what_cannot_be_is_refused(wish: dict[str, Any], message: str) -> None:
         TrainOptions(**wish)
 
 
-def test_the_record_is_json_with_paths_as_text() -> None:
-    options = TrainOptions(supervision=(Path("a.png"), None), init=Path("b.pth"))
+def test_the_record_is_json_with_paths_that_mean_the_same_in_every_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = TrainOptions(supervision=(Path("a.png"), None), boxes="https://host/b.csv", init=Path("b.pth"))
     found = json.loads(json.dumps(options.to_dict()))
-    assert (found["supervision"], found["init"], found["start"]) == (["a.png", None], "b.pth", None)
+    assert found["supervision"] == [str(tmp_path / "a.png"), None]
+    assert (found["boxes"], found["init"], found["start"]) == ("https://host/b.csv", "b.pth", None)
 
 
 def test_a_run_that_began_before_an_option_was_known_goes_on_with_its_default(tmp_path: Path) -> None:
