@@ -21,36 +21,12 @@ from embedcache.errors import VolumeError
 from embedcache.files import sha256_hex
 from embedcache.volume.array_volume import ArrayVolume
 from embedcache.volume.axes import axes_of
+from embedcache.volume.nrrd_header import axis_names, dtype_of, voxel_size
 from embedcache.volume.volume import DECODE_ERRORS, way_out
 
 NRRD_SUFFIXES = (".nrrd", ".nhdr")
 
-_TYPES = {
-    "int8": ("signed char", "int8", "int8_t"),
-    "uint8": ("uchar", "unsigned char", "uint8", "uint8_t"),
-    "int16": ("short", "short int", "signed short", "signed short int", "int16", "int16_t"),
-    "uint16": ("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"),
-    "int32": ("int", "signed int", "int32", "int32_t"),
-    "uint32": ("uint", "unsigned int", "uint32", "uint32_t"),
-    "int64": ("longlong", "long long", "long long int", "signed long long", "signed long long int", "int64",
-              "int64_t"),
-    "uint64": ("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"),
-    "float32": ("float",),
-    "float64": ("double",),
-}  # fmt: skip
 _SAVE = "If its header is right, save it anew as one raw NRRD, which is mapped: unu save -e raw -f nrrd."
-_COLOURS = (
-    "3-color",
-    "rgb-color",
-    "3-vector",
-    "vector",
-    "3-gradient",
-    "3-normal",
-    "covariant-vector",
-    "list",
-)
-_MICROMETRES = {"um": 1.0, "µm": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "micrometers": 1.0,
-                "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}  # fmt: skip
 _OPENERS: dict[str, Callable[..., Any]] = {
     "gzip": gzip.open,
     "gz": gzip.open,
@@ -138,23 +114,24 @@ def open_nrrd(path: Path) -> ArrayVolume:
             header = dict(nrrd.read_header(stream))
             end = stream.tell()
             stream.seek(0)
-            digest = sha256_hex(stream.read(end))
+            lines = stream.read(end).split(b"\n")
         pixels = _pixels_of(path, header, end)
     except (nrrd.NRRDError, StopIteration, *DECODE_ERRORS) as error:
         raise VolumeError(
             f"{path} is not a readable NRRD file ({type(error).__name__}: {error}).",
             hint=way_out(error, "It is damaged or incomplete: fetch it again."),
         ) from error
-    names = _axis_names(header)
+    names = axis_names(header)
     volume = ArrayVolume(
         str(path),
         "nrrd",
         _reader(pixels),
         dtype=pixels.dtype,
         axes=axes_of(pixels.shape, str(path), names[::-1]),
-        metadata_digest=digest,
+        # Without comments: writers put the time there.
+        metadata_digest=sha256_hex(b"\n".join(line for line in lines if not line.startswith(b"#"))),
     )
-    volume.voxel_size = _voxel_size(header, names)
+    volume.voxel_size = voxel_size(header, names)
     return volume
 
 
@@ -187,7 +164,10 @@ def _pixels_of(path: Path, header: Mapping[str, Any], end: int) -> _Pixels:
     skip = int(header.get("byte skip", header.get("byteskip", 0)))
     if lines < 0 or skip < (-1 if encoding == "raw" else 0):
         raise _unsupported(path, f"its line skip is {lines}, its byte skip {skip}")
-    pixels = _Pixels(place, 0 if named else end, skip, encoding, tuple(sizes[::-1]), _dtype(path, header))
+    dtype = dtype_of(header)
+    if dtype is None:
+        raise _unsupported(path, f"its pixels are of type {header['type']}")
+    pixels = _Pixels(place, 0 if named else end, skip, encoding, tuple(sizes[::-1]), dtype)
     start = pixels.start + _bytes_of_lines(place, pixels.start, lines)
     there = place.stat().st_size
     if encoding == "raw":
@@ -205,45 +185,6 @@ def _bytes_of_lines(path: Path, start: int, lines: int) -> int:
         for _ in range(lines):
             stream.readline()
         return stream.tell() - start
-
-
-def _dtype(path: Path, header: Mapping[str, Any]) -> np.dtype[Any]:
-    name = next((known for known, names in _TYPES.items() if header["type"] in names), None)
-    if name is None:
-        raise _unsupported(path, f"its pixels are of type {header['type']}")
-    return np.dtype(name).newbyteorder(">" if header.get("endian") == "big" else "<")
-
-
-def _axis_names(header: Mapping[str, Any]) -> list[str]:
-    """Names of the dimensions, fastest first; one of length 3 that is a colour or a vector is ``c``."""
-    sizes, kinds = header["sizes"], [str(kind).lower() for kind in header.get("kinds", [])]
-    kinds += [""] * (len(sizes) - len(kinds))
-    room = iter("xyzt" + "uvw" * len(sizes))
-    names, coloured = [], False
-    for size, kind in zip(sizes, kinds, strict=False):
-        colour = not coloured and int(size) == 3 and kind in _COLOURS
-        coloured = coloured or colour
-        names.append("c" if colour else next(room))
-    return names
-
-
-def _voxel_size(header: Mapping[str, Any], names: list[str]) -> tuple[float, float, float] | None:
-    """Micrometres per voxel, z y x, where spacings and units of all three are given."""
-    if header.get("spacings") is not None:
-        lengths, units = header["spacings"], header.get("units", [])
-    elif header.get("space directions") is not None:
-        lengths = [
-            float(np.linalg.norm(row)) if row is not None else math.nan for row in header["space directions"]
-        ]
-        units = [*header.get("space units", [])[:1]] * len(names)
-    else:
-        return None
-    sizes = {
-        name: float(length) * _MICROMETRES.get(str(unit).strip().lower(), math.nan)
-        for name, length, unit in zip(names, lengths, units, strict=False)
-    }
-    z, y, x = (sizes.get(name, math.nan) for name in "zyx")
-    return (z, y, x) if all(math.isfinite(size) and size > 0 for size in (z, y, x)) else None
 
 
 def _unsupported(path: Path, why: str) -> VolumeError:
