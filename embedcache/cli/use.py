@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,17 @@ import click
 
 from embedcache.cli.app import app
 from embedcache.cli.common import cache_dir_option, json_option
-from embedcache.cli.defaults import labels_for, only_store
+from embedcache.cli.defaults import labels_for, only_store, supervision_for
 from embedcache.cli.encode_options import machine_options, selection_options
+from embedcache.cli.figures import print_evaluation, worded
 from embedcache.cli.output import print_json, print_pairs
 from embedcache.cli.signals import stop_at_once
 from embedcache.cli.source_options import source_options
-from embedcache.errors import EXIT_SOME_FAILED, ConfigError
+from embedcache.errors import EXIT_SOME_FAILED, ConfigError, counted
 from embedcache.progress import Terminal
+from embedcache.results.as_trained import was_trained_on
 from embedcache.results.flatten import FLATTEN
+from embedcache.results.thresholds import LADDER
 from embedcache.store import EmbeddingStore
 from embedcache.train.questions.prompts import PROMPTS
 
@@ -79,7 +82,7 @@ def predict(
     if as_json:
         print_json(figures)
     else:
-        print_pairs("predict", _worded(figures))
+        print_pairs("predict", worded(figures))
     if result.tiles_failed:
         click.echo(f"{result.tiles_failed} tile(s) could not be encoded and are not predicted.", err=True)
         click.get_current_context().exit(EXIT_SOME_FAILED)
@@ -89,8 +92,14 @@ def predict(
     short_help="Figures of a checkpoint beside the untrained decoder.",
     epilog="Example: embedcache evaluate --store S --labels ink.zarr --checkpoint runs/first",
 )
-@click.option("--store", metavar="S", help="The store.  [default: the only one of --cache-dir]")
-@click.option("--labels", metavar="L", help="Its labels.")
+@click.option(
+    "--store",
+    "stores",
+    multiple=True,
+    metavar="S",
+    help="A store; may be repeated, in pairs with --labels.  [default: the only one of --cache-dir]",
+)
+@click.option("--labels", "labels", multiple=True, metavar="L", help="Its labels.")
 @click.option(
     "--checkpoint", metavar="C", help="A run, or its best.safetensors.  [default: the untrained decoder]"
 )
@@ -102,20 +111,40 @@ def predict(
     type=click.Choice(PROMPTS),
     help="Prompts; what is derived from the truth is named oracle.  [default: the run's]",
 )
-@click.option("--supervision", metavar="MASK", help="Labels count only where this mask is positive.")
 @click.option(
-    "--start", metavar="FILE", help="Earlier predictions, for --prompts mask.  [default: the run's]"
+    "--supervision",
+    multiple=True,
+    metavar="MASK",
+    help="Labels count only where this mask is positive; none: everywhere.  [default: the run's, or beside them]",
 )
-@click.option("--boxes", metavar="FILE", help="Boxes of your own, for --prompts boxes.  [default: the run's]")
+@click.option(
+    "--start",
+    multiple=True,
+    metavar="FILE",
+    help="Earlier predictions, for --prompts mask.  [default: the run's]",
+)
+@click.option(
+    "--boxes",
+    multiple=True,
+    metavar="FILE",
+    help="Boxes of your own, for --prompts boxes.  [default: the run's]",
+)
 @click.option(
     "--threshold", type=float, help="Probability above which a pixel is positive.  [default: the run's]"
+)
+@click.option(
+    "--thresholds",
+    is_flag=False,
+    flag_value=LADDER,
+    metavar="[A:B:STEP]",
+    help=f"Figures at each of these too, and the best by F0.5.  [without a value: {LADDER}]",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @cache_dir_option
 @json_option
 def evaluate(
-    store: str | None,
-    labels: str | None,
+    stores: tuple[str, ...],
+    labels: tuple[str, ...],
     checkpoint: str | None,
     cache_dir: str,
     as_json: bool,
@@ -124,26 +153,46 @@ def evaluate(
     """Evaluate a checkpoint beside the untrained decoder; prompt source and split are named with every figure."""
     from embedcache.results import evaluate as run_evaluate
 
-    chosen_store = store or str(only_store(Path(cache_dir)))
-    chosen_labels = labels or labels_for(chosen_store)
+    chosen = list(stores) or [str(only_store(Path(cache_dir)))]
+    truths = list(labels) or [labels_for(store) for store in chosen]
+    files = {name: _one_or_each(wishes.pop(name)) for name in ("start", "boxes")}
+    masks = _masks(chosen, truths, wishes.pop("supervision"), checkpoint)
     with stop_at_once():
         result = run_evaluate(
-            chosen_store, chosen_labels, checkpoint=checkpoint, progress=Terminal(), **wishes
+            chosen,
+            truths,
+            checkpoint=checkpoint,
+            supervision=masks,
+            progress=Terminal(),
+            **files,
+            **wishes,
         ).to_dict()
     if as_json:
         print_json(result)
-        return
-    baseline = result.pop("baseline") or {}
-    rows: list[tuple[str, object]] = []
-    for name, value in result.items():
-        beside = f"   (untrained {baseline[name]:.4g})" if isinstance(baseline.get(name), float) else ""
-        rows.append((name, f"{value:.4g}{beside}" if isinstance(value, float) else value))
-    print_pairs("evaluate", _worded(dict(rows)))
+    else:
+        print_evaluation(result)
 
 
-def _worded(figures: Mapping[str, object]) -> list[tuple[str, object]]:
-    """Figures as people read them: beside "untrained" decoders it is said that this one is the encoder."""
-    return [("encoder untrained" if name == "untrained" else name, value) for name, value in figures.items()]
+def _masks(
+    stores: Sequence[str], labels: Sequence[str], given: Sequence[str], checkpoint: str | None
+) -> list[str | None]:
+    """The supervision mask of each pair: what is given, what lies beside labels that no run read, or the run's."""
+    if len(given) not in (0, 1, len(stores)):
+        raise ConfigError(
+            f"{counted(len(stores), 'store')}, but --supervision was given {len(given)} times.",
+            hint="Give one for all stores, or one for each in their order.",
+        )
+    each = list(given) * len(stores) if len(given) == 1 else list(given)
+    if each:
+        return [*each]
+    return [
+        None if checkpoint is not None and was_trained_on(checkpoint, store) else supervision_for(label)
+        for store, label in zip(stores, labels, strict=False)
+    ]
+
+
+def _one_or_each(given: Sequence[str]) -> Any:
+    return None if not given else given[0] if len(given) == 1 else list(given)
 
 
 @app.command(

@@ -31,6 +31,11 @@ def labels_as_trained(
     )
 
 
+def was_trained_on(checkpoint: str | Path, store: str | Path) -> bool:
+    """Whether a checkpoint's run used a store, in its training or to validate."""
+    return Split.from_dict(Checkpoint.load(checkpoint).split).index_of(EmbeddingStore.open(store)) is not None
+
+
 def own_file(name: str, store: EmbeddingStore, checkpoint: Checkpoint | None) -> str | None:
     """The file of this option that a checkpoint's run used on this store; None when there was none."""
     if checkpoint is None or checkpoint.path is None:
