@@ -121,7 +121,7 @@ class VolumeServer:
             request.close_connection = True
             return None
         if fault == "stall":
-            time.sleep(1.0)
+            time.sleep(1.5)
             request.close_connection = True
             return None
         if fault in ("busy", "many"):

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from embedcache.errors import StorageError, VolumeError
-from embedcache.files import digest_json, sha256_hex
+from embedcache.files import Buffer, digest_json, sha256_hex
 from embedcache.remote.kept import KeptFiles
 from embedcache.remote.sources import FILE_LIMIT, RefusedError, Source, again_and_again
 
@@ -101,9 +101,9 @@ class ChunkSource:
         self._longest = FILE_LIMIT
         self._lock = threading.Lock()
         self._asking = threading.BoundedSemaphore(parallel)
-        self._flights: dict[Key, Future[bytes | None]] = {}
+        self._flights: dict[Key, Future[Buffer | None]] = {}
         self._missing: dict[str, None] = {}
-        self._ends: OrderedDict[Key, bytes] = OrderedDict()
+        self._ends: OrderedDict[Key, Buffer] = OrderedDict()
         self._fetched = Fetched()
         self._failures, self._seen = 0, float("-inf")
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
@@ -147,11 +147,11 @@ class ChunkSource:
             When the server cannot be reached.
         """
         try:
-            return self._ask((name, 0, None), FILE_LIMIT)
+            return bytes(self._ask((name, 0, None), FILE_LIMIT))
         except FileNotFoundError:
             return None
 
-    def get(self, name: str, first: int = 0, length: int | None = None) -> bytes | None:
+    def get(self, name: str, first: int = 0, length: int | None = None) -> Buffer | None:
         """A file of the array, or a part of it; None where there is none.
 
         A negative ``first`` counts from its end.
@@ -194,9 +194,9 @@ class ChunkSource:
         if pool is not None and pool[0] == os.getpid():
             pool[1].shutdown(wait=False, cancel_futures=True)
 
-    def _load(self, key: Key) -> bytes | None:
+    def _load(self, key: Key) -> Buffer | None:
         name = f"{self._folder}/{digest_json([self._digest, *key])}"
-        body = None if self._kept is None else self._kept.read(name)
+        body: Buffer | None = None if self._kept is None else self._kept.read(name)
         if body is not None:
             self._count(from_disk=1)
         else:
@@ -207,7 +207,7 @@ class ChunkSource:
             self._remember_end(key, body)
         return body
 
-    def _fetch(self, key: Key) -> bytes | None:
+    def _fetch(self, key: Key) -> Buffer | None:
         """What the server says now; None where it has none."""
         try:
             body = self._ask(key, self._longest)
@@ -226,8 +226,8 @@ class ChunkSource:
         self._failures = 0
         return body
 
-    def _ask(self, key: Key, limit: int) -> bytes:
-        read = partial(self._source.read, *key, limit=limit)
+    def _ask(self, key: Key, limit: int) -> Buffer:
+        read = partial(self._source.fetch, *key, limit=limit)
         self._count(requests=1)
         with self._asking:
             body = again_and_again(read, f"{self.url}/{key[0]}", again=partial(self._count, retries=1))
@@ -260,7 +260,7 @@ class ChunkSource:
             return VolumeError(error.message, hint=error.hint)
         return StorageError(f"{error.message} (the {self._failures}th in a row)", hint=error.hint)
 
-    def _remember_end(self, key: Key, body: bytes) -> None:
+    def _remember_end(self, key: Key, body: Buffer) -> None:
         with self._lock:
             self._ends[key] = body
             while sum(map(len, self._ends.values())) > ENDS_BYTES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from embedcache.errors import InputError
+from embedcache.files import Buffer
 from embedcache.remote.address import without_password
 from embedcache.remote.sources import FILE_LIMIT
 
@@ -39,6 +40,12 @@ class FsspecSource:
         if length is not None and len(body) != length:
             raise OSError(f"{len(body)} of {length} bytes came")
         return body
+
+    def fetch(
+        self, name: str, first: int = 0, length: int | None = None, *, limit: int = FILE_LIMIT
+    ) -> Buffer:
+        """See :class:`~embedcache.remote.sources.Source`."""
+        return self.read(name, first, length, limit=limit)
 
     def names(self, folder: str) -> list[str] | None:
         """See :class:`~embedcache.remote.sources.Source`."""

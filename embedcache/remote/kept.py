@@ -12,10 +12,11 @@ from pathlib import Path
 from embedcache.errors import StorageError
 from embedcache.files import PARTIAL_SUFFIX, Buffer, crc32c, make_folder, write_file
 from embedcache.files.removal import remove_quietly
+from embedcache.remote.sources import room
 
 _CRC_BYTES = 4
 
-Chunk = bytes | None
+Chunk = memoryview | None
 
 
 class KeptFiles:
@@ -63,14 +64,15 @@ class KeptFiles:
             return None
         try:
             size = os.fstat(descriptor).st_size
-            body = bytearray(size)
+            body = room(size)
             whole = size >= _CRC_BYTES and os.preadv(descriptor, [body], 0) == size
         except OSError:
             whole = False
         finally:
             os.close(descriptor)
-        chunk = memoryview(body)[:-_CRC_BYTES] if whole else memoryview(b"")
-        return bytes(chunk) if self._took(name, whole and _crc(chunk) == body[-_CRC_BYTES:]) else None
+        if not self._took(name, whole and _crc(body[:-_CRC_BYTES]) == body[-_CRC_BYTES:]):
+            return None
+        return body[:-_CRC_BYTES]
 
     def keep(self, name: str, payload: Buffer) -> None:
         """Keep a chunk if there is room for it on the disk and under the limit."""

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import requests
 
 from embedcache.errors import InputError, StorageError
-from embedcache.remote.sources import REASON_BYTES, TIMEOUT_SECONDS, HttpSource, RefusedError, again_and_again
+from embedcache.remote.sources import TIMEOUT_SECONDS, HttpSource, RefusedError, again_and_again, reason_of
 
 OPEN_BUCKETS = ("vesuvius-challenge-open-data",)
 """Buckets that everybody may read: asked without credentials, whatever the environment says."""
@@ -126,7 +126,7 @@ class S3Source(HttpSource):
         where = f"{self._shown}/{'/'.join(part for part in (self.key, name) if part)}"
         if status < 300 or status in (408, 429) or status >= 500:
             return answer.raise_for_status()
-        reason = _reason(answer)
+        reason = reason_of(answer)
         if reason == "NoSuchBucket":
             raise StorageError(
                 f"{where} cannot be read: there is no bucket {self.bucket}.", hint="Look at the address."
@@ -181,13 +181,6 @@ def _credentials() -> Any:
         return Session().get_credentials()
     except BotoCoreError as error:
         raise InputError(f"The credentials for S3 cannot be used: {error}.", hint=KEYS_HINT) from error
-
-
-def _reason(answer: requests.Response) -> str:
-    """The code that an object store names in the body of a refusal."""
-    body = next(answer.iter_content(REASON_BYTES), b"")
-    found = re.search(rb"<Code>([A-Za-z0-9.]{1,100})</Code>", body)
-    return found[1].decode() if found else ""
 
 
 def _texts(listing: ElementTree.Element, tag: str, inside: str | None = None) -> list[str]:

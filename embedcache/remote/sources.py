@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import threading
@@ -13,6 +14,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 import requests
 
 from embedcache.errors import EmbedcacheError, InputError, StorageError
+from embedcache.files import Buffer
 from embedcache.remote.address import without_password
 
 TIMEOUT_SECONDS = (10.0, 30.0)
@@ -30,6 +32,12 @@ FILE_LIMIT = 1 << 30
 REASON_BYTES = 4096
 """Of what a server says beside a refusal."""
 
+STEP_BYTES = 1 << 18
+"""Bytes that are taken from a connection at a time."""
+
+MAPPED_BYTES = 1 << 16
+"""Memory of so many bytes is asked of the system for itself."""
+
 Found = TypeVar("Found")
 
 
@@ -42,6 +50,11 @@ class Source(Protocol):
         A negative ``first`` counts from the file's end, as in a slice. A whole file of more than ``limit`` bytes
         is refused.
         """
+
+    def fetch(
+        self, name: str, first: int = 0, length: int | None = None, *, limit: int = FILE_LIMIT
+    ) -> Buffer:
+        """The same bytes, where they are many in memory that goes back to the system when they are let go."""
 
     def names(self, folder: str) -> list[str] | None:
         """Names of the files of a folder; ``None`` where that cannot be asked."""
@@ -83,6 +96,12 @@ class HttpSource:
 
     def read(self, name: str, first: int = 0, length: int | None = None, *, limit: int = FILE_LIMIT) -> bytes:
         """See :class:`Source`."""
+        return bytes(self.fetch(name, first, length, limit=limit))
+
+    def fetch(
+        self, name: str, first: int = 0, length: int | None = None, *, limit: int = FILE_LIMIT
+    ) -> Buffer:
+        """See :class:`Source`."""
         headers = {"Accept-Encoding": "identity"}
         if length is not None:
             headers["Range"] = f"bytes={first}-{first + length - 1}" if first >= 0 else f"bytes={first}"
@@ -98,7 +117,7 @@ class HttpSource:
             most = limit if length is None else length
             if size is not None and size > most:
                 raise OSError(f"{size} bytes were offered, at most {most} were expected")
-            body = _body(answer, most)
+            body = _body(answer, size, most)
         if len(body) != (length if length is not None else len(body) if size is None else size):
             raise OSError(f"{self._url}/{name}: {len(body)} bytes came")
         return body
@@ -133,6 +152,8 @@ class HttpSource:
     def _require_found(self, answer: requests.Response, name: str) -> None:
         """Refuse what is no file: FileNotFoundError, RefusedError, or an error that is worth another try."""
         status, where = answer.status_code, f"{self._url}/{name}"
+        if status >= 400:
+            reason_of(answer)
         if status in (404, 410):
             raise FileNotFoundError(where)
         if status == 401:
@@ -147,14 +168,38 @@ class HttpSource:
         answer.raise_for_status()
 
 
-def _body(answer: requests.Response, limit: int) -> bytes:
+def reason_of(answer: requests.Response) -> str:
+    """The code that an object store names in the body of a refusal; what was read to its end can be used again."""
+    found = re.search(rb"<Code>([A-Za-z0-9.]{1,100})</Code>", answer.raw.read(REASON_BYTES) or b"")
+    return found[1].decode() if found else ""
+
+
+def _body(answer: requests.Response, size: int | None, limit: int) -> Buffer:
     """All that comes, which must not be more than a limit: no server fills the memory."""
-    body = bytearray()
-    for piece in answer.iter_content(1 << 20):
-        body += piece
-        if len(body) > limit:
+    if size is not None:
+        body = room(size)
+        filled = 0
+        while filled < size:
+            came = answer.raw.read(min(STEP_BYTES, size - filled))
+            if not came:
+                break
+            body[filled : filled + len(came)] = came
+            filled += len(came)
+        return body[:filled]
+    grown = bytearray()
+    for piece in answer.iter_content(STEP_BYTES):
+        grown += piece
+        if len(grown) > limit:
             raise OSError(f"more than {limit} bytes came")
-    return bytes(body)
+    return grown
+
+
+def room(size: int) -> memoryview:
+    """Memory for so many bytes.
+
+    Large ones are mapped: of what many threads take and free by turns, the allocator would keep one set for each.
+    """
+    return memoryview(mmap.mmap(-1, size) if size >= MAPPED_BYTES else bytearray(size))
 
 
 def again_and_again(

@@ -15,6 +15,7 @@ from zarr.abc.store import (
 )
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
+from embedcache.files import Buffer as Bytes
 from embedcache.remote.chunks import ChunkSource
 
 METADATA = (".zarray", ".zattrs", ".zgroup", ".zmetadata", "zarr.json")
@@ -61,6 +62,7 @@ class SourceStore(Store):
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """A file or a part of it; None where there is none."""
+        body: Bytes | None
         if key.rpartition("/")[2] in METADATA:
             body = self._metadata.get(key)
         else:
@@ -78,7 +80,7 @@ class SourceStore(Store):
         """Whether there is such a file."""
         return await self.get(key) is not None
 
-    def _read(self, key: str, part: ByteRequest | None) -> bytes | None:
+    def _read(self, key: str, part: ByteRequest | None) -> Bytes | None:
         name = f"{self._prefix}/{key}" if self._prefix else key
         if isinstance(part, RangeByteRequest):
             return self._chunks.get(name, part.start, part.end - part.start)
