@@ -74,6 +74,23 @@ def test_ink_in_one_of_65_planes_is_the_label_of_all(
         assert np.array_equal(labels.crop(tile), INK[tile.slices] > 0)
 
 
+@pytest.mark.parametrize("factor", [2, 4])
+def test_a_flat_stack_of_another_level_is_brought_to_the_encoded_one(
+    surface: EmbeddingStore, tmp_path: Path, factor: int
+) -> None:
+    blocks = INK[::4, ::4].repeat(4, 0).repeat(4, 1)
+    coarse = np.zeros((PLANES // factor, INK.shape[0] // factor, INK.shape[1] // factor), np.uint8)
+    coarse[7] = blocks[::factor, ::factor]
+    fine = np.zeros((9, INK.shape[0] * factor, INK.shape[1] * factor), np.uint8)
+    fine[4] = blocks.repeat(factor, 0).repeat(factor, 1)
+    for name, data, words in (("coarse", coarse, "coarser"), ("fine", fine, "finer")):
+        zarr.save_array(str(tmp_path / f"{name}_inklabels.zarr"), data)
+        labels = open_labels(tmp_path / f"{name}_inklabels.zarr", surface)
+        assert f"labels are {factor} times {words}" in labels.alignment
+        tile = surface.tile(3)
+        assert np.array_equal(labels.crop(tile), blocks[tile.slices] > 0)
+
+
 def test_flat_masks_lie_on_all_planes_too(surface: EmbeddingStore, tmp_path: Path) -> None:
     masks = stack()
     masks[FILLED] = 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import tifffile
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from training_stores import blob_labels, make_image_store, make_store, save_labels, save_png_folder
 
 from embedcache import encode
@@ -21,6 +24,7 @@ from embedcache.train.questions.targets import area_average, low_res_targets
 from embedcache.train.truth.labels import labelled_numbers, open_labels
 from embedcache.train.truth.matching import Factor, find_factor
 from embedcache.train.truth.needed import needed_tiles, require_tiles
+from embedcache.train.truth.remembered_labels import RememberedLabels
 from embedcache.train.truth.task import decide_task
 
 LABELS = blob_labels(4, 96, 128)
@@ -49,6 +53,51 @@ def test_crops_put_together_are_the_label_volume(store: EmbeddingStore, tmp_path
     assert np.array_equal(assembled(labels, store), LABELS > 0)
     assert labels.planes == {0, 1, 2, 3}
     assert not labels.same_for_all_planes
+
+
+def test_ink_of_few_grey_values_is_a_mask_and_how_much_hangs_on_the_threshold_is_said(
+    store: EmbeddingStore, tmp_path: Path
+) -> None:
+    grey = np.zeros(LABELS.shape[1:], np.uint8)
+    for value, rows in ((85, 0), (127, 8), (170, 16), (255, 24)):
+        grey[rows : rows + 7, 20:80] = value
+    Image.fromarray(grey).save(tmp_path / "s7_inklabels.png")
+    labels = open_labels(tmp_path / "s7_inklabels.png", store)
+    assert labels.kind == "semantic", "flat regions of grey are no ids where the file is called ink"
+    assert "grey values (85, 127, 170, 255): above 127 are" in labels.alignment
+    assert np.array_equal(assembled(labels, store)[1], grey > 127)
+    share = re.search(
+        r"above 127 are ([\d.]+)% of the sampled pixels, ([\d.]+)% lie between 64 and 191", labels.alignment
+    )
+    assert share is not None
+    assert 0 < float(share[1]) < 20
+    assert float(share[2]) == pytest.approx(1.5 * float(share[1]), abs=0.2), "three values, and two"
+    (tmp_path / "s7_inklabels.png").rename(tmp_path / "cells.png")
+    assert open_labels(tmp_path / "cells.png", store).kind == "instances"
+
+
+def test_ink_that_reaches_no_further_than_127_is_cut_at_zero() -> None:
+    ids = np.repeat(np.repeat(np.arange(4, dtype=np.uint8).reshape(2, 2), 20, 0), 20, 1)
+    assert decide_task([ids], ink=True).threshold == 0.0
+    assert decide_task([ids], ink=True).kind == "semantic"
+    assert decide_task([ids], "instances", ink=True).kind == "instances"
+
+
+def test_labels_within_a_validation_mask_are_read_once_in_a_sweep(
+    store: EmbeddingStore, tmp_path: Path
+) -> None:
+    mask = np.zeros((1, *LABELS.shape[1:]), np.uint8)
+    mask[:, :, :64] = 1
+    paths = save_labels(tmp_path / "l.npy", LABELS), save_labels(tmp_path / "v.npy", mask)
+    labels = open_labels(paths[0], store, validation=paths[1])
+    kept = RememberedLabels(labels)
+    inner = kept.validating()
+    assert inner is kept.validating(), "runs of a sweep share it"
+    tile = store.tile(0)
+    assert inner.crop(tile) is inner.crop(tile)
+    assert np.array_equal(inner.supervised(tile), labels.validating().supervised(tile))
+    assert kept.supervised(tile).all()
+    assert pickle.loads(pickle.dumps(labels)).validating().counts(tile) == inner.counts(tile)
 
 
 def test_zarr_and_tiff_labels_are_read_like_arrays(store: EmbeddingStore, tmp_path: Path) -> None:

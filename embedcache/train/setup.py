@@ -80,7 +80,7 @@ def prepare(
         progress.say(f"--rounds {options.rounds} has no effect: prompts {prompts} are asked once.")
     free = task == "semantic" and prompt_source(prompts) == "oracle"
     val_prompts = "none" if free else prompts
-    drawn_anew = {
+    drawn_anew: dict[str, Any] = {
         "rounds": options.rounds,
         "views": options.views == "auto",
         "jitter": options.jitter,

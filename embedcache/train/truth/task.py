@@ -10,7 +10,7 @@ The rule of ``--task auto``:
   blurred masks have their grey values along edges, where neighbours differ, and are semantic.
 
 A mask's threshold: > 0 when its largest value is at most 1, when it has one non-zero value other than 255, or
-when ids were asked to be read as a mask; > 0.5 for fractions; > 127 for masks that
+when ids were asked to be read as a mask, or are called ink; > 0.5 for fractions; > 127 for masks that
 reach 255, and other grey; how much of the sample depends on that is said.
 """
 
@@ -77,17 +77,19 @@ def decide_task(
     values, counts = _counted(samples)
     ids = values[values > 0]
     masks = ink and dtype == np.uint8 and len(ids) > 1
-    kind, why = ("semantic", "ink labels are a mask") if masks else _kind(samples, dtype, ids)
+    kind, why = _kind(samples, dtype, ids)
+    if masks:
+        kind, why = "semantic", "ink labels are a mask"
     if task == "instances":
         return TaskDecision("instances", 0.0, f"task: instances, as asked ({len(ids)} ids in a sample)")
     if task == "auto" and kind == "instances":
         return TaskDecision("instances", 0.0, f"task: instances ({why})")
     threshold, how = _threshold(dtype, ids, kind)
     why = "as asked" if task == "semantic" else why
-    if threshold == GREY_THRESHOLD and len(ids) > 1:
-        how += _grey(values, counts)
-    elif masks and float(ids[-1]) <= GREY_THRESHOLD:
+    if masks and float(ids[-1]) <= GREY_THRESHOLD:
         threshold, how = 0.0, "> 0"
+    elif threshold == GREY_THRESHOLD and len(ids) > 1:
+        how += _grey(values, counts)
     return TaskDecision("semantic", threshold, f"task: semantic ({why}); foreground is {how}")
 
 
