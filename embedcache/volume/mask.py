@@ -58,8 +58,9 @@ class MaskPlanes:
             self._volume.plane_size(plane), own, f"--mask {self._mask.source}", self._volume
         )
         y, x = _scaled(*rows, up, down, own[0]), _scaled(*columns, up, down, own[1])
-        values = self._mask.read(own_plane, y, x) > 0
-        positive = values.any(axis=-1) if values.ndim == 3 else values
+        positive: npt.NDArray[np.bool_] = self._mask.read(own_plane, y, x) > 0
+        if positive.ndim == 3:
+            positive = np.any(positive, axis=-1)
         return positive, (y.start, x.start), (up, down)
 
 

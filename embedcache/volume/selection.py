@@ -93,7 +93,7 @@ def select(table: npt.NDArray[np.int64], selection: Selection, *, volume: Volume
 
 def _parse_z_range(text: str) -> list[tuple[int, int | None, int]]:
     """Ranges as first, end and step; a single plane is a range of one."""
-    found = []
+    found: list[tuple[int, int | None, int]] = []
     for part in text.replace(" ", "").split(","):
         match = re.fullmatch(r"(\d*):(\d*)(?::(\d+))?", part)
         if match is None and not part.isdecimal():

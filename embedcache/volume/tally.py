@@ -79,14 +79,15 @@ class Tally:
     def of(self, pixels: npt.NDArray[Any]) -> tuple[Counts, Counts, Moments]:
         """Bins, counts in them, and moments of pixels (n,); touches nothing that threads share."""
         if self.exact:
-            keys = pixels.astype(np.int32) - self._lowest
-            return *_counted(keys, len(self.bins)), Moments()
+            counts = _counts_of_integers(pixels)
+            found = np.flatnonzero(counts)
+            return found, counts[found].astype(np.int64), Moments()
         values = pixels if pixels.dtype.kind == "f" else pixels.astype(np.float64)
         finite = np.isfinite(values)
         if not finite.all():
             values = values[finite]
         moments = _moments(values.astype(np.float64), pixels.size - values.size)
-        return *_counted(_ordered_keys(values), len(self.bins)), moments
+        return *_counted(_ordered_keys(values)), moments
 
     def add(self, bins: Counts, counts: Counts, moments: Moments) -> None:
         """Take in what :meth:`of` gave; in one order for the sums of floats to be the same every time."""
@@ -148,10 +149,23 @@ class Tally:
         return min(max(_float_of(place), moments.minimum), moments.maximum)
 
 
-def _counted(keys: npt.NDArray[np.signedinteger[Any]], bins: int) -> tuple[Counts, Counts]:
-    """The keys there are, and how often each is."""
-    if keys.size > _FEW or bins <= 1 << 16:
-        counts = np.bincount(keys, minlength=bins)
+def _counts_of_integers(pixels: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
+    """How often each value of an integer type of 8 or 16 bits occurs, from its lowest one."""
+    bits = 8 * pixels.dtype.itemsize
+    if pixels.dtype.kind == "i":  # the lowest value has the sign's bit alone
+        unsigned = np.dtype(f"u{pixels.dtype.itemsize}").type
+        pixels = pixels.view(unsigned) ^ unsigned(1 << (bits - 1))
+    if bits == 16:
+        return np.bincount(pixels, minlength=1 << 16)
+    even = pixels.size // 2 * 2  # two bytes at a time take half as long
+    pairs = np.bincount(pixels[:even].view(np.uint16), minlength=1 << 16).reshape(256, 256)
+    return pairs.sum(axis=0) + pairs.sum(axis=1) + np.bincount(pixels[even:], minlength=256)
+
+
+def _counted(keys: npt.NDArray[np.int32]) -> tuple[Counts, Counts]:
+    """The bins of floats that there are, and how often each is."""
+    if keys.size > _FEW:
+        counts = np.bincount(keys, minlength=1 << FLOAT_BITS)
         found = np.flatnonzero(counts)
         return found, counts[found].astype(np.int64)
     found, counts = np.unique(keys, return_counts=True)
@@ -163,9 +177,9 @@ def _ordered_keys(values: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
     largest = np.finfo(np.float32).max
     if values.dtype.itemsize > 4:
         values = np.clip(values, -largest, largest)
-    cut = (values.astype(np.float32).view(np.uint32) >> np.uint32(_SHIFT)).astype(np.int32)
-    half = np.int32(1 << (FLOAT_BITS - 1))
-    keys: npt.NDArray[np.int32] = np.where(cut >= half, 2 * half - 1 - cut, cut + half).astype(np.int32)
+    cut = values.astype(np.float32).view(np.int32) >> _SHIFT  # keeps the sign
+    # a negative number has all bits turned round, the larger the smaller; a positive one comes above all of these
+    keys: npt.NDArray[np.int32] = cut ^ ((cut >> 31) | np.int32(1 << (FLOAT_BITS - 1)))
     return keys
 
 
