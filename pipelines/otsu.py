@@ -62,15 +62,14 @@ def otsu_figures(
     ink : path
         The labels.
     parchment : path, optional
-        Where they count, and where the threshold is looked for; default: everywhere.
+        The supervision mask: where labels count, and where the threshold is looked for; default: everywhere.
     numbers : sequence of int
         Tiles that are held out; their planes are measured where these tiles lie.
     """
-    truths = ec.EmbeddingDataset(store, ink, tiles=list(numbers), prompts="none").labels
-    counted = None
-    if parchment is not None:
-        counted = ec.EmbeddingDataset(store, parchment, tiles=list(numbers), prompts="none").labels
-    totals, thresholds = np.zeros(3, np.int64), {}
+    truths = ec.EmbeddingDataset(
+        store, ink, supervision=parchment, task="semantic", prompts="none", tiles=list(numbers)
+    ).labels
+    totals, thresholds, greys = np.zeros(3, np.int64), {}, np.zeros((2, BINS), np.int64)
     with ec.open_volume(volume) as photographs:
         place_of = {photographs.plane_name(p): p for p in range(photographs.n_planes)}
         for plane in sorted({store.tile(number).plane for number in numbers}):
@@ -78,18 +77,36 @@ def otsu_figures(
             size, name = store.plane_size(plane), store.plane_name(plane)
             pixels = photographs.read(place_of[name], slice(0, size[0]), slice(0, size[1]))
             grey = np.rint(pixels.mean(axis=2)).astype(pixels.dtype) if pixels.ndim == 3 else pixels
-            inside = _laid(size, [(tile, np.ones((tile.height, tile.width), bool)) for tile in own])
-            if counted is not None:
-                inside &= _laid(size, [(tile, counted.crop(tile) > 0) for tile in own])
+            inside = _laid(size, [(tile, truths.supervised(tile)) for tile in own])
             truth = _laid(size, [(tile, truths.crop(tile) > 0) for tile in own]) & inside
-            if inside.any():
-                thresholds[name] = otsu_threshold(grey[inside])
-                totals += _counts((grey <= thresholds[name]) & inside, truth)
+            if not inside.any():
+                continue
+            thresholds[name] = otsu_threshold(grey[inside])
+            totals += _counts((grey <= thresholds[name]) & inside, truth)
+            if grey.dtype == np.uint8:
+                greys += [np.bincount(grey[part], minlength=BINS) for part in (truth, inside & ~truth)]
     return {
         **_figures(*totals.tolist()),
         "thresholds": thresholds,
-        "inside": "parchment" if counted else "all",
+        "inside": "everything" if parchment is None else "parchment",
+        "best_single_grey": _best_grey(greys),
     }
+
+
+def _best_grey(greys: npt.NDArray[np.int64]) -> dict[str, Any] | None:
+    """The grey value that would part all photographs best, chosen by their truth: no baseline, but a bound.
+
+    Parameters
+    ----------
+    greys : int64 (2, 256)
+        Pixels of each grey value that are ink, and that are not.
+    """
+    ink, other = greys.cumsum(axis=1)
+    if not ink[-1]:
+        return None
+    dice = 2 * ink / np.maximum(1, ink + other + ink[-1])
+    best = int(dice.argmax())
+    return {"dice": float(dice[best]), "grey": best, "chosen_on": "the truth of these photographs"}
 
 
 def _laid(size: tuple[int, int], pieces: Sequence[tuple[ec.Tile, Bools]]) -> Bools:

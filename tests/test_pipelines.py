@@ -159,3 +159,11 @@ def test_otsu_is_counted_on_the_pixels_that_the_run_is_measured_on(tmp_path: Pat
     dark, truth = (grey <= cut) & inside, (ink > 0) & inside
     assert found["thresholds"] == {"fragment_2.png": cut}
     assert found["dice"] == pytest.approx(2 * (dark & truth).sum() / (dark.sum() + truth.sum()))
+    best = found["best_single_grey"]
+    assert best["dice"] == pytest.approx(
+        max(
+            2 * ((grey <= at) & truth).sum() / (((grey <= at) & inside).sum() + truth.sum())
+            for at in range(256)
+        )
+    )
+    assert best["dice"] >= found["dice"]

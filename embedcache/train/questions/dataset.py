@@ -63,6 +63,8 @@ class EmbeddingDataset(Dataset[TrainingItem]):
         With the epoch, the store and the tile's number it decides everything random.
     ignore : int, optional
         Pixels of this value do not count, where labels are a path.
+    supervision : path, optional
+        Labels count only where this mask is positive, where labels are a path.
     store_index : int
         Tells stores of one run apart: equal tile numbers of two of them draw differently.
     rounds : int
@@ -102,11 +104,16 @@ class EmbeddingDataset(Dataset[TrainingItem]):
         jitter: bool = False,
         start: MaskPrompts | None = None,
         boxes: str | Path | BoxPrompts | None = None,
+        supervision: str | Path | None = None,
         free_share: float = 0.0,
     ) -> None:
         self.store, self.store_index = store, store_index
         if not isinstance(labels, Labels):
-            labels = open_labels(labels, store, task=task, ignore=ignore)
+            labels = open_labels(labels, store, supervision=supervision, task=task, ignore=ignore)
+        elif supervision is not None:
+            raise ConfigError(
+                "Labels that are open have their supervision mask already; give it to open_labels."
+            )
         self.labels = labels
         kind = self.labels.kind
         self.prompts = check_prompts(prompts or ("none" if kind == "semantic" else "box"))
