@@ -184,6 +184,14 @@ def test_a_fragment_and_a_volpkg_by_the_command_line(
     assert "P.volpkg holds 2 volumes:" in capsys.readouterr().err
 
 
+def test_a_store_is_no_volume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = make_store(tmp_path / "s.zarr")
+    assert run(["info", str(store.path)]) == 2
+    said = capsys.readouterr().err
+    assert "is a store of embeddings, not a volume." in said
+    assert f"embedcache status {store.path}" in said
+
+
 def test_status_says_where_the_data_come_from_and_old_stores_say_that_they_do_not_know(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedcache.errors import EmbedcacheError, VolumeError
+from embedcache.errors import EmbedcacheError, VolumeError, command
 from embedcache.remote import is_remote, without_password
 from embedcache.volume.cache import CACHE_BYTES
 from embedcache.volume.folder import natural_key
@@ -128,6 +128,11 @@ def found_in(folder: Path, image: str | None = None, *, fragment: bool = False) 
     from embedcache.volume.zarr_volume import looks_like_zarr
 
     if image is None and not fragment and looks_like_zarr(folder):
+        if (folder / "image_embeddings").is_dir() and (folder / "journal").is_dir():
+            raise VolumeError(
+                f"{folder} is a store of embeddings, not a volume.",
+                hint=f"See `{command('status', folder)}`.",
+            )
         return None
     return resolve_layout(folder, image=image, fragment=fragment)
 
