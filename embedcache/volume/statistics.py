@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from threading import BoundedSemaphore
 from typing import Any
 
 import numpy as np
@@ -69,7 +71,9 @@ def gather_statistics(
     with ExitStack() as stack:
         inside = None if mask is None else stack.enter_context(open_mask(mask, volume))
         pool = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="embedcache-statistics"))
-        for parts in _in_order(pool, boxes, lambda box: _count(volume, tally, inside, box), 2 * threads):
+        counting = BoundedSemaphore(READERS)
+        count = partial(_count, volume, tally, inside, counting)
+        for parts in _in_order(pool, boxes, count, 2 * threads):
             for part in parts:
                 tally.add(*part)
             progress.advance()
@@ -92,13 +96,16 @@ def _figures(volume: Volume, tally: Tally, mask: str | None) -> Statistics:
     )
 
 
-def _count(volume: Volume, tally: Tally, mask: MaskPlanes | None, box: Box) -> list[Part]:
-    """The pixels of a box, slab by slab."""
+def _count(
+    volume: Volume, tally: Tally, mask: MaskPlanes | None, counting: BoundedSemaphore, box: Box
+) -> list[Part]:
+    """The pixels of a box, slab by slab; many threads may wait for chunks, few count at a time."""
     found = []
     for slab in _slabs(box):
         pixels = _pixels(volume, mask, slab)
         if pixels.size:
-            found.append(tally.of(pixels))
+            with counting:
+                found.append(tally.of(pixels))
     return found
 
 
