@@ -102,10 +102,15 @@ def test_stamp_boxes_says_what_training_with_boxes_brings(
     assert "is finished; nothing is left to do" in capsys.readouterr().err
 
 
+def made_fragments(folder: Path) -> list[str]:
+    """Two fragments of nine layers."""
+    return [str(write_fragment(folder / f"f{n}", planes=9, side=64, seed=n)) for n in (1, 2)]
+
+
 def test_xray_ink_holds_each_fragment_out_once_and_submits_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fragments = [str(write_fragment(tmp_path / name, planes=9, side=64, seed=3)) for name in ("f1", "f2")]
+    fragments = made_fragments(tmp_path)
     out = tmp_path / "out"
     words = [*fragments, "--out", str(out), "--channels", "depth:2-3,4-4,5-6", *SMALL]
     figures = xray_ink.main(words)
@@ -121,7 +126,7 @@ def test_xray_ink_holds_each_fragment_out_once_and_submits_them(
 
 
 def test_xray_ink_needs_layers_that_are_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fragments = [str(write_fragment(tmp_path / name, planes=9, side=64, seed=3)) for name in ("f1", "f2")]
+    fragments = made_fragments(tmp_path)
     assert door.run(lambda: xray_ink.main([*fragments, "--out", str(tmp_path / "out"), *SMALL])) == 2
     assert "depth:26-28" in capsys.readouterr().err
     with pytest.raises(SystemExit):
