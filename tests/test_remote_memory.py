@@ -109,7 +109,7 @@ def test_of_a_hundred_thousand_chunks_those_that_are_touched_are_fetched_once(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
 def test_slices_of_32693_px_are_read_within_the_stated_memory(tmp_path: Path) -> None:
-    with VolumeServer(Grid((256, 32_693, 32_693), 128, range(100, 117))) as server:
+    with VolumeServer(Grid((256, 32_693, 32_693), 128, range(100, 108))) as server:
         done = subprocess.run(
             [sys.executable, __file__, f"{server.url}/v.zarr"], capture_output=True, text=True, check=False,
             env={**os.environ, "OMP_NUM_THREADS": "1", "EMBEDCACHE_CHUNKS": str(tmp_path / "chunks")},
