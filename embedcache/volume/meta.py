@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def said_shape(folder: Path) -> tuple[int, int, int] | None:
     return None
 
 
-def check_whole(folder: Path, planes: int, size: tuple[int, int]) -> None:
+def check_whole(folder: Path, files: Sequence[Path], size: tuple[int, int]) -> None:
     """Refuse a folder of slices that is not what the ``meta.json`` in it says.
 
     A slice that is missing in the middle would move all behind it, and labels with them.
@@ -85,8 +86,8 @@ def check_whole(folder: Path, planes: int, size: tuple[int, int]) -> None:
     ----------
     folder : Path
         Of the slices.
-    planes : int
-        How many are there.
+    files : sequence of Path
+        Those that are there.
     size : (int, int)
         Height and width of one.
 
@@ -98,12 +99,10 @@ def check_whole(folder: Path, planes: int, size: tuple[int, int]) -> None:
     expected = said_shape(folder)
     if expected is None:
         return
-    if expected[0] != planes:
-        found = (
-            f"{planes:,} files are there: copied in part?"
-            if planes < expected[0]
-            else f"{planes:,} are there."
-        )
+    if expected[0] != len(files):
+        found = f"{len(files):,} are there."
+        if len(files) < expected[0]:
+            found = f"{len(files):,} files are there: copied in part?{_first_missing(files)}"
         raise _lies(folder, f"says {expected[0]:,} slices, {found}")
     if expected[1:] != size:
         raise _lies(
@@ -111,6 +110,15 @@ def check_whole(folder: Path, planes: int, size: tuple[int, int]) -> None:
             f"says slices of {expected[1]:,} × {expected[2]:,} pixels (height × width), "
             f"the files have {size[0]:,} × {size[1]:,}.",
         )
+
+
+def _first_missing(files: Sequence[Path]) -> str:
+    """Where the numbers in the names have their first gap; empty where the names are no numbers."""
+    if not all(path.stem.isdecimal() for path in files):
+        return ""
+    there = {int(path.stem) for path in files}
+    gap = next(number for number in range(len(there) + 1) if number not in there)
+    return f" The first that is missing is number {gap}."
 
 
 def _lies(folder: Path, what: str) -> VolumeError:

@@ -194,7 +194,7 @@ def _open_folder(folder: Path, level: int) -> Volume:
     if images:
         return open_image_folder(folder, images)
     volume = open_tiff_folder(folder, tiffs)
-    check_whole(folder, volume.n_planes, volume.plane_size(0))
+    check_whole(folder, tiffs, volume.plane_size(0))
     return volume
 
 
