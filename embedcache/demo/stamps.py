@@ -93,7 +93,7 @@ def _stamp(
     inner = int(0.8 * radius)
     draw_letter(pen, rng, x - inner // 2, y - inner // 2, inner, inner, stroke=thick)
     worn = ndimage.gaussian_filter(rng.normal(size=size), 2)
-    return np.asarray(page, dtype=np.bool_) & (worn < 1.8 * worn.std())
+    return np.asarray(np.asarray(page, dtype=np.bool_) & (worn < 1.8 * worn.std()))
 
 
 def _writing(rng: np.random.Generator, height: int, width: int) -> npt.NDArray[np.bool_]:

@@ -75,7 +75,7 @@ def read_boxes(path: str | Path) -> tuple[UserBox, ...]:
             f"{path}: boxes are read from .csv and COCO .json; this is {ending or 'without an ending'}.",
             hint=f"A CSV needs the columns {_HEADER}.",
         )
-    found = []
+    found: list[UserBox] = []
     for box in _of_csv(text, path) if ending == ".csv" else _of_coco(text, path):
         if len(found) == MOST_BOXES:
             raise LabelError(f"{path} holds more than {MOST_BOXES:,} boxes, the most that is read.")
