@@ -49,8 +49,8 @@ def flat_sentence(volume: Volume, plane: int, what: str) -> str:
 def only_filled_plane(volume: Volume) -> int | None:
     """The plane of a stack that holds values, when it is the only one.
 
-    Reading ends with the second plane in which anything is found. Where a coarser level is there, only the part of
-    the finer one is read in which the coarser has something.
+    Reading ends with the second plane in which anything is found. Where a coarser level is there, only those parts
+    of the finer one are read in which the coarser has something.
 
     Parameters
     ----------
@@ -65,7 +65,10 @@ def only_filled_plane(volume: Volume) -> int | None:
     if not volume.uniform or volume.n_planes == 1:
         return None
     filled: set[int] = set()
-    for rows, columns in _pieces(volume, _region(volume)):
+    shadow = _shadow(volume)
+    for rows, columns in _pieces(volume):
+        if shadow is not None and not shadow[_cells(volume, shadow, rows, columns)].any():
+            continue
         for plane in range(volume.n_planes):
             if plane not in filled and volume.read(plane, rows, columns).any():
                 filled.add(plane)
@@ -74,43 +77,38 @@ def only_filled_plane(volume: Volume) -> int | None:
     return filled.pop() if filled else None
 
 
-def _region(volume: Volume) -> Spans:
-    """The part of the planes that may hold anything, by the coarsest level; all of it where there is none."""
-    height, width = volume.plane_size(0)
-    whole = slice(0, height), slice(0, width)
+def _shadow(volume: Volume) -> npt.NDArray[np.bool_] | None:
+    """Where the coarsest level has anything on any plane, bool (h, w); None where it tells nothing."""
     if len(volume.levels) <= volume.level + 1:
-        return whole
+        return None
     with open_volume(volume.source, level=len(volume.levels) - 1) as coarse:
-        size = coarse.plane_size(0)
-        shadow = np.zeros(size, np.bool_)
-        for rows, columns in _pieces(coarse, (slice(0, size[0]), slice(0, size[1]))):
+        shadow = np.zeros(coarse.plane_size(0), np.bool_)
+        for rows, columns in _pieces(coarse):
             for plane in range(coarse.n_planes):
                 found = coarse.read(plane, rows, columns) > 0
                 shadow[rows, columns] |= found if found.ndim == 2 else found.any(axis=2)
-    if not shadow.any():
-        return whole
-    spans = (
-        _span(np.flatnonzero(shadow.any(axis=1 - axis)), size[axis], (height, width)[axis]) for axis in (0, 1)
-    )
-    rows, columns = spans
-    return rows, columns
+    return shadow if shadow.any() else None
 
 
-def _span(filled: npt.NDArray[np.intp], coarse: int, fine: int) -> slice:
-    """Filled cells along an axis as pixels of the finer level, with two cells more on both sides.
+def _cells(volume: Volume, shadow: npt.NDArray[np.bool_], rows: slice, columns: slice) -> Spans:
+    """The cells of a coarser level under a piece, with two more on each side.
 
     Pyramids round sizes, so that a cell may lie up to one beside where the ratio of the sizes puts it.
     """
-    first, last = int(filled[0]) - 2, int(filled[-1]) + 3
-    return slice(max(0, first * fine // coarse), min(fine, -(-last * fine // coarse)))
+    sizes = zip((rows, columns), shadow.shape, volume.plane_size(0), strict=True)
+    first, second = (
+        slice(max(0, part.start * coarse // fine - 2), part.stop * coarse // fine + 3)
+        for part, coarse, fine in sizes
+    )
+    return first, second
 
 
-def _pieces(volume: Volume, region: Spans) -> Iterator[Spans]:
-    """A region in bands that suit the chunks, none of them large."""
+def _pieces(volume: Volume) -> Iterator[Spans]:
+    """The planes in bands that suit the chunks, none of them large."""
     band, block = _BAND, _BLOCK
     if volume.chunks is not None:
         band, block = max(1, volume.chunks[1]), max(_BAND, volume.chunks[2])
-    rows, columns = region
-    for y in range(rows.start, rows.stop, band):
-        for x in range(columns.start, columns.stop, block):
-            yield slice(y, min(y + band, rows.stop)), slice(x, min(x + block, columns.stop))
+    height, width = volume.plane_size(0)
+    for y in range(0, height, band):
+        for x in range(0, width, block):
+            yield slice(y, min(y + band, height)), slice(x, min(x + block, width))
