@@ -5,10 +5,10 @@
 ``once``: a grid of 10^5 chunks of 16³ px; a few tiles of it are encoded. Bytes fetched ÷ bytes of the chunks
 touched, requests per chunk, and the same for the same command again, which must fetch no chunk.
 
-``memory``: a volume of 256 × 32,693 × 32,693 px in chunks of 128³, of which the server has 17 × 17 × 2; four tiles of
-1,024 px are encoded with --read-memory 64 MiB. The peak of that process beyond the peak of one that encodes four
-tiles of a local image of 2,048 × 2,048 px, beside what is stated: --read-memory + 16 × 2 MiB in flight + 96 MiB.
-(The encoder's own peak comes later than the reader's, and hides it: tests/test_remote_memory.py measures that alone.)
+``memory``: a volume of 256 × 32,693 × 32,693 px in chunks of 128³, of which the server has 17 × 17 × 2; four tiles
+of 1,024 px are encoded with --read-memory 64 MiB. The peak of that process beyond the peak of one that encodes
+four tiles of a local image of 2,048² px, beside what is stated: --read-memory + 16 × 2 MiB in flight + 96 MiB.
+(The encoder's own peak hides the reader's: tests/test_remote_memory.py measures the reader's alone.)
 
 The server is a process of its own that computes every chunk from a formula and lists nothing.
 """

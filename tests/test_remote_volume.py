@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
 import time
 from base64 import b64encode
@@ -21,6 +22,7 @@ from volume_servers import VolumeServer, write_certificate
 from embedcache.cli.app import run as command
 from embedcache.errors import EmbedcacheError, StorageError, VolumeError
 from embedcache.remote import sources
+from embedcache.remote.kept import KeptFiles
 from embedcache.store import EmbeddingStore
 from embedcache.volume import open_volume
 
@@ -360,3 +362,18 @@ def test_an_unknown_host_is_no_wrong_input() -> None:
     ) as caught:
         open_volume("http://127.0.0.1:1/v.zarr")
     assert caught.value.exit_code == 6
+
+
+def test_what_a_killed_process_left_behind_is_cleared_away_and_what_is_being_written_is_not(
+    tmp_path: Path,
+) -> None:
+    left, living = tmp_path / "kept" / "a.1.partial", tmp_path / "kept" / "b.2.partial"
+    left.parent.mkdir()
+    for path in (left, living):
+        path.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    kept = KeptFiles(tmp_path / "kept", 100)
+    assert (kept.bytes, left.exists(), living.exists()) == (0, False, True)
+    kept.keep("deep/c", b"chunk")
+    assert bytes(KeptFiles(tmp_path / "kept", 100).read("deep/c") or b"") == b"chunk"
+    assert kept.read("deep/d") is None

@@ -17,6 +17,7 @@ import requests
 from moto.server import ThreadedMotoServer
 from store_samples import commit, make_store
 from test_zarr_volume import pixels, write_array, write_pyramid
+from volume_servers import VolumeServer
 
 from embedcache.errors import InputError, StorageError, VolumeError
 from embedcache.remote import open_source, sources
@@ -193,3 +194,23 @@ def test_a_store_in_a_bucket_is_listed_and_reads_like_the_copy_here(
     )
     store = EmbeddingStore.open("s3://stores/deep/store")
     assert np.array_equal(store[1], local[1])
+
+
+def test_a_bucket_of_another_region_is_asked_there_from_the_first_answer_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_array(tmp_path / "there" / "a.zarr", pixels())
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    with VolumeServer(tmp_path / "there") as home, VolumeServer({}, moved="eu-west-2") as asked:
+
+        class Regions(S3Source):
+            """Amazon's regions are servers of this machine."""
+
+            def _base(self) -> str:
+                return {"us-east-1": asked.url, "eu-west-2": home.url}[self._region]
+
+        source = Regions("s3://bucket/a.zarr", anon=True)
+        metadata = (tmp_path / "there" / "a.zarr" / ".zarray").read_bytes()
+        assert source.read(".zarray") == source.read(".zarray") == metadata
+        assert source.read(".zarray", 1, 4) == metadata[1:5]
+        assert (asked.asked.total(), home.asked.total()) == (1, 3)

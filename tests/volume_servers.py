@@ -39,6 +39,8 @@ class VolumeServer:
         ``Basic …`` that every request must carry; else 401.
     missing : int
         Status of what is not there.
+    moved : str, optional
+        The region that every request is sent on to, as Amazon does it.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class VolumeServer:
         tls: Path | None = None,
         user: str | None = None,
         missing: int = 404,
+        moved: str | None = None,
     ) -> None:
         self.files, self.schedule, self.user, self.missing = files, list(schedule), user, missing
         self.asked: Counter[str] = Counter()
@@ -57,6 +60,7 @@ class VolumeServer:
         self.now = self.most = 0
         self.retry_after: str | None = None
         self.send_on: str | None = None
+        self.moved = moved
         self.wait = 0.0
         self._lock = threading.Lock()
         server = self
@@ -115,6 +119,8 @@ class VolumeServer:
         data = self._find(name)
         if self.user is not None and request.headers.get("Authorization") != self.user:
             return self._say(request, 401)
+        if self.moved is not None:
+            return self._say(request, 301, **{"x-amz-bucket-region": self.moved})
         if self.send_on is not None:
             return self._say(request, 302, Location=f"{self.send_on}/{name}")
         if fault == "drop":

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from embedcache.errors import StorageError
-from embedcache.files import PARTIAL_SUFFIX, Buffer, crc32c, make_folder, write_file
+from embedcache.files import PARTIAL_SUFFIX, Buffer, crc32c, make_folder, partial_name
+from embedcache.files import disk as _seam
+from embedcache.files.durable import write_all
 from embedcache.files.removal import remove_quietly
 from embedcache.remote.sources import room
 
 _CRC_BYTES = 4
+
+ABANDONED_SECONDS = 3600
+"""A file that was begun so long ago was left behind by a process that was killed."""
 
 Chunk = memoryview | None
 
@@ -86,8 +92,8 @@ class KeptFiles:
         path = self._folder / name
         try:
             make_folder(path.parent)
-            write_file(path, [payload, _crc(payload)])
-        except StorageError:  # full: it is fetched again when it is asked for again
+            _write(path, [payload, _crc(payload)])
+        except (OSError, StorageError):  # full: it is fetched again when it is asked for again
             self._remove(name)
 
     def _open(self, name: str) -> int | None:
@@ -122,6 +128,21 @@ class KeptFiles:
         remove_quietly(self._folder / name)
 
 
+def _write(path: Path, pieces: list[Buffer]) -> None:
+    """Write a file at once, without waiting for the disk: what a power cut spoils has another checksum."""
+    partial = partial_name(path)
+    try:
+        descriptor = _seam.disk.open_new(partial)
+        try:
+            write_all(descriptor, [memoryview(piece).cast("B") for piece in pieces], 0)
+        finally:
+            os.close(descriptor)
+        _seam.disk.replace(partial, path)
+    except BaseException:
+        remove_quietly(partial)
+        raise
+
+
 def _crc(payload: Buffer) -> bytes:
     return crc32c(payload).to_bytes(_CRC_BYTES, "little")
 
@@ -133,5 +154,8 @@ def _files_of(folder: Path) -> Iterator[tuple[int, str, int]]:
             path = Path(place, name)
             with suppress(FileNotFoundError):  # another process makes room too
                 status = path.stat(follow_symlinks=False)
-                if path.suffix != PARTIAL_SUFFIX:
+                if path.suffix == PARTIAL_SUFFIX:
+                    if time.time() - status.st_mtime > ABANDONED_SECONDS:
+                        remove_quietly(path)
+                else:
                     yield status.st_mtime_ns, path.relative_to(folder).as_posix(), status.st_size
