@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from embedcache.errors import MismatchError, VolumeError
+from embedcache.errors import Interrupted, MismatchError, VolumeError
 from embedcache.volume import open_volume, remembered, statistics
 from embedcache.volume.normalisation import Statistics
 from embedcache.volume.statistics import gather_statistics
@@ -336,6 +336,36 @@ def test_changed_pixels_or_another_mask_are_not_answered_from_memory(tmp_path, m
     found.append(remembered.statistics_of(open_volume(path), mask=None, progress=Silent()))
     assert len({each.mean for each in found}) == 3  # a mask of everything is everything
     assert len(list(memory.iterdir())) == 4
+
+
+def test_a_signal_ends_the_pass_between_two_boxes_and_nothing_is_kept(tmp_path, memory, monkeypatch):
+    monkeypatch.setattr(remembered, "SMALL_BYTES", 0)
+    monkeypatch.setattr(statistics, "AT_ONCE", 1 << 12)
+    asked = []
+    with pytest.raises(Interrupted, match="Nothing was written yet") as interruption:
+        quick(
+            scan(tmp_path),
+            store=tmp_path / "s.zarr",
+            window="ct",
+            stop=lambda: asked.append(1) or (15 if len(asked) > 1 else None),
+        )
+    assert interruption.value.exit_code == 128 + 15
+    assert len(asked) == 2
+    assert not memory.exists()
+    assert not (tmp_path / "s.zarr").exists()
+
+
+def test_images_added_to_a_folder_leave_its_window_as_it_is(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, low in (("a", 10), ("b", 40)):
+        Image.fromarray(noise((64, 64), "uint8", low)).save(folder / f"{name}.png")
+    wishes = {"cache_dir": tmp_path / "cache", "window": "global_zscore"}
+    made = quick(folder, **wishes)
+    Image.fromarray(noise((64, 64), "uint8", 3) // 3).save(folder / "c.png")
+    grown = quick(folder, **wishes)
+    assert (made.encoded, grown.encoded, grown.store.path) == (2, 1, made.store.path)
+    assert grown.store.spec == made.store.spec
 
 
 def test_where_nothing_can_be_kept_it_is_said(tmp_path, monkeypatch):

@@ -74,7 +74,7 @@ def run_encode(options: EncodeOptions, progress: Progress, stop: Stop = lambda: 
     stages = Stages()
     part = part_of(options.num_parts, options.part_id)
     with stages.measure("prepare"):
-        job = prepare(_resolved(options, progress, stop), progress)
+        job = prepare(_resolved(options, progress, stop), progress, stop)
         whole = job.plan()
         at_hand = _bytes_at_hand(job.store_path, job.store, whole)  # for all: parts fill one disk
         whole.require_space(at_hand, str(job.store_path))

@@ -19,6 +19,7 @@ from embedcache.encode.identity.place import image_table, locate, require_but_fo
 from embedcache.encode.identity.unchanged import Seen
 from embedcache.encode.identity.words import Request, asked_words
 from embedcache.encode.options import EncodeOptions
+from embedcache.encode.overlapped import Stop
 from embedcache.encode.plan import EncodePlan, plan_encode
 from embedcache.encode.provenance import provenance_of, say_licence
 from embedcache.encode.survey import say_what_window_stays, selected_views, survey, tile_table
@@ -167,7 +168,7 @@ class EncodeJob:
         return provenance_of(self.options, self.volume, self.weights, self.spec, self.device, self.words)
 
 
-def prepare(options: EncodeOptions, progress: Progress) -> EncodeJob:
+def prepare(options: EncodeOptions, progress: Progress, stop: Stop = lambda: None) -> EncodeJob:
     """Open and resolve everything ``options`` name; write nothing.
 
     Raises
@@ -177,7 +178,7 @@ def prepare(options: EncodeOptions, progress: Progress) -> EncodeJob:
     MismatchError
         When the store that is there, by name or by source and words, was made by another spec.
     """
-    seen = survey(options, progress)
+    seen = survey(options, progress, stop)
     volume, preprocess, grid, table = seen.volume, seen.preprocess, seen.grid, seen.table
     # a scheduler's workers compute elsewhere: this machine may have no such device
     device = torch.device("cpu") if options.scheduler else resolve_device(options.device)

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache.encode.options import EncodeOptions
-from embedcache.errors import VolumeError
+from embedcache.encode.overlapped import Stop
+from embedcache.errors import Interrupted, VolumeError
 from embedcache.progress import Progress
 from embedcache.store import EmbeddingStore
 from embedcache.store.views import Numbering
@@ -76,16 +77,27 @@ def open_source_of(options: EncodeOptions) -> Volume:
     )
 
 
-def survey(options: EncodeOptions, progress: Progress) -> Survey:
+def survey(options: EncodeOptions, progress: Progress, stop: Stop = lambda: None) -> Survey:
     """Open the volume and cut it up; refuse what no weights could make right.
+
+    Parameters
+    ----------
+    options : EncodeOptions
+        The wishes.
+    progress : Progress
+        Told what is read where the window wants all pixels.
+    stop : callable
+        Asked meanwhile for the number of the signal that wants the run to end.
 
     Raises
     ------
     VolumeError
         For a wrong volume, channel recipe, window or selection.
+    Interrupted
+        When a signal came while the pixels were read.
     """
     volume = open_source_of(options)
-    preprocess, statistics = _resolve(volume, options, progress)
+    preprocess, statistics = _resolve(volume, options, progress, stop)
     if options.window is not None and not is_sampled(canonical_window(options.window, volume)):
         _check_window(volume, preprocess.window, progress)
     grid = TileGrid(tile=options.tile, overlap=options.overlap)
@@ -98,7 +110,7 @@ def survey(options: EncodeOptions, progress: Progress) -> Survey:
 
 
 def _resolve(
-    volume: Volume, options: EncodeOptions, progress: Progress
+    volume: Volume, options: EncodeOptions, progress: Progress, stop: Stop
 ) -> tuple[Preprocess, dict[str, Any] | None]:
     """The preprocessing, and the figures of the volume where its window was asked for by name."""
     name = canonical_window(options.window, volume)
@@ -107,7 +119,16 @@ def _resolve(
     if inside_mask(name) and options.mask is None:
         raise mask_missing(name)
     recipe = resolve_channels(volume, options.channels)  # refused before anything is read
-    figures = statistics_of(volume, mask=options.mask if inside_mask(name) else None, progress=progress)
+
+    def look() -> None:
+        number = stop()
+        if number is not None:
+            raise Interrupted(
+                "Nothing was written yet; the statistics of the volume begin anew.", signal_number=number
+            )
+
+    mask = options.mask if inside_mask(name) else None
+    figures = statistics_of(volume, mask=mask, progress=progress, between=look)
     return Preprocess(recipe, window_of(name, figures)), {"window": name, **figures.to_dict()}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from embedcache.errors import StorageError
@@ -30,7 +31,9 @@ REVISION = 1
 """Changes whenever the same pixels give other figures."""
 
 
-def statistics_of(volume: Volume, *, mask: str | None, progress: Progress) -> Statistics:
+def statistics_of(
+    volume: Volume, *, mask: str | None, progress: Progress, between: Callable[[], None] = lambda: None
+) -> Statistics:
     """The figures of a volume, from an earlier run if there was one.
 
     Parameters
@@ -41,6 +44,8 @@ def statistics_of(volume: Volume, *, mask: str | None, progress: Progress) -> St
         Only pixels inside this mask.
     progress : Progress
         Told what is read, and where the figures could not be kept.
+    between : callable
+        Called now and then while the volume is read; what it raises ends that.
 
     Raises
     ------
@@ -49,13 +54,13 @@ def statistics_of(volume: Volume, *, mask: str | None, progress: Progress) -> St
     """
     size = _pixel_bytes(volume)
     if size <= SMALL_BYTES:
-        return gather_statistics(volume, mask=mask, progress=progress)
+        return gather_statistics(volume, mask=mask, progress=progress, between=between)
     key = _key(volume, mask)
     found = remembered(key)
     if found is not None:
         return found
     progress.say(f"Statistics: {size / (1 << 30):,.2f} GiB of pixels are read once; the figures are kept.")
-    found = gather_statistics(volume, mask=mask, progress=progress)
+    found = gather_statistics(volume, mask=mask, progress=progress, between=between)
     try:
         remember(key, found)
     except StorageError as error:

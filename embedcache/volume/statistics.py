@@ -46,7 +46,11 @@ class Box:
 
 
 def gather_statistics(
-    volume: Volume, *, mask: str | None = None, progress: Progress | None = None
+    volume: Volume,
+    *,
+    mask: str | None = None,
+    progress: Progress | None = None,
+    between: Callable[[], None] = lambda: None,
 ) -> Statistics:
     """Read a volume once and give the figures of its pixels.
 
@@ -58,6 +62,8 @@ def gather_statistics(
         Only pixels on which this mask is positive; it may be of an integer multiple or fraction of the size.
     progress : Progress, optional
         Told of every box of chunks.
+    between : callable
+        Called between boxes; what it raises ends the pass.
 
     Raises
     ------
@@ -77,6 +83,7 @@ def gather_statistics(
             for part in parts:
                 tally.add(*part)
             progress.advance()
+            between()
     progress.finish()
     return _figures(volume, tally, mask)
 
