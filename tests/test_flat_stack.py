@@ -168,11 +168,11 @@ def test_the_only_filled_plane_is_found_wherever_its_pixel_lies(
 
 
 def test_of_a_pyramid_only_what_may_hold_labels_is_read_in_full(tmp_path: Path) -> None:
-    labels = np.zeros((PLANES, 512, 512), np.uint8)
-    labels[FILLED, 200:260, 300:380] = 1
-    volume = open_volume(pyramid(tmp_path / "p.zarr", labels))
-    assert only_filled_plane(volume) == FILLED
-    assert volume.reads.bytes < labels.nbytes / 3
+    labels = np.zeros((9, 1024, 1024), np.uint8)
+    labels[8, 200:260, 300:380] = 1
+    volume = open_volume(pyramid(tmp_path / "p.zarr", labels, levels=4))
+    assert only_filled_plane(volume) == 8
+    assert volume.reads.bytes < labels.nbytes / 8
 
 
 @pytest.mark.parametrize(
