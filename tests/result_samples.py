@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,13 @@ def make_store(
     uniform: bool = True,
     only: Sequence[int] | None = None,
     source: str = "made up",
+    told: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> EmbeddingStore:
-    """A store of planes of the given sizes; all tiles committed, or ``only`` these numbers."""
+    """A store of planes of the given sizes; all tiles committed, or ``only`` these numbers.
+
+    ``told`` is added to its provenance.
+    """
     rule = TileGrid(tile, overlap)
     table = rule.table(sizes, uniform=uniform)
     images = [
@@ -54,7 +58,8 @@ def make_store(
         spec=spec(tile, overlap, **changes),
         table=table,
         decoder_state=Decoder.random(0).state_dict(),
-        provenance={"source": source, "untrained": True, "recipe": {"model": "vit_tiny", "tile": tile}},
+        provenance={"source": source, "untrained": True, "recipe": {"model": "vit_tiny", "tile": tile}}
+        | dict(told or {}),
         images=() if uniform else images,
     )
     wanted = table[:, 0] >= 0

@@ -117,6 +117,35 @@ def test_names_are_escaped(run: Run) -> None:
     assert "<h1>first & last" not in text
 
 
+def test_the_page_shows_licence_and_citation_as_they_are_and_escapes_them(run: Run, tmp_path: Path) -> None:
+    origin = {
+        "url": "https://example.org/a?b&c",
+        "licence": "<script>alert(1)</script>",
+        "note": "as they say",
+    }
+    geometry = {"level": 1, "scale": [2, 2, 2], "voxel_size": [7.91, 7.91, 7.91]}
+    told = {"origin": origin | {"citation": "Parsons et al. 2023"}, "geometry": geometry}
+    store = make_store(tmp_path / "told.zarr", [(48, 64)] * 2, uniform=False, told=told)
+    copy = Run(shutil.copytree(run.path, tmp_path / "copy"))
+    config = json.loads((copy.path / "config.json").read_text())
+    (copy.path / "config.json").write_text(json.dumps(config | {"stores": [str(store.path)]}))
+    page = report(copy, pictures=1).read_text()
+    section = page[page.index("<h2>Data and licence</h2>") : page.index("<h2>Where it comes from</h2>")]
+    for words in (
+        "https://example.org/a?b&amp;c",
+        "&lt;script&gt;alert(1)&lt;/script&gt;",
+        "Parsons et al. 2023",
+        "as they say",
+        "level 1, 2 × 2 × 2 voxels of the full resolution (z, y, x), 15.82 × 15.82 × 15.82 µm per pixel",
+    ):
+        assert words in section
+    assert "<script" not in page
+
+
+def test_a_licence_that_nobody_told_is_said_to_be_unknown(run: Run) -> None:
+    assert "unknown: nothing was told" in report(run, pictures=1).read_text()
+
+
 def test_the_volumes_own_pixels_are_shown_while_it_is_there(run: Run) -> None:
     assert "components of the embedding" not in report(run).read_text()
     photos = Path(run.config["labels"][0]).parent / "photos"

@@ -34,7 +34,7 @@ def print_evaluation(result: Mapping[str, Any]) -> None:
     if "thresholds" in result:
         sweep = result["thresholds"]
         print_table(
-            f"thresholds (* best {sweep['metric']}); {sweep['note']}",
+            f"thresholds (* best {sweep['metric']})",
             ("", "threshold", *COLUMNS),
             [
                 ("*" if row == sweep["best"] else "", f"{row['threshold']:g}", *_figures(row))

@@ -211,8 +211,8 @@ def _together(counts: Sequence[list[ProbabilityCounts]]) -> list[ProbabilityCoun
 def _say(found: Evaluation, tell: Progress) -> None:
     if found.tiles_missing:
         tell.say(
-            f"{counted(found.tiles_missing, 'labelled tile')} of {found.split} not encoded: "
-            "what lies there counts nowhere."
+            f"{counted(found.tiles_missing, 'labelled tile')} of {found.split} not encoded (empty, failed or "
+            "not yet): what lies there does not count."
         )
     if found.thresholds is not None:
         tell.say(f"best threshold {found.thresholds.best.threshold:g}: {sweep_note(found.split)}.")

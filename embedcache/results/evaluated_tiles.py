@@ -27,7 +27,8 @@ class ChosenTiles:
     numbers : ndarray of int64
         All of them encoded.
     missing : int
-        Further labelled tiles of the part, which are not encoded and do not count.
+        Further labelled tiles of the part that were to be encoded and are not (empty, failed, or not yet): they do
+        not count.
     """
 
     part: str
@@ -92,7 +93,8 @@ def choose_tiles(
                 *("--like", store.path, "--store", store.path),
             ),
         )
-    return ChosenTiles(part, rule, np.asarray(encoded, dtype=np.int64), len(numbers) - len(encoded))
+    missing = int(store.wanted[numbers].sum() - store.wanted[encoded].sum())
+    return ChosenTiles(part, rule, np.asarray(encoded, dtype=np.int64), missing)
 
 
 def _numbers_of(part: Part) -> npt.NDArray[np.int64]:

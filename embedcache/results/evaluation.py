@@ -50,7 +50,7 @@ class Evaluation:
     baseline_threshold : float
         The same for the baseline: by the same rule as the checkpoint's where its run is known, else 0.5.
     tiles_missing : int
-        Labelled tiles of that part that are not encoded: they do not count.
+        Labelled tiles of that part that were to be encoded and are not: they do not count.
     thresholds : Sweep, optional
         Figures of the same decoder at a ladder of thresholds, over all pixels of all stores.
     origin : tuple of dict

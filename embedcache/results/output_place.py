@@ -15,6 +15,7 @@ from typing import Any
 
 from embedcache.errors import ConfigError, InputError, StorageError
 from embedcache.files import PARTIAL_SUFFIX, fsync_folder, make_folder
+from embedcache.remote import is_remote
 
 FILE_ENDINGS = (".png", ".csv", ".tif", ".tiff")
 """Endings of outputs that are one file; a .zarr and a folder of pictures (no ending) are folders."""
@@ -74,6 +75,8 @@ def check_place(output: Path, *, sources: Sequence[str] = (), probabilities: boo
 
 def _touches(output: Path, source: str) -> bool:
     """Whether writing would change a volume or store: by being it, joining its images, or lying in its zarr."""
+    if is_remote(source):
+        return False
     original, place = Path(source).absolute().resolve(), output.resolve()
     beside_images = place.parent == original and output.suffix.lower() in FILE_ENDINGS
     in_zarr = original in place.parents and any((original / name).exists() for name in ZARR_FILES)

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from embedcache.errors import VolumeError
+from embedcache.errors import StorageError, VolumeError
 from embedcache.geometry import Tile
 from embedcache.sam.decoder import upscale_logits
 from embedcache.store import EmbeddingStore
@@ -133,7 +133,7 @@ def source_volume(store: EmbeddingStore) -> Volume | None:
     recipe = store.provenance.get("recipe", {})
     try:
         volume = open_volume(str(store.provenance.get("source", "")), level=int(recipe.get("level", 0)))
-    except VolumeError:
+    except (VolumeError, StorageError):  # gone, or an address that cannot be reached just now
         return None
     if isinstance(volume, ImageVolume) and store.images:
         volume = volume.reordered([image.name for image in store.images])
@@ -144,7 +144,7 @@ def _pixels(store: EmbeddingStore, volume: Volume, tile: Tile) -> Pixels | None:
     preprocess = store.spec.preprocess
     try:
         return preprocess.to_image(preprocess.read(volume, tile))
-    except VolumeError:
+    except (VolumeError, StorageError):
         return None
 
 

@@ -15,19 +15,26 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from embedcache.errors import ConfigError, InputError, LabelError, MismatchError
+from embedcache.errors import InputError
 from embedcache.files import write_file
 from embedcache.results.curves import loss_curve, metric_curve
 from embedcache.results.evaluation import kept
-from embedcache.results.pictures import TileRow, draw_tiles
+from embedcache.results.pictures import TileRow
+from embedcache.results.report_facts import (
+    Sourced,
+    duration,
+    provenance_facts,
+    sources_of,
+    text_of,
+    training_facts,
+    words_of,
+)
+from embedcache.results.report_pictures import pictures_of
 from embedcache.store import EmbeddingStore
 from embedcache.train.asking.metrics import probability
-from embedcache.train.checkpoint import Checkpoint
-from embedcache.train.questions.dataset import EmbeddingDataset
-from embedcache.train.questions.mask_prompts import open_mask_prompts
 from embedcache.train.run import Run, measured_prompts
-from embedcache.train.truth.labels import open_labels
-from embedcache.train.truth.split import Split
+
+__all__ = ["duration", "report"]
 
 FIGURES = (
     ("dice", "Dice"),
@@ -119,13 +126,14 @@ class _Page:
     facts: list[tuple[str, str]]
     settings: list[tuple[str, str]]
     provenance: list[tuple[str, str]]
+    sources: list[Sourced]
 
 
 def _page(run: Run, number: int, pictures: int) -> _Page:
     summary = run.summary if run.finished else {}
     rows = run.metrics
     stores = _stores(run)
-    tiles, note = _pictures(run, stores, summary, pictures)
+    tiles, note = pictures_of(run, stores, summary, pictures)
     metric = str(summary.get("metric", "dice"))
     baseline = summary.get("baseline") or _first_validation(rows)
     source = str(summary.get("prompt_source") or (baseline or {}).get("prompt_source", "free"))
@@ -160,9 +168,10 @@ def _page(run: Run, number: int, pictures: int) -> _Page:
         metric_svg=Markup(metric_curve(rows, metric, level, salt=salt)),
         tiles=tiles,
         tiles_note=note,
-        facts=_facts(summary),
-        settings=[(_words(name), _text(value)) for name, value in run.config["options"].items()],
-        provenance=_provenance(run, stores),
+        facts=training_facts(summary),
+        settings=[(words_of(name), text_of(value)) for name, value in run.config["options"].items()],
+        provenance=provenance_facts(run, stores),
+        sources=sources_of(run, stores),
     )
 
 
@@ -182,119 +191,3 @@ def _store(path: str) -> EmbeddingStore | None:
         return EmbeddingStore.open(path)
     except InputError:
         return None
-
-
-def _pictures(
-    run: Run, stores: Sequence[EmbeddingStore | None], summary: dict[str, Any], count: int
-) -> tuple[list[TileRow], str]:
-    """Pictures of validation tiles, and a sentence on what is shown or why nothing is."""
-    if not run.checkpoint.is_file():
-        return [], "There is no checkpoint yet, so there are no pictures."
-    checkpoint = Checkpoint.load(run.checkpoint)
-    options = run.config["options"]
-    split = Split.from_dict(run.split)
-    index, numbers = next((part for part in split.val if part[1]), (0, ()))
-    store = stores[index]
-    if store is None or not numbers:
-        return [], f"The store {run.config['stores'][index]} is not there, so there are no pictures."
-    given = (options.get("supervision"), options.get("start"))
-    mask, earlier = (value[index] if isinstance(value, list) else value for value in given)
-    free = checkpoint.prompt_source == "free"
-    try:
-        labels = open_labels(
-            run.config["labels"][index],
-            store,
-            supervision=mask,
-            task=checkpoint.task,
-            ignore=options.get("ignore"),
-        )
-        start = None if earlier is None else open_mask_prompts(earlier, store)
-        dataset = EmbeddingDataset(
-            store,
-            labels,
-            prompts=checkpoint.measured_prompts,
-            objects="whole" if free else checkpoint.objects,
-            tiles=numbers,
-            seed=int(options.get("seed", 0)),
-            start=start,
-        )
-    except (ConfigError, LabelError, MismatchError) as error:
-        return [], f"There are no pictures: {error.message}"
-    before = float((summary.get("baseline") or {}).get("threshold", 0.0))
-    rows, from_volume = draw_tiles(
-        dataset,
-        [int(n) for n in dataset.tiles],
-        (store.decoder(), before),
-        (checkpoint.model(), checkpoint.threshold),
-        count=count,
-    )
-    learnt = split.kind == "overfit"
-    whose = "Tiles that were learnt by heart" if learnt else "Tiles that were held out of training"
-    shown = "" if from_volume else " The volume is not there: colours are main components of the embedding."
-    return (
-        rows,
-        f"{whose}, asked with {checkpoint.prompt_source} prompts.{shown}",
-    )
-
-
-def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """The line below the headline: what the training cost."""
-    if not summary:
-        return []
-    facts = [
-        ("steps", f"{summary['steps']:,}"),
-        ("epochs", f"{summary['epochs']:.1f}"),
-        ("time", duration(float(summary["seconds"]))),
-        ("tiles per second", f"{summary['samples_per_second']:.2f}"),
-        ("waiting for data", f"{100 * summary['data_wait_fraction']:.1f} %"),
-    ]
-    if summary.get("peak_memory_bytes"):
-        facts.append(("peak memory", f"{summary['peak_memory_bytes'] / 2**30:.1f} GiB"))
-    return facts
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: ``42 s``, ``3 min 5 s``, ``2 h 10 min``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def _provenance(run: Run, stores: Sequence[EmbeddingStore | None]) -> list[tuple[str, str]]:
-    config = run.config
-    facts: list[tuple[str, str]] = []
-    for path, label, store in zip(config["stores"], config["labels"], stores, strict=True):
-        facts += [("store", str(path)), ("labels", str(label))]
-        if store is not None:
-            facts += _of_store(store)
-    facts += [("labels read as", str(sentence)) for sentence in config.get("alignment", [])]
-    facts += [("embedding space", str(config["embedding_space"])), ("checkpoint", str(run.checkpoint))]
-    facts += [(f"{name} in training", str(number)) for name, number in config.get("versions", {}).items()]
-    return facts
-
-
-def _of_store(store: EmbeddingStore) -> list[tuple[str, str]]:
-    known = store.provenance
-    recipe = known.get("recipe", {})
-    facts = [("volume", str(known.get("source", "unknown")))]
-    facts += [(_words(name), _text(value)) for name, value in recipe.items()]
-    facts += [("encoder digest", store.spec.encoder_digest), ("fingerprint", store.fingerprint)]
-    versions = ", ".join(f"{name} {number}" for name, number in known.get("versions", {}).items())
-    facts += [("encoded with", versions)] if versions else []
-    facts += [("licence of the data", str(known["licence"]))] if known.get("licence") else []
-    return facts
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return str(value)
