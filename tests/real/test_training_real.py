@@ -6,8 +6,10 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from result_samples import make_checkpoint, make_store
 
 import embedcache as ec
@@ -16,7 +18,7 @@ from embedcache.sam import Decoder, random_weights
 from embedcache.sam.parts import modeling
 from embedcache.train.sweep import run_sweep
 from embedcache.train.sweep_file import SweepFile
-from pipelines import compare_heads
+from pipelines import compare_heads, infrared_ink
 
 pytestmark = pytest.mark.real
 
@@ -46,6 +48,42 @@ def test_every_head_learns_and_stands_in_one_table(
         assert row["dice"] > untrained + 0.05, row["head"]
         assert row["dice"] > rows[0]["untrained"] >= untrained, row["head"]
     assert capsys.readouterr().out.splitlines()[0].startswith("trained")
+
+
+@pytest.fixture
+def written(tmp_path: Path, real_data: Path) -> Path:
+    """Windows of 384 × 384 px around the ink of four infrared photographs, laid out as the pipeline wants them."""
+    source = real_data / "qumran_ir_ink"
+    for name in ("124_001", "124_006", "124_008", "690_018"):
+        with Image.open(source / "ink_masks" / f"{name}.png") as mask:
+            y, x = (int(np.median(places)) for places in np.nonzero(np.asarray(mask.convert("L"))))
+        for kind, ending in (("images", "jpg"), ("ink_masks", "png"), ("parchment_masks", "png")):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            with Image.open(source / kind / f"{name}.{ending}") as picture:
+                left, top = (
+                    max(0, min(at - 192, size - 384)) for at, size in zip((x, y), picture.size, strict=True)
+                )
+                picture.crop((left, top, left + 384, top + 384)).save(tmp_path / kind / f"{name}.png")
+    return tmp_path
+
+
+def test_ink_on_a_photograph_that_was_held_out_is_found_better_than_by_otsus_threshold(written: Path) -> None:
+    words = [str(written), "--out", str(written / "out"), "--val", "124_008", "--tile", "384"]
+    words += [
+        "--model",
+        "vit_tiny",
+        "--checkpoint",
+        "random:0",
+        "--steps",
+        "40",
+        "--batch-size",
+        "2",
+        "--lr",
+        "1e-3",
+    ]
+    figures = infrared_ink.main(words)
+    assert figures["prompt_source"] == "free"
+    assert figures["dice_above_otsu"] == figures["dice"] - figures["otsu"]["dice"] > 0.1
 
 
 def test_a_sweep_finds_the_learning_rate_that_learns(sections: Path) -> None:
