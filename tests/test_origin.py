@@ -77,6 +77,15 @@ def test_texts_beside_the_volume_are_kept_and_named(tmp_path: Path, name: str) -
     assert (told.licence, told.note) == ("CC0", "Text of CITATION.cff, which lay beside the volume.")
 
 
+def test_the_text_beside_a_fragment_is_that_of_its_surface_volume(tmp_path: Path) -> None:
+    (tmp_path / "LICENSE").write_text("of the whole set")
+    surface = tmp_path / "f1" / "surface_volume"
+    surface.mkdir(parents=True)
+    assert origin_of(str(surface)).licence == "of the whole set"
+    (surface.parent / "LICENCE").write_text("of this one")
+    assert origin_of(str(surface)).licence == "of this one"
+
+
 def test_a_long_text_is_cut_and_what_is_no_text_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "LICENCE").mkdir()
     (tmp_path / "LICENSE.md").write_text("")

@@ -146,6 +146,15 @@ def test_a_licence_that_nobody_told_is_said_to_be_unknown(run: Run) -> None:
     assert "unknown: nothing was told" in report(run, pictures=1).read_text()
 
 
+def test_of_a_store_that_is_gone_it_is_said(run: Run, tmp_path: Path) -> None:
+    copy = Run(shutil.copytree(run.path, tmp_path / "copy"))
+    config = json.loads((copy.path / "config.json").read_text())
+    (copy.path / "config.json").write_text(json.dumps(config | {"stores": [str(tmp_path / "gone.zarr")]}))
+    page = report(copy).read_text()
+    assert "the store is not there" in page
+    assert "not known any more" in page
+
+
 def test_the_volumes_own_pixels_are_shown_while_it_is_there(run: Run) -> None:
     assert "components of the embedding" not in report(run).read_text()
     photos = Path(run.config["labels"][0]).parent / "photos"

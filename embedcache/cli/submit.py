@@ -71,7 +71,7 @@ def _join(
     from embedcache.results.submission import joined, write_submission
 
     pairs = [_named(text, "--id", "MASK") for text in named]
-    found = joined([(None, mask) for mask in masks] + pairs)
+    found = joined([*((None, mask) for mask in masks), *pairs])
     path = write_submission(output, found, threshold=threshold)
     if as_json:
         print_json({"output": str(path), "ids": list(found), "bytes": path.stat().st_size})

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from embedcache.remote import is_remote, without_password
-from embedcache.volume.layouts import strip_scheme
+from embedcache.volume.layouts import LAYERS, SURFACE, strip_scheme
 
 TEXT_BYTES = 4096
 """So much of a licence text is kept."""
@@ -157,9 +157,10 @@ def origin_of(
 
 
 def _folders_of(source: str) -> list[Path]:
-    """Where texts about a source may lie: in it, and beside it."""
+    """Where texts about a source may lie: in it, beside it, and beside the fragment whose surface it is."""
     path = Path(strip_scheme(re.sub(r"(\.(?:h5|hdf5|hdf)):.*$", r"\1", source))[0])
-    return [path, path.parent] if path.is_dir() else [path.parent]
+    folders = [path, path.parent] if path.is_dir() else [path.parent]
+    return [*folders, path.parent.parent] if path.name in (SURFACE, LAYERS) else folders
 
 
 def _with_texts(told: Origin, folders: list[Path]) -> Origin:
