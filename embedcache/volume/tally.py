@@ -159,7 +159,9 @@ def _counts_of_integers(pixels: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
         return np.bincount(pixels, minlength=1 << 16)
     even = pixels.size // 2 * 2  # two bytes at a time take half as long
     pairs = np.bincount(pixels[:even].view(np.uint16), minlength=1 << 16).reshape(256, 256)
-    return pairs.sum(axis=0) + pairs.sum(axis=1) + np.bincount(pixels[even:], minlength=256)
+    counts: npt.NDArray[np.intp] = pairs.sum(axis=0) + pairs.sum(axis=1)
+    counts += np.bincount(pixels[even:], minlength=256)
+    return counts
 
 
 def _counted(keys: npt.NDArray[np.int32]) -> tuple[Counts, Counts]:
