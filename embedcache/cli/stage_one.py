@@ -32,7 +32,12 @@ from embedcache.progress import Progress, Terminal
     short_help="Stage one: encode a volume into a store of embeddings.",
     epilog="Example: embedcache encode --volume scroll1.zarr --tile 512 --z-range 0:2000",
 )
-@click.option("--volume", required=True, metavar="V", help="Zarr, folder of images, TIFF, PNG, JPEG, .npy …")
+@click.option(
+    "--volume",
+    required=True,
+    metavar="V",
+    help="Zarr, images, TIFF, .npy …, a fragment, volpkg or segment, or an address.",
+)
 @source_options
 @recipe_options
 @origin_options
