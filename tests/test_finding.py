@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
+from PIL import Image
 
+from embedcache import encode
+from embedcache.cli.app import register, run
 from embedcache.errors import ConfigError
 from embedcache.train.truth.finding import companions, find_labels
+
+register()
 
 
 def lay(folder: Path, *names: str) -> Path:
@@ -146,3 +154,79 @@ def test_beside_an_address_nothing_is_looked_for_and_no_password_is_shown() -> N
 def test_labels_of_other_names_have_no_companions(tmp_path: Path) -> None:
     lay(tmp_path, "truth.tif", "mask.png", "truth_supervision_mask.tif")
     assert companions(tmp_path / "truth.tif") == (None, None)
+
+
+def test_bare_train_and_evaluate_on_a_fragment_take_its_ink_within_its_mask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fragment = tmp_path / "frag7"
+    (fragment / "surface_volume").mkdir(parents=True)
+    ink = np.zeros((64, 192), np.uint8)
+    ink[20:40, 10:180] = 255
+    mask = np.zeros((64, 192), np.uint8)
+    mask[:30] = 255
+    for layer in range(3):
+        pixels = np.random.default_rng(layer).integers(0, 30000, ink.shape) + 100 * ink.astype(np.int64)
+        tifffile.imwrite(fragment / f"surface_volume/{layer:02d}.tif", pixels.astype(np.uint16))
+    Image.fromarray(ink).save(fragment / "inklabels.png")
+    Image.fromarray(mask).save(fragment / "mask.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("EMBEDCACHE_DIR", raising=False)
+    encode(
+        fragment,
+        model="vit_tiny",
+        checkpoint="random:0",
+        tile=64,
+        z_range="1:2",
+        precision="fp32",
+        device="cpu",
+    )
+    assert (
+        run(
+            [
+                "train",
+                "--steps",
+                "1",
+                "--batch-size",
+                "1",
+                "--device",
+                "cpu",
+                "--logger",
+                "none",
+                "--out",
+                "r",
+            ]
+        )
+        == 0
+    )
+    err = capsys.readouterr().err
+    assert f"labels: {fragment}/inklabels.png (found beside the volume)" in err
+    assert f"supervision: {fragment}/mask.png (found beside the labels" in err
+    options = json.loads((tmp_path / "r/config.json").read_text())["options"]
+    assert options["supervision"] == f"{fragment}/mask.png"
+    recalls = {}
+    for name, more in (("own", []), ("same", ["--supervision", f"{fragment}/mask.png"])):
+        assert run(["evaluate", "--checkpoint", "r", "--threshold", "0.0001", "--json", *more]) == 0
+        figures = json.loads(capsys.readouterr().out)
+        recalls[name] = figures["precision"], figures["recall"]
+    assert recalls["own"] == recalls["same"]
+    assert recalls["own"] == pytest.approx((1 / 3, 1.0), abs=0.1), "10 of 30 rows that count are ink"
+    assert (
+        run(
+            [
+                "train",
+                "--supervision",
+                "none",
+                "--val",
+                "0.4",
+                "--steps",
+                "1",
+                "--device",
+                "cpu",
+                "--out",
+                "r2",
+            ]
+        )
+        == 0
+    )
+    assert json.loads((tmp_path / "r2/config.json").read_text())["options"]["supervision"] is None

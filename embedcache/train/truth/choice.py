@@ -35,5 +35,5 @@ def first_useful(candidates: Iterable[Choice], tiles: Tiles) -> Choice:
     raise LabelError(
         f"No split leaves positives on both sides: tried for validation: {counted(tried, 'place')} among "
         f"{counted(len(tiles.number), 'tile')}, {int((tiles.positive > 0).sum())} of them with positives.",
-        hint="Encode with smaller tiles (--tile 512), give more labels, or name the planes or images with --val.",
+        hint="Encode with smaller tiles (--tile), give more labels, or name the planes or images with --val.",
     )
