@@ -81,6 +81,13 @@ def test_a_box_beyond_its_plane_is_refused_with_the_planes_size(
     assert rounded.of_tile(Tile(0, 0, 36, 64, 64)).tolist() == [[54, 0, 64, 64]]
 
 
+def test_boxes_given_as_shares_of_the_image_are_refused(tmp_path: Path, store: EmbeddingStore) -> None:
+    with pytest.raises(LabelError, match="shares of the image") as caught:
+        open_boxes(write_boxes(tmp_path / "b.csv", (0, 0.1, 0.2, 0.5, 1), (1, 0, 0, 0.25, 0.5)), store)
+    assert "pixels" in str(caught.value.hint)
+    assert open_boxes(write_boxes(tmp_path / "b.csv", (0, 0, 0, 1, 1)), store).count == 1
+
+
 def test_a_box_is_asked_for_in_every_tile_that_sees_enough_of_it(
     tmp_path: Path, store: EmbeddingStore
 ) -> None:

@@ -23,8 +23,7 @@ from embedcache.errors import LabelError
 MOST_BYTES = 64 * 2**20
 MOST_BOXES = 1_000_000
 
-_IMAGE = ("image", "file_name", "filename", "file")
-_PLANE = ("plane", "z")
+_IMAGE, _PLANE = ("image", "file_name", "filename", "file"), ("plane", "z")
 _LABEL = ("label", "class", "category", "name")
 _CORNERS = (("x0", "y0", "x1", "y1"), ("xmin", "ymin", "xmax", "ymax"), ("x_min", "y_min", "x_max", "y_max"))
 _SIDES = (("x", "y", "width", "height"), ("x", "y", "w", "h"))
@@ -159,10 +158,8 @@ def _first(header: Sequence[str], names: Sequence[str]) -> int | None:
 def _number(value: object, name: str, where: str) -> float:
     """A finite number out of a cell, or out of JSON."""
     try:
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise ValueError
-        number = float(value)
-    except (ValueError, OverflowError):
+        number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise LabelError(f"{where}: {name} is {str(value)[:40]!r}; a number of pixels is expected.")

@@ -107,6 +107,7 @@ def open_boxes(path: str | Path, store: EmbeddingStore) -> BoxPrompts:
         When it cannot be read, images or planes are not the store's, or a box lies beyond its plane.
     """
     boxes = read_boxes(path)
+    _require_pixels(boxes, str(path))
     planes = _planes_of(boxes, store, str(path))
     of_plane: dict[int, list[tuple[float, float, float, float]]] = {}
     for box in boxes:
@@ -211,6 +212,17 @@ class _Names:
 
 def _stem(name: str) -> str:
     return PurePosixPath(name.replace("\\", "/")).stem
+
+
+def _require_pixels(boxes: Sequence[UserBox], path: str) -> None:
+    """Refuse shares of an image, 0 to 1, as some programs write them."""
+    if all(min(box.x0, box.y0) >= 0 and max(box.x1, box.y1) <= 1 for box in boxes) and any(
+        not float(edge).is_integer() for box in boxes for edge in (box.x0, box.y0, box.x1, box.y1)
+    ):
+        raise LabelError(
+            f"All edges of {path} lie between 0 and 1: they seem to be shares of the image.",
+            hint="Give pixels: x0 and x1 times the width, y0 and y1 times the height.",
+        )
 
 
 def _require_inside(box: UserBox, size: tuple[int, int], where: str) -> None:
