@@ -88,6 +88,7 @@ def draw_pages(
     """One picture of each held-out page: as it is with its boxes, and what was found before and after."""
     numbers = [number for _, part in run.split["val"] for number in part]
     boxes = ec.EmbeddingDataset(store, wish.labels, prompts="boxes", boxes=wish.boxes, tiles=numbers).boxes
+    assert boxes is not None  # the dataset was given some
     folder = wish.out / f"{wish.name}_pictures"
     folder.mkdir(parents=True, exist_ok=True)
     with ec.open_volume(wish.pages) as pages:
