@@ -65,13 +65,22 @@ def info(
                 opened,
                 shown or _whole_range(figures["histogram"]),
                 plane=plane,
-                at_level=lambda level: open_source_of(replace(options, level=level)),
+                at_level=lambda level: _at_level(options, level),
             )
             figures["thumbnail"] = _written(Path(picture), small)
     if as_json:
         print_json(figures)
     else:
         print_pairs("info", _in_words(figures))
+
+
+def _at_level(options: EncodeOptions, level: int) -> Volume:
+    """Another level of the volume; where the path is one array of a pyramid, by the group around it."""
+    try:
+        return open_source_of(replace(options, level=level))
+    except VolumeError:
+        group = options.volume.rstrip("/").rpartition("/")[0]
+        return open_source_of(replace(options, volume=group, level=level))
 
 
 def _what_it_is(opened: Volume, options: EncodeOptions) -> dict[str, Any]:
