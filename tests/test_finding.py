@@ -30,6 +30,7 @@ def lay(folder: Path, *names: str) -> Path:
     return folder
 
 
+LEVEL = ("s7/s7.zarr/.zattrs", "s7/s7.zarr/2/")
 FRAGMENT = ("f1/surface_volume/00.tif", "f1/ir.png", "f1/inklabels.png", "f1/mask.png")
 
 
@@ -49,15 +50,14 @@ def test_a_fragment_has_its_ink_and_its_mask_whichever_part_of_it_was_encoded(
     [
         (  # a volpkg's segment
             "X.volpkg/paths/2023/layers",
-            tuple(f"X.volpkg/paths/2023/{name}" for name in ("layers/00.tif", "2023_inklabels.png", "2023_mask.png")),
+            tuple(f"X.volpkg/paths/2023/{n}" for n in ("layers/00.tif", "2023_inklabels.png", "2023_mask.png")),
             "X.volpkg/paths/2023/2023_inklabels.png",
             "X.volpkg/paths/2023/2023_mask.png",
             None,
         ),
         (  # a segment for ink training, a level of its volume
             "s7/s7.zarr/2",
-            ("s7/s7.zarr/.zattrs", "s7/s7.zarr/2/", "s7/s7_inklabels.zarr/")
-            + ("s7/s7_supervision_mask.tif", "s7/s7_validation_mask.tif"),
+            (*LEVEL, "s7/s7_inklabels.zarr/", "s7/s7_supervision_mask.tif", "s7/s7_validation_mask.tif"),
             "s7/s7_inklabels.zarr",
             "s7/s7_supervision_mask.tif",
             "s7/s7_validation_mask.tif",
@@ -182,3 +182,17 @@ def test_bare_train_and_evaluate_on_a_fragment_take_its_ink_within_its_mask(
         precision="fp32",
         device="cpu",
     )
+    words = ["--steps", "1", "--batch-size", "1", "--device", "cpu", "--logger", "none", "--out", "r"]
+    assert run(["train", *words]) == 0
+    err = capsys.readouterr().err
+    assert f"labels: {fragment}/inklabels.png (found beside the volume)" in err
+    assert f"supervision: {fragment}/mask.png (found beside the labels" in err
+    options = json.loads((tmp_path / "r/config.json").read_text())["options"]
+    assert options["supervision"] == f"{fragment}/mask.png"
+    found = []
+    for more in ([], ["--supervision", f"{fragment}/mask.png"]):
+        assert run(["evaluate", "--checkpoint", "r", "--threshold", "0.0001", "--json", *more]) == 0
+        figures = json.loads(capsys.readouterr().out)
+        found.append((figures["precision"], figures["recall"]))
+    assert found[0] == found[1]
+    assert found[0] == pytest.approx((1 / 3, 1.0), abs=0.1), "10 of 30 rows that count are ink"
