@@ -226,7 +226,10 @@ def test_planes_are_joined_to_one_under_a_name_for_what_is_written(tmp_path: Pat
     store = make_store(tmp_path / "s.zarr", [(64, 64)] * 3)
     checkpoint = make_checkpoint(tmp_path / "c.safetensors", store)
     found = predict(store, checkpoint, tmp_path / "m.zarr", probabilities=True, flatten="mean", name="a")
-    written = zarr.open_group(str(tmp_path / "m.zarr"), mode="r")["0"][...]
+    group = zarr.open_group(str(tmp_path / "m.zarr"), mode="r")
+    assert group.attrs["embedcache"]["flatten"] == "mean"
+    assert "origin" in group.attrs["embedcache"]  # where the data come from, licence and citation
+    written = group["0"][...]
     wanted = np.mean([found.probabilities(plane) for plane in range(3)], axis=0)
     np.testing.assert_allclose(written, wanted[None], atol=1e-5)
     predict(store, checkpoint, tmp_path / "m.csv", flatten="max", name="a")

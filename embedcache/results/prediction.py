@@ -166,12 +166,8 @@ class Prediction:
                 f"{len(written.planes)} of {len(written.sizes)} planes are predicted; the other pages hold "
                 + ("NaN." if probabilities else "0 as background does. A .zarr lists the predicted ones.")
             )
-        about = {
-            "threshold": self.threshold,
-            "probabilities": probabilities,
-            "flatten": flatten,
-            **self._origin(),
-        }
+        about = {"threshold": self.threshold, "probabilities": probabilities, "flatten": flatten}
+        about |= {**self._origin(), **about_store(self.store)}
         progress.start("predicting planes", len(written.planes))
         try:
             write_masks(path, written, values, about=about, done=progress.advance)
