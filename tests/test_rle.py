@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from embedcache.errors import InputError
+from embedcache.results import rle
 from embedcache.results.rle import RunWriter, decode_runs, encode_runs
 
 MASKS = hnp.arrays(np.bool_, st.tuples(st.integers(1, 9), st.integers(1, 9)))
@@ -32,6 +33,14 @@ def test_blocks_of_rows_give_the_runs_of_the_whole(mask: np.ndarray, data: st.Da
         writer.add(mask[first:last])
     assert writer.text() == encode_runs(mask)
     assert writer.pixels == mask.size
+
+
+@given(MASKS, st.integers(1, 7))
+def test_runs_that_go_on_from_block_to_block_stay_one(mask: np.ndarray, block: int) -> None:
+    whole = encode_runs(mask)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rle, "BLOCK_PIXELS", block)
+        assert encode_runs(mask) == whole
 
 
 @given(MASKS)

@@ -79,6 +79,12 @@ def test_a_fragments_folder_names_its_mask(tmp_path: Path, masks: dict[str, np.n
     assert list(read_submission(table)) == ["frag7"]
 
 
+@pytest.mark.parametrize("name", ["a,b", 'say "a"', "plain", "é", " a "])
+def test_a_name_of_any_signs_comes_back(tmp_path: Path, name: str) -> None:
+    table = write_submission(tmp_path / "s.csv", {name: np.eye(3, dtype=bool), "b": np.eye(2, dtype=bool)})
+    assert read_submission(table) == {name: "1 1 5 1 9 1", "b": "1 1 4 1"}
+
+
 def test_cells_of_any_length_are_read(tmp_path: Path) -> None:
     mask = np.zeros((600, 1000), bool)
     mask[:, ::2] = True

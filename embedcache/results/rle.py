@@ -19,6 +19,10 @@ Runs = npt.NDArray[np.int64]
 MOST_PIXELS = 1 << 34
 """A larger plane is taken for a mistyped size."""
 
+BLOCK_PIXELS = 1 << 20
+"""Pixels whose runs are put into words together."""
+
+_TOO_LONG = re.compile(r"[0-9]{12,}")
 _NUMBERS = re.compile(r"[0-9 \t]*")
 
 
@@ -38,8 +42,10 @@ class RunWriter:
     def add(self, rows: Bools) -> None:
         """Add the rows that follow, bool (h, W); a run that they continue stays one run."""
         flat = np.ascontiguousarray(rows, dtype=np.bool_).ravel()
-        if flat.size == 0:
-            return
+        for first in range(0, flat.size, BLOCK_PIXELS):  # numbers as Python's take ten times their text
+            self._add(flat[first : first + BLOCK_PIXELS])
+
+    def _add(self, flat: Bools) -> None:
         changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
         if bool(flat[0]) != (self._begun is not None):
             changes = np.concatenate(([0], changes))
@@ -138,12 +144,10 @@ def _words(cell: str, where: str) -> Runs:
     if _NUMBERS.fullmatch(cell) is None:
         strange = next(word for word in cell.split() if _NUMBERS.fullmatch(word) is None)
         raise InputError(f"{where}: {strange[:40]!r} is no number that counts pixels.")
-    words = cell.split()
-    longest = max(map(len, words), default=0)
-    if longest > len(str(MOST_PIXELS)):
-        strange = next(word for word in words if len(word) == longest)
-        raise InputError(f"{where}: {strange[:40]} is beyond any plane.")
-    return np.array(words, dtype=np.int64) if words else np.zeros(0, np.int64)
+    strange = _TOO_LONG.search(cell)
+    if strange is not None:
+        raise InputError(f"{where}: {strange.group()[:40]} is beyond any plane.")
+    return np.fromstring(cell, dtype=np.int64, sep=" ") if cell.strip() else np.zeros(0, np.int64)
 
 
 def _run(index: int, starts: Runs, lengths: Runs) -> str:
