@@ -68,6 +68,26 @@ def test_zarr_holds_the_masks_in_their_planes_with_ome_metadata(tmp_path: Path, 
     assert group.attrs["embedcache"]["predicted"] == ["z=1", "z=2"]
 
 
+@pytest.mark.parametrize(
+    ("geometry", "scale", "unit"),
+    [
+        ({"scale": [2.0, 4.0, 4.0], "voxel_size": [7.91, 7.91, 7.91]}, [15.82, 31.64, 31.64], "micrometer"),
+        ({"scale": [2.0, 4.0, 4.0], "voxel_size": None}, [2.0, 4.0, 4.0], None),
+        ({}, [1.0, 1.0, 1.0], None),
+    ],
+)
+def test_a_zarr_lies_in_the_full_resolution_in_micrometres_where_these_are_known(
+    tmp_path: Path, stack: Painted, photos: Painted, geometry: dict, scale: list[float], unit: str | None
+) -> None:
+    for planes, path, axes in ((stack, "", 3), (photos, "photo_0", 2)):
+        write_masks(tmp_path / "m.zarr", planes, MASK, about={"geometry": geometry})
+        image = zarr.open_group(str(tmp_path / "m.zarr"), mode="r", path=path)
+        found = image.attrs["ome"]["multiscales"][0]
+        steps = found["datasets"][0]["coordinateTransformations"][0]["scale"]
+        np.testing.assert_allclose(steps, scale[-axes:])
+        assert [axis.get("unit") for axis in found["axes"]] == [unit] * axes
+
+
 def test_probabilities_in_zarr_are_nan_where_not_predicted(tmp_path: Path, stack: Painted) -> None:
     write_masks(tmp_path / "p.zarr", stack, Values(0.5, probabilities=True), about={})
     stored = zarr.open_group(str(tmp_path / "p.zarr"), mode="r")["0"][...]

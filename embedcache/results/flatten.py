@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedcache.errors import ConfigError
-from embedcache.results.masks_out import Planes
+from embedcache.results.planes import Planes
 from embedcache.volume.layouts import LAYERS, SURFACE, SURFACES, source_stem, strip_scheme
 
 Floats = npt.NDArray[np.float32]

@@ -20,12 +20,11 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,38 +40,12 @@ from embedcache.results.output_place import (
     whole_file,
     whole_folder,
 )
-from embedcache.results.rle import encode_runs
+from embedcache.results.planes import Planes
+from embedcache.results.rle import csv_line, encode_runs
+from embedcache.results.zarr_out import create_array, multiscale
 
 Floats = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
-
-_TO_QUOTE = re.compile(r'[,"\r\n]')
-
-CHUNK = 512
-"""Rows and columns of a chunk of a written zarr array."""
-
-
-class Planes(Protocol):
-    """What a writer needs to know of a prediction."""
-
-    @property
-    def planes(self) -> Sequence[int]:
-        """Planes that are predicted, in order."""
-
-    @property
-    def sizes(self) -> Sequence[tuple[int, int]]:
-        """Height and width of every plane of the volume, predicted or not."""
-
-    @property
-    def names(self) -> Sequence[str]:
-        """Name of every plane: the image's file name, or ``z=12``."""
-
-    @property
-    def uniform(self) -> bool:
-        """Whether the planes are those of one array."""
-
-    def probabilities(self, plane: int) -> Floats:
-        """Stitched probabilities of one plane, NaN where not predicted."""
 
 
 @dataclass(frozen=True)
@@ -172,48 +145,21 @@ def _write_zarr(output: Path, planes: Planes, values: Values, about: dict[str, A
         group = zarr.open_group(str(folder), mode="w", zarr_format=3)
         if planes.uniform:
             height, width = planes.sizes[0]
-            array = _create_array(group, "0", (len(planes.sizes), height, width), values)
+            array = create_array(group, "0", (len(planes.sizes), height, width), values.dtype)
             for plane, stitched in each:
                 array[plane] = values.stored(stitched)
             group.attrs["ome"] = {
                 "version": "0.5",
-                "multiscales": [_multiscale(output.stem, "zyx", geometry)],
+                "multiscales": [multiscale(output.stem, "zyx", geometry)],
             }
         else:
             for plane, stitched in each:
                 image = group.create_group(names[plane])
-                array = _create_array(image, "0", stitched.shape, values)
+                array = create_array(image, "0", stitched.shape, values.dtype)
                 array[...] = values.stored(stitched)
-                multiscale = _multiscale(names[plane], "yx", geometry)
-                image.attrs["ome"] = {"version": "0.5", "multiscales": [multiscale]}
+                placed = multiscale(names[plane], "yx", geometry)
+                image.attrs["ome"] = {"version": "0.5", "multiscales": [placed]}
         group.attrs["embedcache"] = about
-
-
-def _create_array(group: zarr.Group, name: str, shape: tuple[int, ...], values: Values) -> Any:
-    chunks = (*(1 for _ in shape[:-2]), min(CHUNK, shape[-2]), min(CHUNK, shape[-1]))
-    return group.create_array(
-        name,
-        shape=shape,
-        dtype=values.dtype,
-        chunks=chunks,
-        fill_value=float("nan") if values.probabilities else 0,
-        dimension_names=tuple("zyx"[-len(shape) :]),
-    )
-
-
-def _multiscale(name: str, axes: str, geometry: dict[str, Any]) -> dict[str, Any]:
-    """OME-NGFF 0.5 metadata of one level, in micrometres, or in voxels of the base where their size is unknown."""
-    scale = [float(step) for step in geometry.get("scale") or (1.0, 1.0, 1.0)]
-    voxel = geometry.get("voxel_size")
-    if voxel:
-        scale = [step * float(size) for step, size in zip(scale, voxel, strict=True)]
-    unit = {"unit": "micrometer"} if voxel else {}
-    placed = {"type": "scale", "scale": scale[-len(axes) :]}
-    return {
-        "name": name,
-        "axes": [{"name": axis, "type": "space", **unit} for axis in axes],
-        "datasets": [{"path": "0", "coordinateTransformations": [placed]}],
-    }
 
 
 # TIFF, PNG, run lengths
@@ -287,9 +233,3 @@ def _write_rle(output: Path, planes: Planes, values: Values, about: dict[str, An
             yield csv_line(title or names[plane], encode_runs(values.mask(stitched)))
 
     write_file(output, lines())
-
-
-def csv_line(*cells: str) -> bytes:
-    """A row of a csv, quoted where that is needed; cells of a hundred MB pass through without copies in between."""
-    quoted = (f'"{cell.replace(chr(34), chr(34) * 2)}"' if _TO_QUOTE.search(cell) else cell for cell in cells)
-    return (",".join(quoted) + "\n").encode()

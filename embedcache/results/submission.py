@@ -19,9 +19,8 @@ import numpy.typing as npt
 from embedcache.errors import InputError, counted
 from embedcache.files import read_error, write_file
 from embedcache.results.mask_rows import mask_runs, pictures_in, stem_of
-from embedcache.results.masks_out import csv_line
 from embedcache.results.output_place import check_place
-from embedcache.results.rle import encode_runs, read_runs
+from embedcache.results.rle import csv_line, encode_runs, read_runs
 
 HEADER = ["Id", "Predicted"]
 
