@@ -83,7 +83,7 @@ def test_a_lower_threshold_takes_up_what_a_higher_one_left_out(scan, tmp_path):
     assert plain.store.fingerprint == result.store.fingerprint
 
 
-def test_parts_and_workers_leave_out_the_same_tiles(scan, tmp_path):
+def test_parts_leave_out_the_same_tiles_as_one_process(scan, tmp_path):
     wishes = {"skip_empty": True, "empty_threshold": 20.0}
     for part in range(2):
         quick(scan, store=tmp_path / "parts.zarr", num_parts=2, part_id=part, **wishes)
