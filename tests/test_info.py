@@ -171,11 +171,11 @@ def test_of_a_volume_at_an_address_no_more_chunks_are_fetched_than_are_looked_at
         assert 16 <= sum(server.chunks_asked.values()) <= 16 + 16 + 4  # and a look for a group around it
 
 
-@pytest.mark.parametrize("path", ["v.zarr", "v.zarr/0", "v.zarr/0/"])
+@pytest.mark.parametrize("path", ["v.zarr", "v.zarr/0/"])
 def test_the_picture_is_of_a_coarser_level_also_where_one_array_was_given(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], path: str
 ) -> None:
-    write_ome(tmp_path / "v.zarr", np.resize(VALUES, (2, 1200, 40)))
+    write_ome(tmp_path / "v.zarr", np.resize(VALUES, (2, 1040, 16)))
     figures = told(capsys, f"{tmp_path}/{path}", "--thumbnail", tmp_path / "t.png")
     assert figures["thumbnail"]["level"] == 1
     assert Image.open(tmp_path / "t.png").height == 512
