@@ -145,9 +145,9 @@ def _words(cell: str, where: str) -> Runs:
     if _NUMBERS.fullmatch(cell) is None:
         strange = next(word for word in cell.split() if _NUMBERS.fullmatch(word) is None)
         raise InputError(f"{where}: {strange[:40]!r} is no number that counts pixels.")
-    strange = _TOO_LONG.search(cell)
-    if strange is not None:
-        raise InputError(f"{where}: {strange.group()[:40]} is beyond any plane.")
+    too_long = _TOO_LONG.search(cell)
+    if too_long is not None:
+        raise InputError(f"{where}: {too_long.group()[:40]} is beyond any plane.")
     return np.fromstring(cell, dtype=np.int64, sep=" ") if cell.strip() else np.zeros(0, np.int64)
 
 
