@@ -135,8 +135,7 @@ class Labels:
     @property
     def _masks(self) -> tuple[AlignedPlanes, ...]:
         """What must be positive where labels count."""
-        masks = (self._supervision, self._validation if self._within else None)
-        return tuple(mask for mask in masks if mask is not None)
+        return tuple(filter(None, (self._supervision, self._validation if self._within else None)))
 
     def validating(self) -> Labels:
         """The same labels, counting only within the validation mask; themselves where there is none."""
@@ -156,7 +155,7 @@ class Labels:
         if not self._masks and self.ignore is None:
             return numbers
         keep = [self.counts(store.tile(int(number)))[1] > 0 for number in numbers]
-        return numbers[np.array(keep, dtype=bool)] if keep else numbers
+        return numbers[np.array(keep, dtype=bool)]
 
     def uncounted(self, store: EmbeddingStore) -> int:
         """How many tiles on labelled planes are left out because no pixel of them counts."""
