@@ -83,9 +83,9 @@ def test_compare_heads_prints_one_table_of_free_figures(
 def test_stamp_boxes_says_what_training_with_boxes_brings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = write_stamps(tmp_path, sizes=((64, 64), (64, 64), (64, 60)))
+    made = write_stamps(tmp_path, sizes=((64, 64), (64, 60)))
     out = tmp_path / "out"
-    words = [str(made["pages"]), str(made["csv"]), str(made["masks"]), "--out", str(out), "--val", "page_3"]
+    words = [str(made["pages"]), str(made["csv"]), str(made["masks"]), "--out", str(out), "--val", "page_2"]
     figures = stamp_boxes.main([*words, *SMALL])
     assert (figures["prompts"], figures["prompt_source"], figures["split"]) == ("boxes", "free", "val")
     said = capsys.readouterr()
@@ -95,8 +95,8 @@ def test_stamp_boxes_says_what_training_with_boxes_brings(
     )
     assert before == f"{figures['baseline']['dice']:.3f}"
     assert after == f"{figures['dice']:.3f}"
-    assert [path.name for path in (out / "run_pictures").iterdir()] == ["page_3.png"]
-    with Image.open(out / "run_pictures" / "page_3.png") as picture:
+    assert [path.name for path in (out / "run_pictures").iterdir()] == ["page_2.png"]
+    with Image.open(out / "run_pictures" / "page_2.png") as picture:
         assert picture.size == (3 * 60, 64)
     assert stamp_boxes.main([*words, *SMALL]) == figures
     assert "is finished; nothing is left to do" in capsys.readouterr().err
