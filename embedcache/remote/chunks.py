@@ -12,12 +12,13 @@ import threading
 import time
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from embedcache.errors import StorageError, VolumeError
 from embedcache.files import Buffer, digest_json, sha256_hex
+from embedcache.remote.fetched import Fetched
 from embedcache.remote.kept import KeptFiles
 from embedcache.remote.sources import FILE_LIMIT, RefusedError, Source, again_and_again
 
@@ -46,31 +47,6 @@ WITNESS_SECONDS = 5.0
 """How long a server that gave the metadata counts as one that gives what it has."""
 
 Key = tuple[str, int, int | None]
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """What was asked of a server so far.
-
-    Parameters
-    ----------
-    requests : int
-        Files or parts of files asked for; further tries are not counted.
-    bytes : int
-        Of what came, metadata included.
-    from_disk : int
-        Chunks that this machine had kept.
-    missing : int
-        Chunks that the server does not have.
-    retries : int
-        Further tries.
-    """
-
-    requests: int = 0
-    bytes: int = 0
-    from_disk: int = 0
-    missing: int = 0
-    retries: int = 0
 
 
 class ChunkSource:
@@ -168,22 +144,20 @@ class ChunkSource:
             if name in self._missing:
                 return None
             if key in self._ends:
-                self._ends.move_to_end(key)
                 return self._ends[key]
             flight = self._flights.get(key)
-            mine = flight is None
             if flight is None:
-                flight = self._flights[key] = Future()
-        if not mine:
+                mine = self._flights[key] = Future[Buffer | None]()
+        if flight is not None:
             return flight.result()
         try:
-            flight.set_result(self._load(key))
+            mine.set_result(self._load(key))
         except BaseException as error:
-            flight.set_exception(error)
+            mine.set_exception(error)
         finally:
             with self._lock:
                 del self._flights[key]
-        return flight.result()
+        return mine.result()
 
     def close(self) -> None:
         """Let go of the threads."""
@@ -214,14 +188,13 @@ class ChunkSource:
         except FileNotFoundError:
             self._remember_missing(key[0])
             return None
-        except RefusedError as error:
-            if error.status == 403 and self._gives_what_it_has():
+        except StorageError as error:
+            refused = error.status if isinstance(error, RefusedError) else 0
+            if refused == 403 and self._gives_what_it_has():
                 self._remember_missing(key[0])
                 return None
-            if error.status in (401, 403):
+            if refused in (401, 403):
                 raise
-            raise self._failed(error) from error
-        except StorageError as error:
             raise self._failed(error) from error
         self._failures = 0
         return body

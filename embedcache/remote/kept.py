@@ -15,7 +15,7 @@ from embedcache.files import PARTIAL_SUFFIX, Buffer, crc32c, make_folder, partia
 from embedcache.files import disk as _seam
 from embedcache.files.durable import write_all
 from embedcache.files.removal import remove_quietly
-from embedcache.remote.sources import room
+from embedcache.remote.bodies import room
 
 _CRC_BYTES = 4
 

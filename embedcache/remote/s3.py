@@ -14,7 +14,8 @@ from xml.etree import ElementTree
 import requests
 
 from embedcache.errors import InputError, StorageError
-from embedcache.remote.sources import TIMEOUT_SECONDS, HttpSource, RefusedError, again_and_again, reason_of
+from embedcache.remote.bodies import reason_of
+from embedcache.remote.sources import TIMEOUT_SECONDS, HttpSource, RefusedError, again_and_again
 
 OPEN_BUCKETS = ("vesuvius-challenge-open-data",)
 """Buckets that everybody may read: asked without credentials, whatever the environment says."""

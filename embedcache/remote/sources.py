@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
 import threading
@@ -16,6 +15,7 @@ import requests
 from embedcache.errors import EmbedcacheError, InputError, StorageError
 from embedcache.files import Buffer
 from embedcache.remote.address import without_password
+from embedcache.remote.bodies import body_of, reason_of
 
 TIMEOUT_SECONDS = (10.0, 30.0)
 """To connect; and how long a server may say nothing."""
@@ -28,15 +28,6 @@ LONGEST_PAUSE = 30.0
 
 FILE_LIMIT = 1 << 30
 """Bytes above which a file is refused that is read as a whole."""
-
-REASON_BYTES = 4096
-"""Of what a server says beside a refusal."""
-
-STEP_BYTES = 1 << 18
-"""Bytes that are taken from a connection at a time."""
-
-MAPPED_BYTES = 1 << 16
-"""Memory of so many bytes is asked of the system for itself."""
 
 Found = TypeVar("Found")
 
@@ -117,7 +108,7 @@ class HttpSource:
             most = limit if length is None else length
             if size is not None and size > most:
                 raise OSError(f"{size} bytes were offered, at most {most} were expected")
-            body = _body(answer, size, most)
+            body = body_of(answer, size, most)
         if len(body) != (length if length is not None else len(body) if size is None else size):
             raise OSError(f"{self._url}/{name}: {len(body)} bytes came")
         return body
@@ -166,40 +157,6 @@ class HttpSource:
         if 400 <= status < 500 and status not in (408, 429):
             raise RefusedError(f"{where}: the server refuses ({status}).", status=status)
         answer.raise_for_status()
-
-
-def reason_of(answer: requests.Response) -> str:
-    """The code that an object store names in the body of a refusal; what was read to its end can be used again."""
-    found = re.search(rb"<Code>([A-Za-z0-9.]{1,100})</Code>", answer.raw.read(REASON_BYTES) or b"")
-    return found[1].decode() if found else ""
-
-
-def _body(answer: requests.Response, size: int | None, limit: int) -> Buffer:
-    """All that comes, which must not be more than a limit: no server fills the memory."""
-    if size is not None:
-        body = room(size)
-        filled = 0
-        while filled < size:
-            came = answer.raw.read(min(STEP_BYTES, size - filled))
-            if not came:
-                break
-            body[filled : filled + len(came)] = came
-            filled += len(came)
-        return body[:filled]
-    grown = bytearray()
-    for piece in answer.iter_content(STEP_BYTES):
-        grown += piece
-        if len(grown) > limit:
-            raise OSError(f"more than {limit} bytes came")
-    return grown
-
-
-def room(size: int) -> memoryview:
-    """Memory for so many bytes.
-
-    Large ones are mapped: of what many threads take and free by turns, the allocator would keep one set for each.
-    """
-    return memoryview(mmap.mmap(-1, size) if size >= MAPPED_BYTES else bytearray(size))
 
 
 def again_and_again(

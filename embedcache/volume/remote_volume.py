@@ -12,7 +12,8 @@ from embedcache.errors import InputError, StorageError, VolumeError
 from embedcache.files import sha256_hex
 from embedcache.remote import open_source, without_password
 from embedcache.remote.address import one_name
-from embedcache.remote.chunks import CHUNK_CACHE_BYTES, ChunkSource, Fetched, chunk_folder
+from embedcache.remote.chunks import CHUNK_CACHE_BYTES, ChunkSource, chunk_folder
+from embedcache.remote.fetched import Fetched
 from embedcache.remote.sources import RefusedError
 from embedcache.remote.zarr_store import SourceStore
 from embedcache.volume.array_volume import ArrayVolume
