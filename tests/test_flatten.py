@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 import zarr
 from PIL import Image
+from result_samples import make_checkpoint, make_store
 
 from embedcache.errors import ConfigError
+from embedcache.results import predict
 from embedcache.results.flatten import flattened, surface_name
 from embedcache.results.masks_out import Values, write_masks
-from embedcache.results.rle import encode_runs
+from embedcache.results.rle import decode_runs, encode_runs
+from embedcache.results.submission import read_submission
 
 
 @dataclass
@@ -76,6 +79,21 @@ def test_a_surface_volume_becomes_one_line_under_the_name_of_its_fragment(
     with (tmp_path / "sub.csv").open() as stream:
         rows = list(csv.reader(stream))
     assert rows == [["Id", "Predicted"], ["frag1", encode_runs(joined.probabilities(0) > 0.5)]]
+
+
+def test_predict_writes_one_line_for_a_fragments_surface(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s.zarr", [(64, 64)] * 3, source=str(tmp_path / "frag1" / "surface_volume"))
+    checkpoint = make_checkpoint(tmp_path / "c.safetensors", store)
+    planes = predict(store, checkpoint)
+    mean = np.mean([planes.probabilities(plane) for plane in range(3)], axis=0)
+    threshold = float(np.median(mean)) + 1e-4
+    predict(store, checkpoint, tmp_path / "o.csv", flatten="mean", threshold=threshold)
+    cells = read_submission(tmp_path / "o.csv")
+    assert list(cells) == ["frag1"]
+    found = decode_runs(cells["frag1"], (64, 64))
+    clear = np.abs(mean - threshold) > 1e-6
+    assert 0.1 < found.mean() < 0.9
+    np.testing.assert_array_equal(found[clear], (mean > threshold)[clear])
 
 
 def test_one_plane_of_a_fragment_is_called_as_the_fragment_in_a_csv_only(tmp_path: Path) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from result_samples import make_checkpoint, make_store
 
+from embedcache.cli.app import run
+from embedcache.cli.figures import print_evaluation
 from embedcache.errors import ConfigError
 from embedcache.results import evaluate, predict
 from embedcache.results.thresholds import LADDER, ProbabilityCounts, joined, read_thresholds, sweep_of
@@ -161,6 +165,35 @@ def test_pixels_of_several_stores_are_counted_together_and_each_by_itself(tmp_pa
     assert [row["store"] for row in rows] == [str(store.path) for store in stores]
     with pytest.raises(ConfigError, match="in pairs"):
         evaluate(stores, labels[0], checkpoint=checkpoint)
+
+
+def test_the_command_scores_pairs_within_the_masks_beside_their_labels_unless_told_otherwise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = []
+    for name, planes in (("a", 1), ("b", 2)):
+        shape = [planes, 64, 64]
+        make_store(tmp_path / f"{name}.zarr", SIZES * planes, volume={"kind": "npy", "shape": shape})
+        ink, mask = np.zeros((64, 64), np.uint8), np.zeros((64, 64), np.uint8)
+        ink[10:20], mask[:32] = 255, 255
+        Image.fromarray(ink).save(tmp_path / f"{name}_inklabels.png")
+        Image.fromarray(mask).save(tmp_path / f"{name}_supervision_mask.png")
+        words += ["--store", str(tmp_path / f"{name}.zarr")]
+        words += ["--labels", str(tmp_path / f"{name}_inklabels.png")]
+    assert run(["evaluate", *words, "--threshold", "0", "--thresholds", "0:1:1", "--json"]) == 0
+    found = capsys.readouterr()
+    result = json.loads(found.out)
+    assert found.err.count("(found beside the labels") == 2
+    assert result["precision"] == pytest.approx(10 / 32)  # above 0 is every pixel within the masks
+    assert [one["tiles"] for one in result["stores"]] == [1, 2]
+    assert [row["recall"] for row in result["thresholds"]["rows"]] == [1.0, 0.0]
+    print_evaluation(result)
+    shown = capsys.readouterr().out
+    assert "each store by itself" in shown
+    assert "thresholds (* best f05)" in shown
+    assert run(["evaluate", *words[:4], "--supervision", "none", "--threshold", "0", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["precision"] == pytest.approx(10 / 64)
+    assert run(["evaluate", *words[:4], *["--supervision", "none"] * 2]) == 2
 
 
 def test_labelled_tiles_that_are_not_encoded_are_counted_and_said(tmp_path: Path) -> None:
