@@ -20,6 +20,8 @@ from test_zarr_volume import LAYOUTS, pixels, write_array, write_pyramid
 from volume_servers import VolumeServer, write_certificate
 
 from embedcache.cli.app import run as command
+from embedcache.encode import EncodeOptions
+from embedcache.encode.identity.refusals import command_line
 from embedcache.errors import EmbedcacheError, StorageError, VolumeError
 from embedcache.remote import sources
 from embedcache.remote.kept import KeptFiles
@@ -377,3 +379,10 @@ def test_what_a_killed_process_left_behind_is_cleared_away_and_what_is_being_wri
     kept.keep("deep/c", b"chunk")
     assert bytes(KeptFiles(tmp_path / "kept", 100).read("deep/c") or b"") == b"chunk"
     assert kept.read("deep/d") is None
+
+
+def test_a_command_for_copying_shows_no_password() -> None:
+    line = command_line(EncodeOptions(volume="https://me:secret@host/v.zarr?token=abc", tile=512))
+    assert "https://host/v.zarr" in line
+    assert "secret" not in line
+    assert "abc" not in line

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ import click
 from embedcache.cli.app import app
 from embedcache.cli.common import cache_dir_option, json_option, say_certificates
 from embedcache.cli.defaults import training_data
-from embedcache.cli.output import print_json, print_pairs
+from embedcache.cli.output import print_json
 from embedcache.cli.signals import interruptible
-from embedcache.encode.sizes import readable_bytes
+from embedcache.cli.training_output import print_training
 from embedcache.errors import EXIT_SOME_FAILED, counted
 from embedcache.progress import Terminal
 from embedcache.train.option_checks import AMP, CHECK_READS, RESIDENT, SCHEDULES, VIEWS
@@ -215,7 +214,7 @@ def train(
     with interruptible() as stop:
         run = run_train(*chosen, out=out, progress=Terminal(), stop=stop, **wishes)
     if speaks():
-        _print(run.summary, as_json)
+        print_training(run.summary, as_json)
 
 
 def _sweep(
@@ -240,44 +239,3 @@ def _sweep(
 def _one_or_each(paths: tuple[str, ...]) -> str | tuple[str, ...] | None:
     """A path for all stores, or one for each in their order; None when none was given."""
     return paths if len(paths) > 1 else next(iter(paths), None)
-
-
-def _figures(summary: Mapping[str, Any]) -> list[tuple[str, object]]:
-    """The figures with how they were asked; those of prompts that know the truth apart."""
-    from embedcache.train.run import measured_prompts
-
-    metric, interactive = str(summary["metric"]), summary.get("interactive")
-    asked = f"(prompts {measured_prompts(dict(summary))}, {summary['prompt_source']})"
-    rows: list[tuple[str, object]] = [
-        ("best " + metric, f"{summary['best']:.4g} {asked}"),
-        ("untrained", f"{summary['baseline'][metric]:.4g} {asked}"),
-    ]
-    if interactive:
-        rows.append(
-            ("interactive " + metric, f"{interactive[metric]:.4g} (prompts {summary['prompts']}, oracle)")
-        )
-    return [*rows, ("trained with", f"prompts {summary['prompts']}")]
-
-
-def _print(summary: Mapping[str, Any], as_json: bool) -> None:
-    if as_json:
-        print_json(summary)
-        return
-    print_pairs(
-        "train",
-        [
-            ("run", summary["run"]),
-            *_figures(summary),
-            ("split", summary["split_rule"]),
-            ("steps", summary["steps"]),
-            ("time", f"{summary['seconds']:.1f} s"),
-            ("samples per second", summary["samples_per_second"]),
-            ("waiting for data", f"{100 * summary['data_wait_fraction']:.1f} %"),
-            ("peak memory", readable_bytes(summary["peak_memory_bytes"])),
-            ("checkpoint", summary["checkpoint"]),
-        ],
-    )
-    click.echo(f"Next: embedcache report {summary['run']}", err=True)
-    click.echo(
-        f"or:   embedcache predict --checkpoint {summary['checkpoint']} --volume V --output O", err=True
-    )

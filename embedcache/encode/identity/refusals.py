@@ -9,6 +9,7 @@ from pathlib import Path
 from embedcache.encode.options import REENCODE, EncodeOptions
 from embedcache.encode.recipe import RECIPE_FIELDS
 from embedcache.errors import MismatchError
+from embedcache.remote import is_remote, without_password
 
 Differences = dict[str, tuple[object, object]]
 
@@ -76,8 +77,9 @@ def new_store(store: Path) -> Path:
 
 
 def command_line(options: EncodeOptions, *, like: str | None = None, **changes: object) -> str:
-    """The ``encode`` command of some options, without those that are defaults, ready to be copied."""
-    words = ["embedcache", "encode", "--volume", options.volume]
+    """The ``encode`` command of some options, without defaults and passwords, ready to be copied."""
+    volume = without_password(options.volume) if is_remote(options.volume) else options.volume
+    words = ["embedcache", "encode", "--volume", volume]
     if like is not None:
         words += ["--like", like]
     for option in fields(EncodeOptions):
