@@ -155,7 +155,7 @@ class Labels:
         if not self._masks and self.ignore is None:
             return numbers
         keep = [self.counts(store.tile(int(number)))[1] > 0 for number in numbers]
-        return numbers[np.array(keep, dtype=bool)]
+        return np.asarray(numbers[np.array(keep, dtype=bool)])
 
     def uncounted(self, store: EmbeddingStore) -> int:
         """How many tiles on labelled planes are left out because no pixel of them counts."""
