@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             stores,
             [fragment / "inklabels.png" for fragment in wish.fragments],
             supervision=tuple(fragment / "mask.png" for fragment in wish.fragments),
-            val=f"store:{index + 1}",
+            val=f"store:#{index + 1}",  # always the number: fragments are called 1, 2, 3
             task="semantic",
             progress=tell,
             **door.training(wish, f"{wish.name}-without-{name}"),

@@ -160,3 +160,9 @@ def test_bare_train_with_a_data_file_leaves_one_fragment_out_by_its_name(
     assert config["options"]["supervision"] == [str(tmp_path / f"f{n}/mask.png") for n in (1, 2, 3)]
     assert run(["train", "--store", "s1.zarr", "--data", "pairs.toml"]) == 2
     assert "leave --data out" in capsys.readouterr().err
+
+
+def test_a_name_of_the_file_is_not_taken_for_a_fragment_that_is_called_by_a_number(tmp_path: Path) -> None:
+    pairs = [f'[[data]]\nstore = "{n}.zarr"\nlabels = "{n}.png"\nname = "f{n}"\n' for n in (2, 1)]
+    data = write(tmp_path / "pairs.toml", "".join(pairs))
+    assert training_data((), (), tmp_path, data=str(data), val="store:f2, 1").val == "store:#1,1"

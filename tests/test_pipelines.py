@@ -103,8 +103,8 @@ def test_stamp_boxes_says_what_training_with_boxes_brings(
 
 
 def made_fragments(folder: Path) -> list[str]:
-    """Two fragments of nine layers."""
-    return [str(write_fragment(folder / f"f{n}", planes=9, side=64, seed=n)) for n in (1, 2)]
+    """Two fragments of nine layers, called by numbers that are not their places."""
+    return [str(write_fragment(folder / f"{n}", planes=9, side=64, seed=n)) for n in (2, 1)]
 
 
 def test_xray_ink_holds_each_fragment_out_once_and_submits_them(
@@ -114,12 +114,12 @@ def test_xray_ink_holds_each_fragment_out_once_and_submits_them(
     out = tmp_path / "out"
     words = [*fragments, "--out", str(out), "--channels", "depth:2-3,4-4,5-6", *SMALL]
     figures = xray_ink.main(words)
-    assert [row["fragment"] for row in figures["fragments"]] == ["f1", "f2"]
+    assert [row["fragment"] for row in figures["fragments"]] == ["2", "1"]
     assert {row["prompt_source"] for row in figures["fragments"]} == {"free"}
-    spaces = {ec.open_store(out / f"{name}.zarr").embedding_space for name in ("f1", "f2")}
+    spaces = {ec.open_store(out / f"{name}.zarr").embedding_space for name in ("1", "2")}
     assert len(spaces) == 1
     lines = (out / "run_submission.csv").read_text().splitlines()
-    assert [line.split(",")[0] for line in lines] == ["Id", "f1", "f2"]
+    assert [line.split(",")[0] for line in lines] == ["Id", "2", "1"]
     capsys.readouterr()
     assert xray_ink.main(words) == figures
     assert capsys.readouterr().err.count("is finished; nothing is left to do") == 2

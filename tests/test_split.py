@@ -225,6 +225,20 @@ def test_stores_are_held_out_by_name_or_number_with_all_of_the_same_volume(
     assert all(f"{index + 1} (" in split.rule for index in held)
 
 
+def test_a_number_after_a_hash_is_never_the_name_of_a_fragment(tmp_path: Path) -> None:
+    stores, labels = [], []
+    for name in ("2", "1"):
+        masks = blob_labels(1, 64, 64, seed=int(name))
+        stores.append(make_store(tmp_path / f"{name}.zarr", masks, tile=32))
+        labels.append(open_labels(save_labels(tmp_path / f"{name}.npy", masks), stores[-1]))
+    assert [index for index, _ in make_split(stores, labels, "store:1").val] == [1], (
+        "the one that is called 1"
+    )
+    assert [index for index, _ in make_split(stores, labels, "store:#1").val] == [0]
+    with pytest.raises(ConfigError, match="no store is called '#3'"):
+        make_split(stores, labels, "store:#3")
+
+
 @pytest.mark.parametrize(
     ("spec", "says"),
     [

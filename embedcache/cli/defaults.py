@@ -211,11 +211,11 @@ def _mask(option: str, given: str | None, beside: Path | None) -> str | None:
 
 
 def _named(val: str, names: Sequence[str]) -> str:
-    """``--val store:NAME`` with the names that a data file gives as numbers, which is what training knows."""
+    """``--val store:NAME`` with the names of a data file as ``#2``: another fragment may be called 2."""
     if not val.startswith(STORE_PREFIX):
         return val
     words = [word.strip() for word in val.removeprefix(STORE_PREFIX).split(",")]
-    return STORE_PREFIX + ",".join(str(names.index(word) + 1) if word in names else word for word in words)
+    return STORE_PREFIX + ",".join(f"#{names.index(word) + 1}" if word in names else word for word in words)
 
 
 def _one_or_each(values: Sequence[str | None]) -> Paths:

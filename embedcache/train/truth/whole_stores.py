@@ -45,7 +45,7 @@ def last_store(tiles: Tiles, families: list[int]) -> Choice:
 
 
 def named_stores(stores: Sequence[EmbeddingStore], tiles: Tiles, spec: str) -> Choice:
-    """Hold out stores by name or number (``store:f2``, ``store:1,3``), with the others of the same volumes.
+    """Hold out stores by name or number (``store:f2``, ``store:1,#3``), with the others of the same volumes.
 
     Raises
     ------
@@ -76,17 +76,20 @@ def store_names(store: EmbeddingStore) -> tuple[str, ...]:
 
 
 def _named(stores: Sequence[EmbeddingStore], word: str, spec: str) -> int:
-    """The index of the store that a word means: a name first, then a number from 1."""
-    found = [index for index, store in enumerate(stores) if word in store_names(store)]
-    if not found and word.isdigit() and 1 <= int(word) <= len(stores):
-        found = [int(word) - 1]
+    """The index of the store that a word means: a name first, then a number from 1; ``#2`` is always a number."""
+    number = word.removeprefix("#")
+    found = [index for index, store in enumerate(stores) if word == number and word in store_names(store)]
+    if not found and number.isdecimal() and 1 <= int(number) <= len(stores):
+        found = [int(number) - 1]
     if len(found) == 1:
         return found[0]
     listing = "\n".join(
         f"  {number}. {' or '.join(store_names(store)[:2])}" for number, store in enumerate(stores, 1)
     )
     which = f"{len(found)} stores are called {word!r}" if found else f"no store is called {word!r}"
-    raise ConfigError(f"--val {spec}: {which}; there are:\n{listing}", hint="Give the number of one.")
+    raise ConfigError(
+        f"--val {spec}: {which}; there are:\n{listing}", hint="Give the number of one: store:#1."
+    )
 
 
 def held_by_mask(stores: Sequence[EmbeddingStore], labels: Sequence[Labels], tiles: Tiles) -> Choice:
