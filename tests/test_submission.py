@@ -44,6 +44,25 @@ def test_masks_of_several_fragments_come_back_from_their_table(
         np.testing.assert_array_equal(np.asarray(Image.open(path)), mask * 255)
 
 
+def test_a_table_that_is_joined_is_not_written_over(tmp_path: Path, masks: dict[str, np.ndarray]) -> None:
+    tables = [submit([tmp_path / f"{name}.png"], tmp_path / f"{name}.csv") for name in ("a", "b")]
+    before = tables[0].read_bytes()
+    with pytest.raises(InputError, match=r"a\.csv is what is"):
+        submit(tables, tables[0])
+    assert tables[0].read_bytes() == before
+
+
+def test_a_mask_of_0_and_1_is_not_taken_for_an_empty_one_below_a_threshold(
+    tmp_path: Path, masks: dict[str, np.ndarray]
+) -> None:
+    with pytest.raises(InputError, match="holds 0 and 1, a mask"):
+        submit([tmp_path / "b.png"], tmp_path / "sub.csv", threshold=0.5)
+    assert not (tmp_path / "sub.csv").exists()
+    np.save(tmp_path / "n.npy", masks["b"])  # booleans go up to 1
+    lines = read_submission(submit([tmp_path / "n.npy"], tmp_path / "sub.csv", threshold=0.5))
+    assert lines == {"n": encode_runs(masks["b"])}
+
+
 def test_any_form_of_a_mask_gives_the_same_line(tmp_path: Path, masks: dict[str, np.ndarray]) -> None:
     mask = masks["a"]
     tifffile.imwrite(tmp_path / "t.tif", mask.astype(np.uint16) * 65535)

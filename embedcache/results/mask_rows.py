@@ -43,7 +43,8 @@ def mask_runs(path: str | Path, threshold: float | None = None) -> str:
     Raises
     ------
     InputError
-        When it has several planes, is coloured, or has several values and there is no threshold.
+        When it has several planes, is coloured, has several values and there is no threshold, or is a mask of 0
+        and 1 and there is one.
     """
     with closing(open_volume(path, read_memory=BLOCK_PIXELS)) as volume:
         if volume.n_planes != 1:
@@ -57,6 +58,7 @@ def mask_runs(path: str | Path, threshold: float | None = None) -> str:
         writer = RunWriter()
         for rows in _blocks(volume):
             writer.add(found.of(rows))
+    found.require_probabilities()
     return writer.text()
 
 
@@ -76,6 +78,7 @@ class _Foreground:
         self._path = path
         self._threshold = threshold
         self._value: Any = None
+        self._most = 0
         if threshold is None and dtype.kind == "f":
             raise InputError(f"{path} holds probabilities ({dtype}), not a mask.", hint=PROBABILITIES_HINT)
         self._whole = float(np.iinfo(dtype).max) if dtype.kind in "iu" else 1.0
@@ -83,6 +86,7 @@ class _Foreground:
     def of(self, rows: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         """Where the foreground is; NaN is none."""
         if self._threshold is not None:
+            self._most = max(self._most, int(rows.max())) if self._whole > 1 else 0
             return np.asarray(rows > self._threshold * self._whole, dtype=np.bool_)
         found = np.asarray(rows != 0, dtype=np.bool_)
         values = rows[found]
@@ -97,6 +101,14 @@ class _Foreground:
                 hint=PROBABILITIES_HINT,
             )
         return found
+
+    def require_probabilities(self) -> None:
+        """Refuse a mask of 0 and 1 with a threshold: nothing in it would be above, and it would seem empty."""
+        if self._most == 1:
+            raise InputError(
+                f"{self._path} holds 0 and 1, a mask and no probabilities up to {self._whole:g}.",
+                hint="Submit masks without --threshold, and give the csv that comes out beside probabilities.",
+            )
 
 
 def stem_of(path: str | Path) -> str:

@@ -126,7 +126,11 @@ def write_submission(path: str | Path, masks: Mapping[str, Mask], *, threshold: 
         raise InputError("A submission needs at least one mask.")
     if threshold is not None and not 0.0 <= threshold <= 1.0:
         raise InputError(f"--threshold is {threshold}; it is a probability between 0 and 1.")
-    files = [str(mask) for mask in masks.values() if isinstance(mask, str | Path)]
+    files = [
+        mask.path if isinstance(mask, Line) else str(mask)
+        for mask in masks.values()
+        if not isinstance(mask, np.ndarray)
+    ]
     check_place(output, sources=files, probabilities=False)
 
     def lines() -> Iterator[bytes]:
