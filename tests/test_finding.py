@@ -152,6 +152,17 @@ def test_beside_an_address_nothing_is_looked_for_and_no_password_is_shown() -> N
     assert "secret" not in str(caught.value)
 
 
+def test_a_level_of_labels_has_the_companions_of_its_pyramid(tmp_path: Path) -> None:
+    lay(
+        tmp_path,
+        "s_inklabels.zarr/.zgroup",
+        "s_inklabels.zarr/1/",
+        "s_supervision_mask.zarr/",
+        "1/inklabels.png",
+    )
+    assert companions(tmp_path / "s_inklabels.zarr/1") == (tmp_path / "s_supervision_mask.zarr", None)
+
+
 def test_labels_of_other_names_have_no_companions(tmp_path: Path) -> None:
     lay(tmp_path, "truth.tif", "mask.png", "truth_supervision_mask.tif")
     assert companions(tmp_path / "truth.tif") == (None, None)

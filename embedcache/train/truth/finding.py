@@ -114,7 +114,7 @@ def companions(labels: Path) -> tuple[Path | None, Path | None]:
     ConfigError
         When two are equally good.
     """
-    path = Path(labels).expanduser().absolute()
+    path = _group_of(Path(labels).expanduser().absolute())
     base, version = _versioned(_stem(path.name))
     layered = any((path.parent / name).is_dir() for name in _LAYERS)
     for name in LABEL_NAMES:
@@ -134,9 +134,7 @@ def _plain(source: str) -> str:
 
 
 def _place_of(source: str) -> _Place:
-    path = Path(_plain(source)).expanduser().absolute()
-    while path.name.isdigit() and _is_zarr(path.parent):  # a level of a pyramid
-        path = path.parent
+    path = _group_of(Path(_plain(source)).expanduser().absolute())
     folder = path.parent
     if path.name in _LAYERS:
         return _Place(folder, (folder.name,), layered=True)
@@ -147,6 +145,13 @@ def _place_of(source: str) -> _Place:
     if (folder / "surface_volume").is_dir():  # one of a fragment's images
         return _Place(folder, (folder.name, *_names(path.name)), layered=True)
     return _Place(folder, _names(path.name))
+
+
+def _group_of(path: Path) -> Path:
+    """The pyramid of a level; any other path as it is."""
+    while path.name.isdigit() and _is_zarr(path.parent):
+        path = path.parent
+    return path
 
 
 def _is_zarr(folder: Path) -> bool:
