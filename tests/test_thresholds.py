@@ -165,6 +165,8 @@ def test_pixels_of_several_stores_are_counted_together_and_each_by_itself(tmp_pa
     assert [row["store"] for row in rows] == [str(store.path) for store in stores]
     with pytest.raises(ConfigError, match="in pairs"):
         evaluate(stores, labels[0], checkpoint=checkpoint)
+    with pytest.raises(ConfigError, match=r"f1\.zarr was given twice"):
+        evaluate([*stores, stores[0].path], [*labels, labels[0]], checkpoint=checkpoint)
 
 
 def test_the_command_scores_pairs_within_the_masks_beside_their_labels_unless_told_otherwise(

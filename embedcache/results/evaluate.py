@@ -23,7 +23,16 @@ from embedcache.errors import counted
 from embedcache.progress import Progress, Silent
 from embedcache.results.about import store_origin
 from embedcache.results.as_trained import own_file
-from embedcache.results.evaluated_pairs import Each, OpenedPair, Stores, Truths, asked_with, open_pair, paired
+from embedcache.results.evaluated_pairs import (
+    Each,
+    OpenedPair,
+    Stores,
+    Truths,
+    asked_with,
+    open_pair,
+    paired,
+    require_once,
+)
 from embedcache.results.evaluation import Evaluation, keep
 from embedcache.results.measuring import Measuring, truth_of_plane
 from embedcache.results.opened import as_checkpoint, probability_threshold, untrained_threshold
@@ -111,6 +120,7 @@ def evaluate(
     level = probability_threshold(trained, threshold)
     ladder = _ladder(thresholds)
     opened = [open_pair(pair, trained, split) for pair in pairs]
+    require_once([one.store for one in opened])
     asked = asked_with(opened, trained, prompts)
     told = _Told(asked, level, untrained_threshold(trained, asked), ladder)
     how = _How(resolve_device(device), batch_size or DECODER_BATCH, tell)

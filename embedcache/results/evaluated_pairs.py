@@ -15,6 +15,7 @@ from embedcache.store import EmbeddingStore
 from embedcache.train.checkpoint import Checkpoint, check_space
 from embedcache.train.questions.prompts import check_prompts
 from embedcache.train.truth.labels import Labels
+from embedcache.train.truth.split import store_identity
 
 One = str | Path
 Each = One | Sequence[One | None] | None
@@ -106,6 +107,20 @@ def open_pair(pair: Pair, trained: Checkpoint | None, split: str | None) -> Open
     tiles = choose_tiles(store, truth, trained, split)
     # of a run that was given a validation mask only the pixels of that mask validate
     return OpenedPair(pair, store, truth.validating() if tiles.part == "val" else truth, tiles)
+
+
+def require_once(stores: Sequence[EmbeddingStore]) -> None:
+    """Refuse a store that was given twice: each of its pixels would count twice among all.
+
+    Raises
+    ------
+    ConfigError
+        Naming it.
+    """
+    known = [store_identity(store) for store in stores]
+    twice = next((store for store, own in zip(stores, known, strict=True) if known.count(own) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"{twice.address} was given twice; each of its pixels would count twice.")
 
 
 def asked_with(opened: Sequence[OpenedPair], trained: Checkpoint | None, prompts: str | None) -> str:
