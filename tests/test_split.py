@@ -290,12 +290,14 @@ def test_what_a_validation_mask_touches_validates_and_only_what_lies_in_it_count
     assert "v.npy" in split.rule
 
 
+@pytest.mark.parametrize("supervised_by_plane", [False, True])
 def test_a_place_that_a_mask_holds_out_on_one_plane_is_not_learnt_on_another_with_the_same_label(
-    tmp_path: Path,
+    tmp_path: Path, supervised_by_plane: bool
 ) -> None:
     mask = np.zeros((2, 64, 128), np.uint8)
     mask[1, :, 32:64] = 1
-    store, labels = masked(tmp_path, mask, MASKED[:1])
+    more = {"supervision": save_labels(tmp_path / "u.npy", np.ones_like(mask))} if supervised_by_plane else {}
+    store, labels = masked(tmp_path, mask, MASKED[:1], **more)
     assert labels.same_for_all_planes
     split = make_split(store, labels)
     ((_, val),), ((_, train),) = split.val, split.train

@@ -116,8 +116,9 @@ def held_by_mask(stores: Sequence[EmbeddingStore], labels: Sequence[Labels], til
         of_tiles = [stores[index].tile(int(tiles.number[row])) for row in own]
         touched[own] = [label.held_out(tile) for tile in of_tiles]
         if label.same_for_all_planes:  # what is held out on one plane would be learnt on another
-            places = {label.key(tile) for tile, row in zip(of_tiles, own, strict=True) if touched[row]}
-            beside = np.array([label.key(tile) in places for tile in of_tiles], dtype=np.bool_)
+            laid = [(tile.y0, tile.x0, tile.height, tile.width) for tile in of_tiles]
+            places = {place for place, row in zip(laid, own, strict=True) if touched[row]}
+            beside = np.array([place in places for place in laid], dtype=np.bool_)
         else:
             beside = touched[own]
         for tile, row in zip(of_tiles, own, strict=True):
