@@ -17,6 +17,9 @@ MICROMETRES = {
 }  # fmt: skip
 """OME-Zarr's units of length."""
 
+MOST_LEVELS = 64
+"""A server that says yes to any name has no more of them; each level is half of the one before."""
+
 Three = tuple[float, float, float]
 
 
@@ -55,7 +58,7 @@ def read_pyramid(group: Tree) -> Pyramid:
             hint="Give the path of the array inside it.",
         ) from error
     paths: list[str] = []
-    while array_metadata(group.child(str(len(paths)))) is not None:
+    while len(paths) < MOST_LEVELS and array_metadata(group.child(str(len(paths)))) is not None:
         paths.append(str(len(paths)))
     return Pyramid(tuple(paths), None, (None,) * len(paths))
 
