@@ -2,7 +2,7 @@
 
 What a server does not have is remembered, for it is the fill value and not worth a second request. A server that
 may not tell whether a file exists (an object store of which one may not list the names) refuses with 403: that
-means "missing" only where it gives the array's own metadata at the same time.
+means "missing" only where it gives the array's own metadata right after it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import os
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,8 +21,9 @@ from pathlib import Path
 from embedcache.errors import StorageError, VolumeError
 from embedcache.files import Buffer, digest_json, sha256_hex
 from embedcache.remote.fetched import Fetched
-from embedcache.remote.kept import KeptFiles
+from embedcache.remote.kept import DIGESTS, KeptFiles
 from embedcache.remote.sources import FILE_LIMIT, RefusedError, Source, again_and_again
+from embedcache.remote.witness import Witness
 
 CHUNKS = Path("~/.cache/embedcache/chunks")
 """Where chunks are kept, unless $EMBEDCACHE_CHUNKS names another folder."""
@@ -42,9 +45,6 @@ MISSING_REMEMBERED = 1 << 20
 
 ENDS_BYTES = 16 << 20
 """Of the ends of files (a shard's index is there), which are asked for with every chunk of a shard."""
-
-WITNESS_SECONDS = 5.0
-"""How long a server that gave the metadata counts as one that gives what it has."""
 
 Key = tuple[str, int, int | None]
 
@@ -71,9 +71,9 @@ class ChunkSource:
     ) -> None:
         self.url, self.parallel = url, parallel
         self._source = source
-        self._kept = None if folder is None or limit <= 0 else KeptFiles(folder, limit)
-        self._folder = sha256_hex(url.encode())
-        self._digest = self._witness = ""
+        self._kept = None if folder is None or limit <= 0 else KeptFiles(folder, limit, only=DIGESTS)
+        self._folder, self._digest = sha256_hex(source.identity.encode()), ""
+        self._witness, self._anew = Witness(lambda: None), 0
         self._longest = FILE_LIMIT
         self._lock = threading.Lock()
         self._asking = threading.BoundedSemaphore(parallel)
@@ -81,7 +81,7 @@ class ChunkSource:
         self._missing: dict[str, None] = {}
         self._ends: OrderedDict[Key, Buffer] = OrderedDict()
         self._fetched = Fetched()
-        self._failures, self._seen = 0, float("-inf")
+        self._failures = 0
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
 
     @property
@@ -103,14 +103,13 @@ class ChunkSource:
 
         Parameters
         ----------
-        digest : str
-            Of the array's metadata: chunks of a volume that was replaced are others.
-        witness : str
-            Name of the metadata's file.
+        digest, witness : str
+            Digest of the array's metadata (a volume that was replaced has other chunks), and its file's name.
         raw_bytes : int
             Decoded bytes of what one file holds.
         """
-        self._digest, self._witness, self._longest = digest, witness, raw_bytes + LONGER
+        self._digest, self._longest = digest, raw_bytes + LONGER
+        self._witness = Witness(partial(self._ask, (witness, 0, None), FILE_LIMIT))
 
     def metadata(self, name: str) -> bytes | None:
         """A whole small file, asked for anew; None where there is none.
@@ -159,6 +158,18 @@ class ChunkSource:
                 del self._flights[key]
         return mine.result()
 
+    @contextmanager
+    def anew(self) -> Iterator[None]:
+        """Meanwhile nothing that was kept is taken: it may have come damaged."""
+        with self._lock:
+            self._anew += 1
+            self._ends.clear()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._anew -= 1
+
     def close(self) -> None:
         """Let go of the threads."""
         with self._lock:
@@ -170,7 +181,7 @@ class ChunkSource:
 
     def _load(self, key: Key) -> Buffer | None:
         name = f"{self._folder}/{digest_json([self._digest, *key])}"
-        body: Buffer | None = None if self._kept is None else self._kept.read(name)
+        body: Buffer | None = None if self._kept is None or self._anew else self._kept.read(name)
         if body is not None:
             self._count(from_disk=1)
         else:
@@ -190,7 +201,7 @@ class ChunkSource:
             return None
         except StorageError as error:
             refused = error.status if isinstance(error, RefusedError) else 0
-            if refused == 403 and self._gives_what_it_has():
+            if refused == 403 and self._witness.gives(time.monotonic()):
                 self._remember_missing(key[0])
                 return None
             if refused in (401, 403):
@@ -214,17 +225,6 @@ class ChunkSource:
             self._missing[name] = None
             if len(self._missing) > MISSING_REMEMBERED:
                 del self._missing[next(iter(self._missing))]
-
-    def _gives_what_it_has(self) -> bool:
-        """Whether the server gives the array's metadata just now, so that it refuses nobody."""
-        if time.monotonic() - self._seen < WITNESS_SECONDS:
-            return True
-        try:
-            self._ask((self._witness, 0, None), FILE_LIMIT)
-        except (FileNotFoundError, StorageError):
-            return False
-        self._seen = time.monotonic()
-        return True
 
     def _failed(self, error: StorageError) -> VolumeError | StorageError:
         """The error of one chunk; after too many in a row that of the whole volume."""

@@ -18,6 +18,7 @@ class FsspecSource:
     """
 
     def __init__(self, url: str) -> None:
+        self.identity = url
         try:
             import fsspec
 

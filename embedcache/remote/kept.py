@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -22,6 +23,9 @@ _CRC_BYTES = 4
 ABANDONED_SECONDS = 3600
 """A file that was begun so long ago was left behind by a process that was killed."""
 
+DIGESTS = re.compile(r"[0-9a-f]{64}/[0-9a-f]{64}")
+"""Names in a folder that may hold other people's files too."""
+
 Chunk = memoryview | None
 
 
@@ -34,12 +38,14 @@ class KeptFiles:
         Made when it is missing; what another process kept there is found.
     limit : int
         Bytes of all files.
+    only : Pattern, optional
+        Names that are this folder's own; files of other names are neither counted nor ever removed.
     """
 
-    def __init__(self, folder: Path, limit: int) -> None:
+    def __init__(self, folder: Path, limit: int, *, only: re.Pattern[str] | None = None) -> None:
         self._folder, self._limit = folder, limit
         self._lock = threading.Lock()
-        self._sizes = OrderedDict((name, size) for _, name, size in sorted(_files_of(folder)))
+        self._sizes = OrderedDict((name, size) for _, name, size in sorted(_files_of(folder, only)))
         self._total = sum(self._sizes.values())
         self._evict(0)
 
@@ -147,15 +153,18 @@ def _crc(payload: Buffer) -> bytes:
     return crc32c(payload).to_bytes(_CRC_BYTES, "little")
 
 
-def _files_of(folder: Path) -> Iterator[tuple[int, str, int]]:
+def _files_of(folder: Path, only: re.Pattern[str] | None) -> Iterator[tuple[int, str, int]]:
     """When each file at or below a folder was used last, its name from there, and its bytes."""
     for place, _, names in os.walk(folder):
         for name in names:
             path = Path(place, name)
+            partial, inside = path.suffix == PARTIAL_SUFFIX, path.relative_to(folder).as_posix()
+            if only is not None and only.fullmatch(inside.rsplit(".", 2)[0] if partial else inside) is None:
+                continue
             with suppress(FileNotFoundError):  # another process makes room too
                 status = path.stat(follow_symlinks=False)
-                if path.suffix == PARTIAL_SUFFIX:
+                if partial:
                     if time.time() - status.st_mtime > ABANDONED_SECONDS:
                         remove_quietly(path)
                 else:
-                    yield status.st_mtime_ns, path.relative_to(folder).as_posix(), status.st_size
+                    yield status.st_mtime_ns, inside, status.st_size

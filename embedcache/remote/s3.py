@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import requests
 
 from embedcache.errors import InputError, StorageError
+from embedcache.remote.address import without_password
 from embedcache.remote.bodies import reason_of
 from embedcache.remote.sources import TIMEOUT_SECONDS, HttpSource, RefusedError, again_and_again
 
@@ -53,7 +54,7 @@ class S3Source(HttpSource):
         parts = urlsplit(url)
         self.bucket, self.key = parts.netloc.rpartition("@")[2], parts.path.strip("/")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}", self.bucket):
-            raise InputError(f"{url} names no bucket; expected s3://BUCKET/KEY.")
+            raise InputError(f"{without_password(url)} names no bucket; expected s3://BUCKET/KEY.")
         super().__init__(url)
         self._shown = f"s3://{self.bucket}"
         self._region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or DEFAULT_REGION
@@ -61,6 +62,11 @@ class S3Source(HttpSource):
         self._credentials = None if anon or (anon is None and self.bucket in OPEN_BUCKETS) else _credentials()
         if anon is False and self._credentials is None:
             raise InputError(f"{self._shown}: no credentials were found to sign with.", hint=KEYS_HINT)
+
+    @property
+    def identity(self) -> str:
+        """See :class:`~embedcache.remote.sources.Source`: another endpoint has other buckets."""
+        return f"{self._endpoint or ''} {self._shown}/{self.key}"
 
     def names(self, folder: str) -> list[str] | None:
         """See :class:`~embedcache.remote.sources.Source`; None where listing is refused."""

@@ -35,6 +35,10 @@ Found = TypeVar("Found")
 class Source(Protocol):
     """A folder that is not on this machine."""
 
+    @property
+    def identity(self) -> str:
+        """What tells its files from those of any other; may hold secrets, so only digests of it are kept."""
+
     def read(self, name: str, first: int = 0, length: int | None = None, *, limit: int = FILE_LIMIT) -> bytes:
         """A file's bytes from ``first`` on, so many of them, or all; FileNotFoundError where there is none.
 
@@ -84,6 +88,11 @@ class HttpSource:
             None if parts.username is None else (unquote(parts.username), unquote(parts.password or ""))
         )
         self._own = threading.local()
+
+    @property
+    def identity(self) -> str:
+        """See :class:`Source`: the address with its query, which may choose between volumes."""
+        return f"{self._url}?{self._query}" if self._query else self._url
 
     def read(self, name: str, first: int = 0, length: int | None = None, *, limit: int = FILE_LIMIT) -> bytes:
         """See :class:`Source`."""

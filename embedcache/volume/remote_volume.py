@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+import numpy.typing as npt
 import zarr
 
 from embedcache.errors import InputError, StorageError, VolumeError
@@ -18,7 +19,9 @@ from embedcache.remote.sources import RefusedError
 from embedcache.remote.zarr_store import SourceStore
 from embedcache.volume.array_volume import ArrayVolume
 from embedcache.volume.axes import Axes
+from embedcache.volume.pieces import Piece
 from embedcache.volume.tree import ARRAY_FILES, GROUP_FILES
+from embedcache.volume.volume import DECODE_ERRORS
 from embedcache.volume.zarr_volume import FoundArray, describe, find_array, open_array
 
 OTHER_ENDINGS = (
@@ -106,6 +109,15 @@ class RemoteVolume(ArrayVolume):
     def fetched(self) -> Fetched:
         """What was asked of the server since it was opened."""
         return self.chunk_source.fetched
+
+    def _fetch(self, piece: Piece) -> npt.NDArray[Any]:
+        try:
+            return super()._fetch(piece)
+        except VolumeError as error:
+            if not isinstance(error.__cause__, DECODE_ERRORS):
+                raise
+        with self.chunk_source.anew():  # what is kept here may be what came on a bad day
+            return super()._fetch(piece)
 
 
 def open_remote(
