@@ -36,10 +36,10 @@ def training(wish: argparse.Namespace, name: str | None = None) -> dict[str, Any
     return {"out": out, "resume": out.exists(), **lengths}
 
 
-def show(figures: Mapping[str, object], page: Path, out: Path) -> None:
-    """Print the figures as JSON, keep them in ``figures.json``, and say where the report lies."""
+def show(figures: Mapping[str, object], page: Path, wish: argparse.Namespace) -> None:
+    """Print the figures as JSON, keep them beside what else the training made, and say where the report lies."""
     text = json.dumps(figures, indent=2)
-    (out / "figures.json").write_text(text + "\n")
+    (wish.out / f"{wish.name}_figures.json").write_text(text + "\n")
     print(text)
     print(f"report: {page}", file=sys.stderr)
 

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
     figures = ec.evaluate(store, wish.labels, checkpoint=run.checkpoint, progress=tell).to_dict()
     ec.predict(store, run.checkpoint, wish.out / f"{wish.name}_masks.tif", progress=tell)
-    door.show(figures, ec.report(run), wish.out)
+    door.show(figures, ec.report(run), wish)
     return figures
 
 

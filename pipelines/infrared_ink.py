@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     otsu = otsu_figures(store, images, ink, parchment if parchment.is_dir() else None, held_out)
     figures |= {"otsu": otsu, "dice_above_otsu": figures["dice"] - otsu["dice"]}
     ec.predict(store, run.checkpoint, wish.out / f"{wish.name}_masks", progress=tell)
-    door.show(figures, ec.report(run), wish.out)
+    door.show(figures, ec.report(run), wish)
     tell.say(compared(figures["dice"], otsu["dice"], untrained=figures["untrained"]))
     return figures
 

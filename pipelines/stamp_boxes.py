@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         store, run.checkpoint, wish.out / f"{wish.name}_masks", boxes=wish.boxes, progress=tell
     )
     draw_pages(wish, store, run, before, after)
-    door.show(figures, ec.report(run), wish.out)
+    door.show(figures, ec.report(run), wish)
     tell.say(table(figures))
     return figures
 

@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
     figures = {"f05": statistics.fmean(row["f05"] for row in rows), "fragments": rows}
     figures["submission"] = str(ec.submit(list(masks.values()), wish.out / f"{wish.name}_submission.csv"))
-    door.show(figures, ec.report(runs), wish.out)
+    door.show(figures, ec.report(runs), wish)
     return figures
 
 

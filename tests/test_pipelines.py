@@ -99,6 +99,7 @@ def test_stamp_boxes_says_what_training_with_boxes_brings(
     with Image.open(out / "run_pictures" / "page_2.png") as picture:
         assert picture.size == (3 * 60, 64)
     assert stamp_boxes.main([*words, *SMALL]) == figures
+    assert json.loads((out / "run_figures.json").read_text()) == figures
     assert "is finished; nothing is left to do" in capsys.readouterr().err
 
 
