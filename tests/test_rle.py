@@ -78,6 +78,8 @@ def test_runs_that_touch_each_other_are_painted() -> None:
         ("1 " + "9" * 30, "beyond any plane"),
         ("\u0661 2", "no number"),
         ("1 99999999999", "ends beyond"),
+        ("1 2\n5 1", "no number"),
+        ("1 2\u00a05 1", "no number"),
     ],
 )
 def test_what_is_no_mask_of_the_plane_is_refused_with_its_place(cell: str, words: str) -> None:

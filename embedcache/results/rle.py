@@ -143,7 +143,7 @@ def read_runs(cell: str, *, where: str = "run lengths") -> tuple[Runs, Runs]:
 def _words(cell: str, where: str) -> Runs:
     """The numbers of a cell, at most :data:`MOST_PIXELS` each so that sums of two are exact."""
     if _NUMBERS.fullmatch(cell) is None:
-        strange = next(word for word in cell.split() if _NUMBERS.fullmatch(word) is None)
+        strange = next((word for word in cell.split() if _NUMBERS.fullmatch(word) is None), cell)
         raise InputError(f"{where}: {strange[:40]!r} is no number that counts pixels.")
     too_long = _TOO_LONG.search(cell)
     if too_long is not None:
