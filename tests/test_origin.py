@@ -19,6 +19,8 @@ BUCKET = "s3://vesuvius-challenge-open-data"
         (f"{BUCKET}/PHerc0139/volumes/x.zarr", OPEN),
         ("https://data.aws.ash2txt.org/samples/PHerc0139/volumes/x.zarr", OPEN),
         ("https://vesuvius-challenge-open-data.s3.us-east-1.amazonaws.com/PHerc0139/volumes/x.zarr", OPEN),
+        ("https://s3.us-east-1.amazonaws.com/vesuvius-challenge-open-data/PHerc0139/volumes/x.zarr", OPEN),
+        ("https://example.org/vesuvius-challenge-open-data/x.zarr", ""),
         (f"{DL}/full-scrolls/Scroll5/PHerc172.volpkg/volumes_zarr/20241024131838.zarr", OPEN),
         (
             f"{DL}/full-scrolls/Scroll1/PHercParis4.volpkg/volumes_zarr_standardized/54keV_7.91um_Scroll1A.zarr",

@@ -84,9 +84,14 @@ class KnownSource:
     def matches(self, place: str) -> bool:
         """Whether a path or address is one of these data's."""
         address = urlsplit(place) if is_remote(place) else None
-        if address is not None and (address.hostname or "").lower().split(".s3.")[0] in self.hosts:
-            return True
         path = place if address is None else unquote(address.path)
+        if address is not None:
+            host = (address.hostname or "").lower()
+            bucket = (
+                path.split("/")[1:2] if re.match(r"s3[.-]", host) else []
+            )  # s3.us-east-1.amazonaws.com/BUCKET
+            if {re.split(r"\.s3[.-]", host)[0], *bucket} & set(self.hosts):
+                return True
         return bool(self.parts) and any(re.fullmatch(self.parts, part) for part in path.split("/"))
 
 
