@@ -104,6 +104,13 @@ def test_a_chunk_that_was_kept_damaged_is_fetched_again(tmp_path: Path) -> None:
         assert server.chunks_asked.total() == asked
 
 
+def test_files_that_a_server_sends_compressed_are_decompressed(tmp_path: Path) -> None:
+    values = pixels()
+    write_array(tmp_path / "there" / "a.zarr", values, chunks=(20, 50, 35), compressors=None)
+    with VolumeServer(tmp_path / "there", encoding="gzip") as server:
+        np.testing.assert_array_equal(first_plane(f"{server.url}/a.zarr"), values[0])
+
+
 def test_a_server_that_has_every_name_is_not_asked_for_ever() -> None:
     with VolumeServer(lambda name: b"{}") as server:
         with pytest.raises(VolumeError, match="cannot be opened"):

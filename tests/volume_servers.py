@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import ssl
 import threading
 import time
@@ -41,6 +42,8 @@ class VolumeServer:
         Status of what is not there.
     moved : str, optional
         The region that every request is sent on to, as Amazon does it.
+    encoding : str, optional
+        ``gzip``: what is sent whole is compressed on the way, whatever was asked for.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class VolumeServer:
         user: str | None = None,
         missing: int = 404,
         moved: str | None = None,
+        encoding: str | None = None,
     ) -> None:
         self.files, self.schedule, self.user, self.missing = files, list(schedule), user, missing
         self.asked: Counter[str] = Counter()
@@ -60,7 +64,7 @@ class VolumeServer:
         self.now = self.most = 0
         self.retry_after: str | None = None
         self.send_on: str | None = None
-        self.moved = moved
+        self.moved, self.encoding = moved, encoding
         self.wait = 0.0
         self._lock = threading.Lock()
         server = self
@@ -146,6 +150,9 @@ class VolumeServer:
         if fault == "long":
             data += b"x" * (3 << 20)
         request.send_response(200 if asked is None else 206)
+        if self.encoding == "gzip" and asked is None:
+            data = gzip.compress(data)
+            request.send_header("Content-Encoding", "gzip")
         if asked is not None:
             request.send_header("Content-Range", f"bytes */{total}")
         request.send_header("Content-Length", str(len(data)))

@@ -113,7 +113,10 @@ class HttpSource:
                     hint="Copy it to this machine, or serve it by a server that knows byte ranges.",
                 )
             said = answer.headers.get("Content-Length", "")
-            size = int(said) if said.isdigit() else None
+            encoded = (
+                "Content-Encoding" in answer.headers
+            )  # though it was not asked for: buckets keep files so
+            size = int(said) if said.isdigit() and not encoded else None
             most = limit if length is None else length
             if size is not None and size > most:
                 raise OSError(f"{size} bytes were offered, at most {most} were expected")
