@@ -167,6 +167,27 @@ def test_a_segment_is_its_layers_not_the_mask_beside_them(tmp_path: Path) -> Non
     assert identity(segment) == identity(segment / "layers")
 
 
+@pytest.mark.parametrize("name", ["{}.tif", "slice_{:03}.tif"])
+def test_numbered_slices_are_a_volume_by_themselves_whatever_lies_beside_them(
+    tmp_path: Path, name: str
+) -> None:
+    folder = tmp_path / "scans"
+    write_layers(folder / "layers", SURFACE[:2])
+    for number, plane in enumerate(SURFACE[2:5]):
+        tifffile.imwrite(folder / name.format(number), plane)
+    with open_volume(folder) as volume:
+        assert (volume.source, volume.n_planes) == (str(folder), 3)
+
+
+def test_a_store_of_embeddings_in_a_folder_of_its_name_is_no_volume_of_it(tmp_path: Path) -> None:
+    folder = tmp_path / "page"
+    for inside in ("image_embeddings", "journal"):
+        (folder / "page.zarr" / inside).mkdir(parents=True)
+    tifffile.imwrite(folder / "scan.tif", SURFACE[0])
+    with open_volume(folder) as volume:
+        assert volume.n_planes == 1
+
+
 def test_of_several_surface_volumes_one_must_be_named(tmp_path: Path) -> None:
     write_ome(tmp_path / "surface-volumes" / "2.400um-78keV-volume-1.zarr")
     assert open_volume(tmp_path).voxel_size == (2.4, 2.4, 2.4)

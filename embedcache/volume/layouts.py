@@ -177,10 +177,13 @@ def _zarrs_of(folder: Path) -> list[Path]:
 
 
 def _in_segment(folder: Path) -> Found | None:
+    if _holds_slices(folder):
+        return None  # a volume by itself, whatever else lies in it
     choices = [folder / LAYERS] if (folder / LAYERS).is_dir() else []
     choices += [path for path in _folders(folder / SURFACES) if path.suffix in (".zarr", ".tifs")]
-    if (folder / f"{folder.name}.zarr").is_dir():
-        choices.append(folder / f"{folder.name}.zarr")
+    own = folder / f"{folder.name}.zarr"
+    if own.is_dir() and not (own / "image_embeddings").is_dir():
+        choices.append(own)
     elif not choices and (folder / TIFXYZ[0]).is_file() and is_tifxyz(folder):  # a segment under another name
         zarrs = [path for path in _folders(folder) if path.suffix == ".zarr"]
         choices = [path for path in zarrs if not _NO_VOLUME.search(path.stem)]
@@ -197,6 +200,18 @@ def _in_segment(folder: Path) -> Found | None:
 
 def _one_of(folder: Path, layout: str, choices: list[Path]) -> Found:
     return Found(choices[0], layout) if len(choices) == 1 else Found(folder, layout, tuple(choices))
+
+
+def _holds_slices(folder: Path) -> bool:
+    """Whether images in it are numbered, as ``00.tif`` and ``01.tif``, or ``a7.png`` and ``a8.png``."""
+    stems = (PurePosixPath(entry.name) for entry in folder.iterdir())
+    numbered = [
+        re.fullmatch(r"(.*?)\d+", name.stem)
+        for name in stems
+        if name.suffix.lower() in IMAGE_SUFFIXES + TIFF_SUFFIXES and not _NO_VOLUME.search(name.stem)
+    ]
+    before = [match[1] for match in numbered if match]
+    return len(before) > len(set(before))
 
 
 def _holds_pixels(folder: Path) -> bool:
