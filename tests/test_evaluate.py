@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -221,3 +222,25 @@ def test_wrong_stores_labels_and_splits_are_refused(
         evaluate(store, tmp_path / "missing.npy")
     with pytest.raises(ConfigError, match="--split"):
         evaluate(store, labels, split="test")
+
+
+def test_of_a_run_with_a_validation_mask_only_what_lies_in_it_counts(
+    tmp_path: Path, store: EmbeddingStore, labels: Path
+) -> None:
+    mask = np.zeros((2, 64, 96), np.uint8)
+    mask[1, 10:50, 5:40] = 1
+    np.save(tmp_path / "v.npy", mask)
+    opened = open_labels(labels, store, validation=tmp_path / "v.npy")
+    split = make_split(store, opened)
+    checkpoint = make_checkpoint(tmp_path / "c.safetensors", store, split=split.to_dict())
+    with pytest.raises(ConfigError, match="opened without that mask"):  # nobody says where the mask is
+        evaluate(store, labels, checkpoint=checkpoint)
+    with pytest.raises(ConfigError, match="opened without that mask"):
+        evaluate(store, open_labels(labels, store), checkpoint=checkpoint)
+    (tmp_path / "config.json").write_text(json.dumps({"options": {"validation": str(tmp_path / "v.npy")}}))
+    found = evaluate(store, labels, checkpoint=checkpoint)
+    masks, truth = np.stack(list(predict(store, checkpoint))), np.load(labels) > 0
+    assert found.figures.dice == pytest.approx(by_hand(masks & (mask > 0), truth & (mask > 0)))
+    assert evaluate(store, opened, checkpoint=checkpoint) == found
+    everywhere = evaluate(store, labels, checkpoint=checkpoint, split="all").figures
+    assert everywhere.dice == pytest.approx(by_hand(masks, truth))

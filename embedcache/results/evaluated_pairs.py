@@ -15,7 +15,7 @@ from embedcache.store import EmbeddingStore
 from embedcache.train.checkpoint import Checkpoint, check_space
 from embedcache.train.questions.prompts import check_prompts
 from embedcache.train.truth.labels import Labels
-from embedcache.train.truth.split import store_identity
+from embedcache.train.truth.split import Split, store_identity
 
 One = str | Path
 Each = One | Sequence[One | None] | None
@@ -105,8 +105,20 @@ def open_pair(pair: Pair, trained: Checkpoint | None, split: str | None) -> Open
         else labels_as_trained(pair.labels, store, trained, pair.supervision)
     )
     tiles = choose_tiles(store, truth, trained, split)
+    if trained is not None and tiles.part == "val":
+        _require_its_mask(trained, truth)
     # of a run that was given a validation mask only the pixels of that mask validate
     return OpenedPair(pair, store, truth.validating() if tiles.part == "val" else truth, tiles)
+
+
+def _require_its_mask(trained: Checkpoint, truth: Labels) -> None:
+    """Refuse labels without the mask within which a run validates: pixels beside it would count."""
+    split = Split.from_dict(trained.split)
+    if split.kind == "mask" and truth.validation_source is None:
+        raise ConfigError(
+            f"Of this run {split.rule}; the labels {truth.source} were opened without that mask.",
+            hint="Give the labels' path and the run's folder, or labels that are opened with validation=MASK.",
+        )
 
 
 def require_once(stores: Sequence[EmbeddingStore]) -> None:
