@@ -184,6 +184,17 @@ def test_the_picture_is_of_a_coarser_level_also_where_one_array_was_given(
 # --- as a user gives it -------------------------------------------------------------------------------------
 
 
+def test_the_query_of_an_address_goes_along_to_the_other_levels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBEDCACHE_CHUNKS", str(tmp_path / "chunks"))
+    write_ome(tmp_path / "p.zarr", np.resize(VALUES, (2, 1040, 16)))
+    with VolumeServer(tmp_path) as server:
+        figures = told(capsys, f"{server.url}/p.zarr/0?token=a/b", "--thumbnail", tmp_path / "t.png")
+        assert figures["thumbnail"]["level"] == 1
+        assert all(request["path"].endswith("?token=a/b") for request in server.seen)
+
+
 def test_a_fragment_and_a_volpkg_by_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

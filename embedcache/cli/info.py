@@ -79,7 +79,8 @@ def _at_level(options: EncodeOptions, level: int) -> Volume:
     try:
         return open_source_of(replace(options, level=level))
     except VolumeError:
-        group = options.volume.rstrip("/").rpartition("/")[0]
+        parts = options.volume.partition("?") if is_remote(options.volume) else (options.volume, "", "")
+        group = parts[0].rstrip("/").rpartition("/")[0] + parts[1] + parts[2]
         return open_source_of(replace(options, volume=group, level=level))
 
 
