@@ -65,6 +65,12 @@ def test_an_address_is_kept_without_its_password() -> None:
     assert found == Origin(url="https://example.org/a/x.zarr")
 
 
+def test_an_address_that_was_told_is_kept_without_a_password_too() -> None:
+    found = origin_of("/data/v.zarr", url="https://me:secret@host/get?id=7")
+    assert found.url == "https://host/get?id=7"
+    assert origin_of("/data/v.zarr", url="a disk from Anna").url == "a disk from Anna"
+
+
 @pytest.mark.parametrize("name", ["LICENSE", "LICENCE.txt", "LICENSE_source"])
 def test_texts_beside_the_volume_are_kept_and_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes("MIT Licence © Ärger\r\nfree\x00\x1b of charge".encode())

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from embedcache.remote import is_remote, without_password
 from embedcache.volume.layouts import LAYERS, SURFACE, strip_scheme
@@ -146,7 +146,7 @@ def origin_of(
     Origin
         Empty where nothing is known; see :data:`UNKNOWN_LICENCE`.
     """
-    address = url or (without_password(source).rstrip("/") if is_remote(source) else "")
+    address = _without_user(url) or (without_password(source).rstrip("/") if is_remote(source) else "")
     known = next((one for one in KNOWN if any(map(one.matches, (source, address)))), None)
     told = Origin(address, licence.strip(), citation.strip())
     if known is not None:
@@ -159,6 +159,12 @@ def origin_of(
     if not beside or not source or is_remote(source) or (told.licence and told.citation):
         return told
     return _with_texts(told, _folders_of(source))
+
+
+def _without_user(url: str) -> str:
+    """An address that was told: its query says what was fetched, a user and a password who did."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if is_remote(url) else url
 
 
 def _folders_of(source: str) -> list[Path]:
