@@ -71,3 +71,10 @@ def test_a_run_does_not_go_on_with_views_that_were_encoded_since_it_began(tmp_pa
     with pytest.raises(MismatchError) as told:
         check_resumable(tmp_path, config | {"views": [more]}, {}, None)
     assert "views 0, 4 in 8 tiles" in str(told.value.differences)
+
+
+def test_masks_for_another_number_of_stores_are_refused() -> None:
+    options = TrainOptions(supervision=("a.png", "b.png"))
+    assert options.supervision_of(1, 2) == "b.png"
+    with pytest.raises(ConfigError, match="1 store, but supervision masks were given for 2"):
+        options.supervision_of(0, 1)

@@ -172,7 +172,7 @@ class TrainOptions:
 def _of_store(value: Paths, what: str, index: int, stores: int) -> str | Path | None:
     if isinstance(value, tuple):
         if len(value) != stores:
-            raise ConfigError(f"{what} given for {len(value)}, but there are {counted(stores, 'store')}.")
+            raise ConfigError(f"{counted(stores, 'store')}, but {what} were given for {len(value)}.")
         return value[index]
     return value
 
