@@ -333,3 +333,11 @@ def test_a_level_that_is_damaged_spoils_no_other(tmp_path: Path) -> None:
     (path / "1" / ".zarray").write_text("{")
     (path / "2" / ".zarray").unlink()
     assert open_volume(path).levels == ((20, 50, 70), (), ())
+
+
+def test_chunks_of_no_pixels_are_refused(tmp_path: Path) -> None:
+    path = write_array(tmp_path / "a.zarr", pixels(), chunks=(20, 50, 35))
+    metadata = json.loads((path / ".zarray").read_text())
+    (path / ".zarray").write_text(json.dumps({**metadata, "chunks": [0, 50, 35]}))
+    with pytest.raises(VolumeError, match="hold nothing"):
+        open_volume(path)

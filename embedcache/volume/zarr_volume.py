@@ -147,6 +147,8 @@ def open_array(found: FoundArray) -> tuple[Any, Axes]:
                 error, "Check that its .zarray or zarr.json is complete and that its codecs are installed."
             ),
         ) from error
+    if min(array.chunks, default=1) < 1:
+        raise VolumeError(f"{found.tree.name}: chunks of {tuple(array.chunks)} pixels hold nothing.")
     return array, axes_of(array.shape, found.tree.name, found.pyramid.axes)
 
 
