@@ -216,3 +216,15 @@ def test_a_full_output_is_a_storage_failure_and_no_bug(folder, capsys, monkeypat
     monkeypatch.setattr("sys.stdout", Full())
     assert run(["status", "--json"]) == 6
     assert "No space left" in capsys.readouterr().err
+
+
+def test_too_little_memory_is_no_bug_of_ours(folder, capsys):
+    claim = {"zarr_format": 2, "shape": [10**14, 512, 512], "chunks": [1, 512, 512], "dtype": "|u1"}
+    claim |= {"compressor": None, "fill_value": 0, "order": "C", "filters": None}
+    (folder / "v.zarr").mkdir()
+    (folder / "v.zarr" / ".zarray").write_text(json.dumps(claim))
+    assert run(["info", "v.zarr"]) == 2
+    said = capsys.readouterr().err
+    assert "too little memory" in said
+    assert "--level" in said
+    assert "bug" not in said

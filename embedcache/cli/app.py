@@ -15,7 +15,15 @@ import click
 from click.core import ParameterSource
 
 from embedcache.cli.config import CONFIG_NAME, read_config
-from embedcache.errors import EXIT_BUG, EXIT_DONE, EXIT_SIGINT, EXIT_STORAGE, EmbedcacheError, Interrupted
+from embedcache.errors import (
+    EXIT_BUG,
+    EXIT_DONE,
+    EXIT_SIGINT,
+    EXIT_STORAGE,
+    EmbedcacheError,
+    InputError,
+    Interrupted,
+)
 from embedcache.files import storage_error
 from embedcache.heap import keep_freed_memory
 
@@ -30,6 +38,12 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 
 ALTERNATIVES = (("store", "volume"), ("steps", "epochs"), ("data", "stores"), ("data", "labels"))
 """Parameters of which a command takes only one."""
+
+
+LESS_MEMORY = (
+    "A volume's tile table has 40 bytes for each of its tiles, whatever is selected: a coarser --level or larger "
+    "--tile make it smaller. --read-memory bounds the pixels that are kept, --batch-size what the encoder takes."
+)
 
 
 class Command(click.Command):
@@ -164,6 +178,9 @@ def run(arguments: Sequence[str]) -> int:
         # The reader of our output went away (as `| head` does): no fault, but Python would complain at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
+    except MemoryError as error:
+        _show(InputError(f"There is too little memory: {error or 'none is left'}.", hint=LESS_MEMORY))
+        return InputError.exit_code
     except OSError as error:
         _show(storage_error(error, Path(error.filename or "standard output")))
         return EXIT_STORAGE
