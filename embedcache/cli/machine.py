@@ -25,7 +25,7 @@ from embedcache.sam.registry import MODELS, ModelEntry
 from embedcache.sam.search import candidates
 
 PACKAGES = ("torch", "segment-anything", "zarr", "numcodecs", "dask", "numpy", "click", "rich")
-EXTRAS = {"hdf5": "h5py", "nifti": "nibabel"}
+EXTRAS = {"hdf5": "h5py", "nifti": "nibabel", "nrrd": "pynrrd", "remote": "botocore"}
 
 
 @app.command(short_help="The whole path on a made-up scroll.", epilog="Example: embedcache demo --infrared")

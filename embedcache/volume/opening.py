@@ -185,8 +185,8 @@ def _open_folder(folder: Path, level: int) -> Volume:
         )
     if not images and not tiffs:
         raise VolumeError(
-            f"{folder} holds neither Zarr metadata (.zgroup, .zarray, zarr.json, 0/.zarray) nor image files "
-            f"({', '.join(IMAGE_SUFFIXES + TIFF_SUFFIXES)}).",
+            f"{folder} {'holds' if any(folder.iterdir()) else 'is empty: it holds'} neither Zarr metadata (.zgroup, "
+            f".zarray, zarr.json, 0/.zarray) nor image files ({', '.join(IMAGE_SUFFIXES + TIFF_SUFFIXES)}).",
             hint=_folders_inside(folder) or f"Formats that open: {KNOWN_FORMATS}.",
         )
     if level:
@@ -245,4 +245,4 @@ def _is_hdf5(text: str) -> bool:
 
 def _nearest(path: Path) -> str:
     parents = [parent for parent in path.absolute().parents if parent.is_dir()]
-    return f"The nearest folder that exists is {parents[0]}." if parents else "Check the path."
+    return f"The nearest folder that exists is {parents[0].resolve()}." if parents else "Check the path."

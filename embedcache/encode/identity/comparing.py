@@ -74,6 +74,8 @@ def compare(
     VolumeError
         When a tile cannot be read: whether it changed is then not known.
     """
+    if not len(numbers):
+        return Comparison(0, {})
     wanted = np.zeros(len(store), dtype=np.bool_)
     wanted[numbers] = True
     reading = plan_reading(volume, preprocess, store.table, wanted, store.shard_tiles)
