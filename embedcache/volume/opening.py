@@ -185,8 +185,8 @@ def _open_folder(folder: Path, level: int) -> Volume:
         )
     if not images and not tiffs:
         raise VolumeError(
-            f"{folder} {'holds' if any(folder.iterdir()) else 'is empty: it holds'} neither Zarr metadata (.zgroup, "
-            f".zarray, zarr.json, 0/.zarray) nor image files ({', '.join(IMAGE_SUFFIXES + TIFF_SUFFIXES)}).",
+            f"{folder} {'holds' if any(folder.iterdir()) else 'is empty: it holds'} neither Zarr metadata ("
+            f".zgroup, .zarray, zarr.json, 0/.zarray) nor image files ({', '.join(IMAGE_SUFFIXES + TIFF_SUFFIXES)}).",
             hint=_folders_inside(folder) or f"Formats that open: {KNOWN_FORMATS}.",
         )
     if level:
