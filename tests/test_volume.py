@@ -143,9 +143,11 @@ def test_a_missing_path_is_refused_and_the_nearest_folder_named(tmp_path: Path) 
 
 
 def test_an_empty_folder_and_an_unknown_ending_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(VolumeError, match="holds neither Zarr metadata"):
+    with pytest.raises(VolumeError, match="is empty"):
         open_volume(tmp_path)
     (tmp_path / "v.docx").write_bytes(b"x")
+    with pytest.raises(VolumeError, match="holds neither Zarr metadata"):
+        open_volume(tmp_path)
     with pytest.raises(VolumeError, match=r"end in '\.docx' are not known") as error:
         open_volume(tmp_path / "v.docx")
     assert "OME-Zarr" in str(error.value)

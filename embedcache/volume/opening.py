@@ -11,7 +11,7 @@ from embedcache.remote import is_remote, without_password
 from embedcache.volume.cache import CACHE_BYTES
 from embedcache.volume.folder import natural_key
 from embedcache.volume.formats import known_formats
-from embedcache.volume.layouts import Found, resolve_layout, strip_scheme
+from embedcache.volume.layouts import Found, image_hint, resolve_layout, strip_scheme
 from embedcache.volume.meta import check_whole, read_meta, said_shape, voxel_size_in_name, voxel_size_of
 from embedcache.volume.remote_volume import open_remote
 from embedcache.volume.volume import IMAGE_SUFFIXES, TIFF_SUFFIXES, Volume, way_out
@@ -109,7 +109,8 @@ def _open(text: str, level: int, asked: _Asked) -> Volume:
         return _open(str(found.path), level, _Asked())
     if asked.image is not None or asked.fragment:
         option = f"--image {asked.image}: " if asked.image is not None else "fragment:"
-        raise VolumeError(f"{option}{text} is no fragment folder (it is a file).")
+        hint = image_hint(Path(text).absolute(), asked.image)
+        raise VolumeError(f"{option}{text} is no fragment folder (it is a file).", hint=hint)
     volume = _open_file(text)
     if level:
         volume.close()
@@ -185,8 +186,10 @@ def _open_folder(folder: Path, level: int) -> Volume:
         )
     if not images and not tiffs:
         raise VolumeError(
-            f"{folder} {'holds' if any(folder.iterdir()) else 'is empty: it holds'} neither Zarr metadata ("
-            f".zgroup, .zarray, zarr.json, 0/.zarray) nor image files ({', '.join(IMAGE_SUFFIXES + TIFF_SUFFIXES)}).",
+            f"{folder} is empty."
+            if not any(folder.iterdir())
+            else f"{folder} holds neither Zarr metadata (.zgroup, .zarray, zarr.json, 0/.zarray) nor image files "
+            f"({', '.join(IMAGE_SUFFIXES + TIFF_SUFFIXES)}).",
             hint=_folders_inside(folder) or f"Formats that open: {KNOWN_FORMATS}.",
         )
     if level:
