@@ -86,6 +86,12 @@ def test_an_image_that_is_not_there_is_refused_with_what_is(tmp_path: Path) -> N
     assert f"--image ir: {tmp_path} is no fragment folder (it lacks surface_volume/)" in refusal(
         tmp_path, image="ir"
     )
+    assert "--image is for fragment folders; leave it out." in refusal(tmp_path, image="ir")
+    for inside in ("surface_volume", "ir.png"):
+        assert f"Give {folder} with --image ir." in refusal(folder / inside, image="ir")
+    (tmp_path / "photo").mkdir()
+    Image.fromarray(VALUES[0]).save(tmp_path / "photo" / "ir.png")
+    assert f"fragment:{tmp_path}/photo with --image ir" in refusal(tmp_path / "photo", image="ir")
     assert "is no fragment folder (it is a file)" in refusal(f"fragment:{folder}/ir.png")
     assert "does not exist" in refusal(f"fragment:{tmp_path}/nowhere")
     assert "folders of this machine" in refusal("fragment:https://host/a")

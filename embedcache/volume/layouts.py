@@ -123,23 +123,36 @@ def _is_fragment(folder: Path) -> bool:
     return (folder / SURFACE).is_dir() and any((folder / name).is_file() for name in BESIDE_SURFACE)
 
 
+def image_hint(path: Path, image: str | None) -> str:
+    """What to do about ``--image`` or ``fragment:`` beside the path of what is no fragment's folder."""
+    if image is None:
+        return f"A fragment is a folder with {SURFACE}/ and {', '.join(BESIDE_SURFACE)}."
+    if _is_fragment(path.parent):
+        return f"Give {path.parent} with --image {image}."
+    if _image_in(path, image) is not None:
+        return f"{SCHEME}{path} with --image {image} takes it without {SURFACE}/."
+    return "--image is for fragment folders; leave it out."
+
+
+def _image_in(folder: Path, image: str) -> Path | None:
+    """The file or folder that ``--image`` names, with or without its ending; None where it is not there."""
+    named = PurePosixPath(image).name == image != ".."
+    endings = ("", ".png", *TIFF_SUFFIXES, *IMAGE_SUFFIXES) if named else ()
+    return next(filter(Path.exists, (folder / (image + end) for end in endings)), None)
+
+
 def _in_fragment(folder: Path, image: str | None, *, named: bool) -> Found:
     asked = image or "surface"
     if asked == "surface" or not named:
         if not (folder / SURFACE).is_dir():
             what = f"--image {image}: {folder}" if image else str(folder)
             raise VolumeError(
-                f"{what} is no fragment folder (it lacks {SURFACE}/).",
-                hint=f"A fragment is a folder with {SURFACE}/ and {', '.join(BESIDE_SURFACE)}; "
-                f"fragment:{folder} takes one as it is.",
+                f"{what} is no fragment folder (it lacks {SURFACE}/).", hint=image_hint(folder, image)
             )
         if asked == "surface":
             return Found(folder / SURFACE, "fragment")
-    endings = ("", ".png", *TIFF_SUFFIXES, *IMAGE_SUFFIXES)
-    if PurePosixPath(asked).name == asked != "..":
-        path = next((folder / (asked + end) for end in endings if (folder / (asked + end)).exists()), None)
-        if path is not None:
-            return Found(path, "fragment")
+    if (path := _image_in(folder, asked)) is not None:
+        return Found(path, "fragment")
     names = sorted(
         (entry.name for entry in folder.iterdir() if not entry.name.startswith(".")), key=natural_key
     )
