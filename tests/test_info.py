@@ -67,7 +67,7 @@ def test_people_get_one_line_of_intensities(tmp_path: Path, capsys: pytest.Captu
     np.save(tmp_path / "v.npy", VALUES)
     assert run(["info", str(tmp_path / "v.npy"), "--tile", "16"]) == 0
     out = capsys.readouterr().out
-    assert "76,800 pixels," in out
+    assert "76,800 sampled values," in out
     assert "0 NaN)" in out
     assert "write 36 of 36 tiles of 16, 72.0 MiB, channels repeat, window 0:255" in out
 

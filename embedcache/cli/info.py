@@ -125,7 +125,10 @@ def _would(opened: Volume, options: EncodeOptions) -> tuple[dict[str, Any], tupl
     named = options.window is not None and is_named(options.window)
     try:
         preprocess = resolve_preprocess(
-            opened, channels=options.channels, window=None if named else options.window
+            opened,
+            channels=options.channels,
+            window=None if named else options.window,
+            recipe_from=options.recipe_from,
         )
     except VolumeError as error:
         if options.window is not None or options.channels is not None:
@@ -200,7 +203,7 @@ def _in_words(figures: dict[str, Any]) -> list[tuple[str, object]]:
     told["origin"] = "; ".join(first_line(text) for text in told["origin"].values() if text) or None
     told["intensities"] = (
         f"{counted['edges'][0]:g} {sparkline(counted['counts'])} {counted['edges'][-1]:g} (heights logarithmic; "
-        f"{counted['sampled_pixels']:,} pixels, {counted['zeros']:,} zero, {counted['nan']:,} NaN)"
+        f"{counted['sampled_pixels']:,} sampled values, {counted['zeros']:,} zero, {counted['nan']:,} NaN)"
     )
     told["encode would"] = _would_in_words(would)
     if picture is not None:

@@ -99,6 +99,8 @@ class EncodeOptions:
         A tile is empty where no pixel is above this, in the source's units.
     citation, source_url : str
         How the data wants to be cited, and where it was fetched; kept in the store's provenance.
+    recipe_from : str
+        The store or checkpoint whose recipe these options have; set by :func:`options_from`, for messages.
     """
 
     volume: str
@@ -141,6 +143,7 @@ class EncodeOptions:
     empty_threshold: float = 0.0
     citation: str = ""
     source_url: str = ""
+    recipe_from: str = ""
 
     def __post_init__(self) -> None:
         """Refuse values that no volume could make right."""
@@ -199,7 +202,7 @@ def options_from(volume: str | Path, wishes: Mapping[str, Any], like: object = N
     ConfigError
         A wish that is no option.
     """
-    names = {option.name for option in fields(EncodeOptions)}
+    names = {option.name for option in fields(EncodeOptions)} - {"recipe_from"}
     unknown = sorted(set(wishes) - names)
     if unknown:
         raise ConfigError(
@@ -215,7 +218,10 @@ def options_from(volume: str | Path, wishes: Mapping[str, Any], like: object = N
         if size in given:
             given[size] = parse_bytes(given[size], f"--{size.replace('_', '-')}")
     options = EncodeOptions(volume=str(volume), **given)
-    return options if like is None else options.with_recipe(recipe_of(like))
+    if like is None:
+        return options
+    origin = "" if isinstance(like, Mapping) else str(getattr(like, "path", None) or like)
+    return replace(options.with_recipe(recipe_of(like)), recipe_from=origin)
 
 
 def parse_tile(text: object) -> int | None:

@@ -115,10 +115,14 @@ def _resolve(
     """The preprocessing, and the figures of the volume where its window was asked for by name."""
     name = canonical_window(options.window, volume)
     if not is_named(name):
-        return resolve_preprocess(volume, channels=options.channels, window=options.window), None
+        settled = resolve_preprocess(
+            volume, channels=options.channels, window=options.window, recipe_from=options.recipe_from
+        )
+        return settled, None
     if inside_mask(name) and options.mask is None:
         raise mask_missing(name)
-    recipe = resolve_channels(volume, options.channels)  # refused before anything is read
+    # refused before anything is read
+    recipe = resolve_channels(volume, options.channels, options.recipe_from)
 
     def look() -> None:
         number = stop()

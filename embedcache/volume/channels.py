@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.errors import VolumeError
+from embedcache.errors import VolumeError, counted
 from embedcache.volume.tuples import Triple, draw_tuples, is_random, parse_random
 from embedcache.volume.volume import Volume
 
@@ -45,14 +45,37 @@ def canonical(channels: str) -> str:
     )
 
 
-def resolve_channels(volume: Volume, channels: str | None) -> str:
+def resolve_channels(volume: Volume, channels: str | None, recipe_from: str = "") -> str:
     """The colour recipe of a volume, written in its one way; the default where none is given.
+
+    Parameters
+    ----------
+    volume : Volume
+    channels : str or None
+        As given, or of a recipe.
+    recipe_from : str
+        The store or checkpoint whose recipe it is; empty: the user's own wish.
 
     Raises
     ------
     VolumeError
         When the recipe does not fit the volume.
     """
+    try:
+        return _fitting(volume, channels)
+    except VolumeError as error:
+        if not recipe_from or not channels:
+            raise
+        kind = "in colour" if volume.channels == 3 else "grey"
+        if (volume.channels == 3) == (channels == "rgb"):
+            kind = f"{kind} and has {counted(volume.n_planes, 'plane')}" if volume.uniform else "a collection"
+        raise VolumeError(
+            f"The recipe of {recipe_from} has --channels {channels}, and {volume.source} is {kind}: this model "
+            "cannot be used on it.",
+        ) from error
+
+
+def _fitting(volume: Volume, channels: str | None) -> str:
     recipe = canonical(channels) if channels else ("rgb" if volume.channels == 3 else "repeat")
     if volume.channels == 3 and recipe != "rgb":
         raise VolumeError(

@@ -22,7 +22,7 @@ TEXT_BYTES = 4096
 
 AS_KNOWN = "as known to this version of embedcache; the data's own page decides"
 
-UNKNOWN_LICENCE = "licence of the data: unknown; --licence records it"
+UNKNOWN_LICENCE = "licence of the data: unknown; encode --licence records it"
 """What a new store says when nobody told."""
 
 _LICENCES = ("LICENSE*", "LICENCE*")

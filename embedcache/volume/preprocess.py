@@ -170,7 +170,7 @@ class Preprocess:
 
 
 def resolve_preprocess(
-    volume: Volume, *, channels: str | None = None, window: str | None = None
+    volume: Volume, *, channels: str | None = None, window: str | None = None, recipe_from: str = ""
 ) -> Preprocess:
     """Settle colours and intensity window for a volume, once.
 
@@ -183,6 +183,8 @@ def resolve_preprocess(
     window : str, optional
         See :func:`embedcache.volume.window.resolve_window`; by default ``"dtype"`` for 8-bit pixels, else
         ``"p1:p99"``.
+    recipe_from : str
+        The store or checkpoint whose recipe ``channels`` is; empty: the user's own wish.
 
     Raises
     ------
@@ -191,7 +193,7 @@ def resolve_preprocess(
     """
     from embedcache.volume.window import resolve_window
 
-    return Preprocess(resolve_channels(volume, channels), resolve_window(volume, window))
+    return Preprocess(resolve_channels(volume, channels, recipe_from), resolve_window(volume, window))
 
 
 def windowed(pixels: npt.NDArray[Any], window: tuple[float, float]) -> npt.NDArray[np.float32]:

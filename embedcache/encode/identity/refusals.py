@@ -86,7 +86,9 @@ def command_line(options: EncodeOptions, *, like: str | None = None, **changes: 
         name = option.name
         value = changes.get(name, getattr(options, name))
         given = name in changes or value != getattr(ONLY_DEFAULTS, name)
-        skipped = name in ("volume", "cache_dir") or (like is not None and name in RECIPE_FIELDS)
+        skipped = name in ("volume", "cache_dir", "recipe_from") or (
+            like is not None and name in RECIPE_FIELDS
+        )
         if given and not skipped:
             words += _option(name, value)
     return shlex.join(words)
