@@ -47,8 +47,11 @@ def test_images_are_found_by_name_or_stem(tmp_path: Path) -> None:
     assert len(boxes.of_tile(store.tile(2))) == 0
     assert (boxes.count, boxes.alignment) == (3, "3 boxes on 2 of 3 planes")
     path = write_boxes(tmp_path / "b.csv", *[(name, 1, 1, 2, 2) for name in "xyzx"], header=header)
-    with pytest.raises(LabelError, match="names 3 images that the store does not have: x, y, z"):
+    with pytest.raises(
+        LabelError, match=r"names 3 images .*: x \(line 2\), y \(line 3\), z \(line 4\)\."
+    ) as caught:
         open_boxes(path, store)
+    assert "There are 3 planes: a.png, sub/b.tif, c.png." in str(caught.value.hint)
 
 
 def test_a_stem_that_two_images_have_is_refused(tmp_path: Path) -> None:
@@ -62,7 +65,7 @@ def test_a_stem_that_two_images_have_is_refused(tmp_path: Path) -> None:
 
 
 def test_planes_have_numbers_and_one_plane_needs_none(tmp_path: Path, store: EmbeddingStore) -> None:
-    with pytest.raises(LabelError, match="names 1 plane that the store does not have: 2"):
+    with pytest.raises(LabelError, match=r"names 1 plane that the store does not have: 2 \(line 2\)"):
         open_boxes(write_boxes(tmp_path / "b.csv", (2, 1, 1, 2, 2)), store)
     nameless = write_boxes(tmp_path / "b.csv", (1, 1, 2, 2), header="x0,y0,x1,y1")
     with pytest.raises(LabelError, match="on which of the 2 planes"):
@@ -75,7 +78,9 @@ def test_a_box_beyond_its_plane_is_refused_with_the_planes_size(
     tmp_path: Path, store: EmbeddingStore
 ) -> None:
     for box in [(0, 90, 0, 102, 10), (0, -2, 0, 10, 10), (0, 0, 66, 10, 70), (0, 2000, 0, 2010, 10)]:
-        with pytest.raises(LabelError, match="the plane is 100 px wide and 64 high"):
+        with pytest.raises(
+            LabelError, match=r"b\.csv, line 2: the box on .* the plane is 100 px wide and 64 high"
+        ):
             open_boxes(write_boxes(tmp_path / "b.csv", box), store)
     rounded = open_boxes(write_boxes(tmp_path / "b.csv", (0, 90, -0.5, 100.4, 64.9)), store)
     assert rounded.of_tile(Tile(0, 0, 36, 64, 64)).tolist() == [[54, 0, 64, 64]]

@@ -166,3 +166,19 @@ def test_a_name_of_the_file_is_not_taken_for_a_fragment_that_is_called_by_a_numb
     pairs = [f'[[data]]\nstore = "{n}.zarr"\nlabels = "{n}.png"\nname = "f{n}"\n' for n in (2, 1)]
     data = write(tmp_path / "pairs.toml", "".join(pairs))
     assert training_data((), (), tmp_path, data=str(data), val="store:f2, 1").val == "store:#1,1"
+
+
+def test_a_name_that_none_has_is_told_before_labels_are_looked_at(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in (1, 2):
+        make_store(tmp_path / f"s{number}.zarr", blob_labels(1, 32, 32, seed=number), tile=32)
+    pairs = [f'[[data]]\nstore = "s{n}.zarr"\nlabels = "gone.png"\nname = "f{n}"\n' for n in (1, 2)]
+    data = str(write(tmp_path / "pairs.toml", "".join(pairs)))
+    assert run(["train", "--data", data, "--val", "store:nonsense"]) == 2
+    said = capsys.readouterr().err
+    assert "no store is called 'nonsense'; there are:\n  1. f1 or volume or s1\n  2. f2 or" in said
+    assert "Give one of these names, or store:#N." in said
+    stores = ["--store", str(tmp_path / "s1.zarr"), "--labels", str(tmp_path / "gone.png")]
+    assert run(["train", *stores, "--val", "z=1"]) == 2
+    assert "--val names 'z=1', which is no image that is encoded; there are: z=0." in capsys.readouterr().err

@@ -84,8 +84,9 @@ def test_images_may_be_named_by_stem_or_name(images: Pair) -> None:
     split = make_split(*images, "im_0, im_2.png")
     assert planes(images, split.val) == [0, 2]
     assert planes(images, split.train) == [1, 3, 4]
-    with pytest.raises(ConfigError, match="'im_9'"):
-        make_split(*images, "im_9")
+    with pytest.raises(ConfigError, match=r"'m_3', .* there are: im_0\.png, im_1\.png") as caught:
+        make_split(*images, "im_0,m_3")
+    assert str(caught.value.hint).startswith("Did you mean im_3? ")
     with pytest.raises(LabelError, match="positives on both sides"):
         make_split(*images, "im_4")
 

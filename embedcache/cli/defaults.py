@@ -13,8 +13,8 @@ from embedcache.remote import is_remote
 from embedcache.store import EmbeddingStore
 from embedcache.train.truth.data_file import NONE, Pair, read_data_file
 from embedcache.train.truth.finding import FoundLabels, companions, find_labels
+from embedcache.train.truth.whole_stores import STORE, store_indices
 
-STORE_PREFIX = "store:"
 Paths = str | tuple[str | None, ...] | None
 """Nothing, one for all stores, or one for each, as ``train`` takes them."""
 
@@ -91,9 +91,10 @@ def training_data(
         found = [_found(store) for store in chosen] if not labels else [None] * len(chosen)
         named = [str(one.labels) for one in found if one] or list(labels or ())
         pairs = _paired(chosen, named, given)
+    meant = _named(val, pairs)
     held_out = held_out and val == "auto"
     complete = [_with_masks(pair, one, held_out) for pair, one in zip(pairs, found, strict=True)]
-    return TrainingData(tuple(complete), _named(val, [pair.name for pair in pairs]))
+    return TrainingData(tuple(complete), meant)
 
 
 def labels_for(store: str) -> str:
@@ -210,12 +211,17 @@ def _mask(option: str, given: str | None, beside: Path | None) -> str | None:
     return str(beside)
 
 
-def _named(val: str, names: Sequence[str]) -> str:
+def _named(val: str, pairs: Sequence[Pair]) -> str:
     """``--val store:NAME`` with the names of a data file as ``#2``: another fragment may be called 2."""
-    if not val.startswith(STORE_PREFIX):
+    names = [pair.name for pair in pairs]
+    if not val.startswith(STORE) or not any(names):
         return val
-    words = [word.strip() for word in val.removeprefix(STORE_PREFIX).split(",")]
-    return STORE_PREFIX + ",".join(f"#{names.index(word) + 1}" if word in names else word for word in words)
+    words = [word.strip() for word in val.removeprefix(STORE).split(",")]
+    if not all(word in names or word.removeprefix("#").isdecimal() for word in words):
+        store_indices(
+            [EmbeddingStore.open(pair.store) for pair in pairs], val, names
+        )  # refused before labels
+    return STORE + ",".join(f"#{names.index(word) + 1}" if word in names else word for word in words)
 
 
 def _one_or_each(values: Sequence[str | None]) -> Paths:

@@ -6,13 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from embedcache.errors import ConfigError, LabelError, MismatchError, command, counted
 from embedcache.progress import Progress
 from embedcache.store import EmbeddingStore
 from embedcache.train.options import TrainOptions
 from embedcache.train.truth.labels import Labels, open_labels
+from embedcache.train.truth.naming import named_images, require_images
 from embedcache.train.truth.needed import require_tiles
 from embedcache.train.truth.task import Task
+from embedcache.train.truth.whole_stores import STORE, store_indices
 
 StoreLike = EmbeddingStore | str | Path
 LabelsLike = Labels | str | Path
@@ -33,6 +37,8 @@ def open_pairs(
     for number, store in enumerate(opened):
         if store.fingerprint in {other.fingerprint for other in opened[:number]}:
             raise ConfigError(f"{store.path} was given twice; each of its tiles would count twice.")
+    if not options.overfit:
+        _require_held_out(opened, options.val.strip())
     found = tuple(
         open_labels_of(path, store, options, index, len(opened))
         for index, (store, path) in enumerate(zip(opened, paths, strict=True))
@@ -40,6 +46,19 @@ def open_pairs(
     for store, label in zip(opened, found, strict=True):
         _tell(store, label, options, progress)
     return opened, found
+
+
+def _require_held_out(stores: Sequence[EmbeddingStore], spec: str) -> None:
+    """Refuse names in ``--val`` that are none, before labels are read; whether they are labelled is seen then."""
+    if spec.startswith(STORE):
+        store_indices(stores, spec)
+    elif named_images(spec):
+        require_images(spec, (name for store in stores for name in _plane_names(store)))
+
+
+def _plane_names(store: EmbeddingStore) -> list[str]:
+    planes = len(store.images) or int(np.asarray(store.table)[:, 0].max(initial=-1)) + 1
+    return [store.plane_name(plane) for plane in range(planes)]
 
 
 def open_labels_of(

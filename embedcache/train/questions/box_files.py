@@ -14,11 +14,14 @@ import io
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from embedcache.errors import LabelError
+from embedcache.train.questions.user_box import UserBox
+
+__all__ = ["MOST_BOXES", "MOST_BYTES", "UserBox", "read_boxes"]
 
 MOST_BYTES = 64 * 2**20
 MOST_BOXES = 1_000_000
@@ -31,31 +34,6 @@ _SIDES = (("x", "y", "width", "height"), ("x", "y", "w", "h"))
 _HEADER = (
     "image (or plane), x0, y0, x1, y1 and perhaps label; or xmin, ymin, xmax, ymax; or x, y, width, height"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class UserBox:
-    """One box.
-
-    Parameters
-    ----------
-    image : str or None
-        Name of the image it lies on, as the file gives it.
-    plane : int or None
-        Number of the plane it lies on; None with None: of a volume of one plane.
-    x0, y0, x1, y1 : float
-        Edges in px of the plane, x0 < x1 and y0 < y1.
-    label : str
-        What it holds.
-    """
-
-    image: str | None
-    plane: int | None
-    x0: float
-    y0: float
-    x1: float
-    y1: float
-    label: str = ""
 
 
 def read_boxes(path: str | Path) -> tuple[UserBox, ...]:
@@ -105,10 +83,11 @@ def _of_csv(text: str, path: Path) -> Iterator[UserBox]:
         columns = _Columns.of(header, path)
         for row in rows:
             if any(cell.strip() for cell in row):
-                where = f"{path}, line {rows.line_num}"
+                line = f"line {rows.line_num}"
+                where = f"{path}, {line}"
                 if len(row) != len(header):
                     raise LabelError(f"{where} has {len(row)} cells; the header has {len(header)}.")
-                yield columns.box([cell.strip() for cell in row], where)
+                yield replace(columns.box([cell.strip() for cell in row], where), where=line)
     except csv.Error as error:
         raise LabelError(f"{path}, line {rows.line_num} is no CSV: {error}.") from error
 
@@ -214,7 +193,8 @@ def _of_coco(text: str, path: Path) -> Iterator[UserBox]:
         numbers = [_number(v, f"bbox[{place}]", where) for place, v in enumerate(bbox)]
         kind = annotation.get("category_id")
         label = kinds.get(kind, "") if isinstance(kind, int | str) else ""
-        yield _checked(names[key], None, numbers, True, label, where)
+        box = _checked(names[key], None, numbers, True, label, where)
+        yield replace(box, where=f"annotations[{number}]")
 
 
 def _listed(content: Any, name: str, path: Path) -> list[Any]:

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from embedcache.errors import ConfigError, LabelError, counted
+from embedcache.errors import ConfigError, counted
 from embedcache.geometry import Tile, see_boxes
 from embedcache.store import EmbeddingStore
-from embedcache.train.questions.box_files import UserBox, read_boxes
+from embedcache.train.questions.box_files import read_boxes
+from embedcache.train.questions.box_places import lay_boxes
 from embedcache.train.questions.prompts import TilePrompts
 
 Boxes = npt.NDArray[np.float64]
 
 LEAST_SHARE = 0.1
 """A piece of a box is asked for in a tile when it is this share of the box, or of the tile."""
-
-OVERHANG = 1.0
-"""Pixels that a box may reach beyond its plane, as programs round; they are cut off."""
-
-_LISTED = 10
 
 
 class BoxPrompts:
@@ -107,12 +103,8 @@ def open_boxes(path: str | Path, store: EmbeddingStore) -> BoxPrompts:
         When it cannot be read, images or planes are not the store's, or a box lies beyond its plane.
     """
     boxes = read_boxes(path)
-    _require_pixels(boxes, str(path))
-    planes = _planes_of(boxes, store, str(path))
     of_plane: dict[int, list[tuple[float, float, float, float]]] = {}
-    for box in boxes:
-        plane = planes[box.image, box.plane]
-        _require_inside(box, store.plane_size(plane), f"{path}: the box on {store.plane_name(plane)}")
+    for box, plane in zip(boxes, lay_boxes(path, boxes, store, _count(store), "the store"), strict=True):
         of_plane.setdefault(plane, []).append((box.x0, box.y0, box.x1, box.y1))
     laid = {}
     for plane, listed in sorted(of_plane.items()):
@@ -140,103 +132,3 @@ def require_boxes(boxes: BoxPrompts | None) -> BoxPrompts:
 
 def _count(store: EmbeddingStore) -> int:
     return len(store.images) or int(np.asarray(store.table)[:, 0].max(initial=-1)) + 1
-
-
-def _planes_of(
-    boxes: Sequence[UserBox], store: EmbeddingStore, path: str
-) -> dict[tuple[str | None, int | None], int]:
-    """The plane of each image name or plane number that the boxes have."""
-    names = _Names.of(store)
-    found: dict[tuple[str | None, int | None], int] = {}
-    unknown: list[str] = []
-    for key in dict.fromkeys((box.image, box.plane) for box in boxes):
-        image, plane = key
-        if image is not None:
-            place = names.plane_of(image, path)
-        elif plane is not None:
-            place = plane if plane < names.count else None
-        else:
-            place = _the_only_plane(names.count, path)
-        if place is None:
-            unknown.append(str(plane) if image is None else image)
-        else:
-            found[key] = place
-    if unknown:
-        what = "planes" if boxes[0].image is None else "images"
-        more = f" and {len(unknown) - _LISTED} more" if len(unknown) > _LISTED else ""
-        raise LabelError(
-            f"{path} names {len(unknown)} {what if len(unknown) > 1 else what[:-1]} that the store does not have: "
-            f"{', '.join(unknown[:_LISTED])}{more}.",
-            hint=f"The store has {counted(names.count, 'plane')}, the first is {store.plane_name(0)}.",
-        )
-    return found
-
-
-def _the_only_plane(count: int, path: str) -> int:
-    if count != 1:
-        raise LabelError(
-            f"{path} does not say on which of the {count} planes its boxes lie.",
-            hint="Give it a column image (a file's name) or plane (a number from 0).",
-        )
-    return 0
-
-
-class _Names:
-    """Names of a store's planes, and their stems."""
-
-    def __init__(self, names: Sequence[str], count: int) -> None:
-        self.count = count
-        self._exact = {name: plane for plane, name in enumerate(names)}
-        self._stems: dict[str, list[int]] = {}
-        for plane, name in enumerate(names):
-            self._stems.setdefault(_stem(name), []).append(plane)
-        self._names = names
-
-    @classmethod
-    def of(cls, store: EmbeddingStore) -> _Names:
-        count = _count(store)
-        return cls([store.plane_name(plane) for plane in range(count)], count)
-
-    def plane_of(self, image: str, path: str) -> int | None:
-        """The plane of a name; None when there is none."""
-        if image in self._exact:
-            return self._exact[image]
-        alike = self._stems.get(_stem(image), [])
-        if len(alike) > 1:
-            listed = ", ".join(self._names[plane] for plane in alike[:_LISTED])
-            raise LabelError(
-                f"{path} names the image {image}, which could be {listed}.", hint="Give whole names."
-            )
-        return alike[0] if alike else None
-
-
-def _stem(name: str) -> str:
-    return PurePosixPath(name.replace("\\", "/")).stem
-
-
-def _require_pixels(boxes: Sequence[UserBox], path: str) -> None:
-    """Refuse shares of an image, 0 to 1, as some programs write them."""
-    if all(min(box.x0, box.y0) >= 0 and max(box.x1, box.y1) <= 1 for box in boxes) and any(
-        not float(edge).is_integer() for box in boxes for edge in (box.x0, box.y0, box.x1, box.y1)
-    ):
-        raise LabelError(
-            f"All edges of {path} lie between 0 and 1: they seem to be shares of the image.",
-            hint="Give pixels: x0 and x1 times the width, y0 and y1 times the height.",
-        )
-
-
-def _require_inside(box: UserBox, size: tuple[int, int], where: str) -> None:
-    height, width = size
-    least, most = min(box.x0, box.y0), (box.x1 - width, box.y1 - height)
-    if (
-        least < -OVERHANG
-        or max(most) > OVERHANG
-        or box.x0 >= width
-        or box.y0 >= height
-        or min(box.x1, box.y1) <= 0
-    ):
-        raise LabelError(
-            f"{where} reaches from ({box.x0:g}, {box.y0:g}) to ({box.x1:g}, {box.y1:g}); the plane is {width} px "
-            f"wide and {height} high.",
-            hint="Boxes are in pixels of the level that was encoded, (x, y) from the top left corner.",
-        )

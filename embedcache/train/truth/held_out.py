@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import PurePath
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from embedcache.errors import ConfigError, counted
 from embedcache.store import EmbeddingStore
 from embedcache.train.truth.choice import Choice, first_useful
 from embedcache.train.truth.labels import Labels
+from embedcache.train.truth.naming import is_called, named_images, require_images
 from embedcache.train.truth.places import Tiles
 from embedcache.train.truth.whole_stores import STORE, held_by_mask, kin, last_store, named_stores
 
@@ -146,16 +146,11 @@ def _given_planes(labels: list[Labels], tiles: Tiles, spec: str) -> Choice:
 
 def _given_images(stores: list[EmbeddingStore], tiles: Tiles, spec: str) -> Choice:
     val = np.zeros(len(tiles.number), bool)
-    for word in (part.strip() for part in spec.split(",")):
-        found = np.zeros(len(tiles.number), bool)
-        for index, plane in set(zip(tiles.store.tolist(), tiles.plane.tolist(), strict=True)):
-            name = stores[index].plane_name(plane)
-            if word in (name, PurePath(name).stem):
-                found |= (tiles.store == index) & (tiles.plane == plane)
-        if not found.any():
-            raise ConfigError(
-                f"--val names {word!r}, which is no encoded, labelled image of the store.",
-                hint="Give planes as A:B, images by name or stem with commas between, or a share such as 0.2.",
-            )
-        val |= found
+    places = sorted(set(zip(tiles.store.tolist(), tiles.plane.tolist(), strict=True)))
+    names = [stores[index].plane_name(plane) for index, plane in places]
+    require_images(spec, names, "encoded, labelled image of the store")
+    for word in named_images(spec):
+        for (index, plane), name in zip(places, names, strict=True):
+            if is_called(word, name):
+                val |= (tiles.store == index) & (tiles.plane == plane)
     return first_useful([Choice("images", f"held out as asked: {spec}", ~val, val)], tiles)

@@ -52,8 +52,7 @@ def named_stores(stores: Sequence[EmbeddingStore], tiles: Tiles, spec: str) -> C
     ConfigError
         When a word names no store, or several, or nothing is left to train on.
     """
-    words = [word.strip() for word in spec.removeprefix(STORE).split(",")]
-    asked = {_named(stores, word, spec) for word in words}
+    asked = set(store_indices(stores, spec))
     families = kin(list(stores))
     held = {index for index, family in enumerate(families) if family in {families[one] for one in asked}}
     names = " and ".join(f"{index + 1} ({store_names(stores[index])[0]})" for index in sorted(held))
@@ -75,20 +74,44 @@ def store_names(store: EmbeddingStore) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*names, folder.removesuffix(".zarr"), folder]))
 
 
-def _named(stores: Sequence[EmbeddingStore], word: str, spec: str) -> int:
+def store_indices(stores: Sequence[EmbeddingStore], spec: str, called: Sequence[str] = ()) -> tuple[int, ...]:
+    """The indices of the stores that ``store:f2,#3`` names, in its order.
+
+    Parameters
+    ----------
+    stores : sequence of EmbeddingStore
+    spec : str
+    called : sequence of str
+        What a data file calls them, in their order, empty where it does not say; these names come first.
+
+    Raises
+    ------
+    ConfigError
+        When a word names no store, or several.
+    """
+    words = [word.strip() for word in spec.removeprefix(STORE).split(",")]
+    return tuple(_named(stores, word, spec, called) for word in words)
+
+
+def _named(stores: Sequence[EmbeddingStore], word: str, spec: str, called: Sequence[str]) -> int:
     """The index of the store that a word means: a name first, then a number from 1; ``#2`` is always a number."""
+    if word in called and word:
+        return called.index(word)
     number = word.removeprefix("#")
     found = [index for index, store in enumerate(stores) if word == number and word in store_names(store)]
     if not found and number.isdecimal() and 1 <= int(number) <= len(stores):
         found = [int(number) - 1]
     if len(found) == 1:
         return found[0]
-    listing = "\n".join(
-        f"  {number}. {' or '.join(store_names(store)[:2])}" for number, store in enumerate(stores, 1)
-    )
+    names = [store_names(store)[:2] for store in stores]
+    given = [*called, *[""] * (len(stores) - len(called))]
+    names = [
+        tuple(dict.fromkeys((own, *more) if own else more)) for own, more in zip(given, names, strict=True)
+    ]
+    listing = "\n".join(f"  {number}. {' or '.join(own)}" for number, own in enumerate(names, 1))
     which = f"{len(found)} stores are called {word!r}" if found else f"no store is called {word!r}"
     raise ConfigError(
-        f"--val {spec}: {which}; there are:\n{listing}", hint="Give the number of one: store:#1."
+        f"--val {spec}: {which}; there are:\n{listing}", hint="Give one of these names, or store:#N."
     )
 
 
