@@ -20,6 +20,7 @@ from embedcache.results import Prediction, Run, evaluate, export, predict, repor
 from embedcache.sam import register_encoder
 from embedcache.store import EmbeddingStore, EncodeSpec
 from embedcache.train import Checkpoint, EmbeddingDataset, collate
+from embedcache.train.before import check_names
 from embedcache.volume import Preprocess, TileGrid, open_volume
 
 open_store = EmbeddingStore.open
@@ -38,6 +39,7 @@ __all__ = [
     "Terminal",
     "Tile",
     "TileGrid",
+    "check_names",
     "collate",
     "encode",
     "evaluate",

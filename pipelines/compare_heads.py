@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     """Run all trainings that are not there yet, print the table, and return its rows."""
     wish = parse(arguments)
     tell = ec.Terminal()
+    ec.check_names(wish.volume, val=wish.val)  # now, and not after all the encoding
     store = ec.encode(
         wish.volume,
         store=wish.out / "embeddings.zarr",

@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     wish = parse(arguments)
     tell = ec.Terminal()
     images, ink, parchment = (wish.folder / name for name in ("images", "ink_masks", "parchment_masks"))
+    ec.check_names(images, val=wish.val)  # a wrong name is told now, and not after all the encoding
 
     # Stage one: once. Another run of this script finds the embeddings and goes on at once.
     store = ec.encode(images, store=wish.out / "embeddings.zarr", progress=tell, **door.encoder(wish))

@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the whole path and return the figures on held-out pages."""
     wish = parse(arguments)
     tell = ec.Terminal()
+    ec.check_names(wish.pages, val=wish.val, boxes=wish.boxes)  # now, and not after all the encoding
 
     # Stage one: once. Another run of this script finds the embeddings and goes on at once.
     store = ec.encode(wish.pages, store=wish.out / "embeddings.zarr", progress=tell, **door.encoder(wish))

@@ -103,6 +103,25 @@ def test_stamp_boxes_says_what_training_with_boxes_brings(
     assert "is finished; nothing is left to do" in capsys.readouterr().err
 
 
+def test_wrong_names_are_told_before_anything_is_encoded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_fragments(tmp_path / "ir", sizes=((64, 60), (60, 64)))
+    made = write_stamps(tmp_path / "stamps", sizes=((64, 64), (64, 60)))
+    out = tmp_path / "out"
+    words = [str(tmp_path / "ir"), "--out", str(out), "--val", "fragment_1,fragmnet_2", *SMALL]
+    assert door.run(lambda: infrared_ink.main(words)) == 2
+    said = capsys.readouterr().err
+    assert "there are: fragment_1.png, fragment_2.png." in said
+    assert "Did you mean fragment_2?" in said
+    boxes = tmp_path / "boxes.csv"
+    boxes.write_text("image,x0,y0,x1,y1\npage_1,1,1,9,9\npage_7,1,1,9,9\n")
+    words = [str(made["pages"]), str(boxes), str(made["masks"]), "--out", str(out), *SMALL]
+    assert door.run(lambda: stamp_boxes.main(words)) == 2
+    assert "page_7 (line 3)" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def made_fragments(folder: Path) -> list[str]:
     """Two fragments of nine layers, called by numbers that are not their places."""
     return [str(write_fragment(folder / f"{n}", planes=9, side=64, seed=n)) for n in (2, 1)]
