@@ -10,10 +10,11 @@ import click
 
 from embedcache.cli.app import app
 from embedcache.cli.common import cache_dir_option, json_option
-from embedcache.cli.defaults import labels_for, only_store, supervision_for
+from embedcache.cli.defaults import labels_for, supervision_for
 from embedcache.cli.encode_options import machine_options, selection_options
 from embedcache.cli.figures import print_evaluation, worded
 from embedcache.cli.output import print_json, print_pairs
+from embedcache.cli.run_stores import chosen_stores
 from embedcache.cli.signals import stop_at_once
 from embedcache.cli.source_options import source_options
 from embedcache.errors import EXIT_SOME_FAILED, ConfigError, counted
@@ -97,7 +98,8 @@ def predict(
     "stores",
     multiple=True,
     metavar="S",
-    help="A store; may be repeated, in pairs with --labels.  [default: the only one of --cache-dir]",
+    help="A store; may be repeated, in pairs with --labels.  [default: the only one of --cache-dir; of several "
+    "what the run held out]",
 )
 @click.option("--labels", "labels", multiple=True, metavar="L", help="Its labels.")
 @click.option(
@@ -153,8 +155,9 @@ def evaluate(
     """Evaluate a checkpoint beside the untrained decoder; prompt source and split are named with every figure."""
     from embedcache.results import evaluate as run_evaluate
 
-    chosen = list(stores) or [str(only_store(Path(cache_dir)))]
-    truths = list(labels) or [labels_for(store) for store in chosen]
+    found = None if stores else chosen_stores(Path(cache_dir), checkpoint, wishes["split"], labels)
+    chosen = list(stores) if found is None else found.stores
+    truths = found.labels if found is not None else list(labels) or [labels_for(store) for store in chosen]
     files = {name: _one_or_each(wishes.pop(name)) for name in ("start", "boxes")}
     masks = _masks(chosen, truths, wishes.pop("supervision"), checkpoint)
     with stop_at_once():
