@@ -17,8 +17,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## the whole path on a made-up scroll, into ./embedcache-demo
 	$(BIN)/embedcache demo
 
+# One process more than cores, as many tests wait for processes that they kill.
+WORKERS = $(shell $(PYTHON) -c "import os; print(min(8, (os.cpu_count() or 1) + 1))")
+
 test: $(STAMP) ## the tests
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 lint: $(STAMP) ## ruff (lint and format), mypy --strict, the floors of the house, generated docs up to date
 	$(BIN)/ruff check .

@@ -706,7 +706,9 @@ def memory_path(tmp_path: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.mark.parametrize(("kind", "stride"), [("killed", 1), ("disk full", 4)])
+@pytest.mark.parametrize(
+    ("kind", "stride"), [("killed", 3), ("disk full", 4)]
+)  # `make fault` takes each step
 def test_interrupted_at_any_step_nothing_acknowledged_is_lost_and_the_end_is_the_same(
     memory_path: Path, kind: str, stride: int
 ) -> None:
