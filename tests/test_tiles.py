@@ -206,8 +206,8 @@ def test_a_selection_outside_the_volume_is_refused(scene: Path, parts: dict[str,
 
 @pytest.mark.parametrize(
     "parts",
-    [{"z_range": "5:6:1:1"}, {"z_range": "5,"}, {"z_range": "5:5"}, {"z_range": "0:5:0"}, {"z_range": "-1:5"}, {"z_range": "a:b"},
-     {"bbox": "0:5"}, {"bbox": "5:0,0:5"}, {"bbox": "0:5,3:3"}],
+    [{"z_range": "5:6:1:1"}, {"z_range": "5,"}, {"z_range": "5:5"}, {"z_range": "0:5:0"},
+     {"z_range": "-1:5"}, {"z_range": "a:b"}, {"bbox": "0:5"}, {"bbox": "5:0,0:5"}, {"bbox": "0:5,3:3"}],
 )  # fmt: skip
 def test_text_that_is_no_selection_is_refused_at_once(parts: dict[str, str]) -> None:
     with pytest.raises(VolumeError):
