@@ -68,7 +68,8 @@ def resolve_channels(volume: Volume, channels: str | None, recipe_from: str = ""
             raise
         kind = "in colour" if volume.channels == 3 else "grey"
         if (volume.channels == 3) == (channels == "rgb"):
-            kind = f"{kind} and has {counted(volume.n_planes, 'plane')}" if volume.uniform else "a collection"
+            planes = counted(volume.n_planes, "plane")
+            kind = f"{kind} and has {planes}" if volume.uniform else "a collection of images"
         raise VolumeError(
             f"The recipe of {recipe_from} has --channels {channels}, and {volume.source} is {kind}: this model "
             "cannot be used on it.",
