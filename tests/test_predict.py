@@ -159,21 +159,6 @@ def test_another_volume_of_the_same_space_is_predicted(tmp_path: Path) -> None:
     assert predict(other, make_checkpoint(tmp_path / "c.safetensors", store)).tiles == 1
 
 
-def test_a_volume_that_the_runs_channels_do_not_fit_is_refused_by_the_runs_name(tmp_path: Path) -> None:
-    store = make_store(tmp_path / "s.zarr", [(64, 64)])
-    recipe = {"model": "vit_tiny", "tile": 64, "channels": "depth:0-0,1-1,2-2"}
-    checkpoint = make_checkpoint(tmp_path / "c.safetensors", store, recipe=recipe)
-    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "photo.png")
-    np.save(tmp_path / "thin.npy", np.zeros((2, 64, 64), np.uint8))
-    for name, kind in (("photo.png", "in colour"), ("thin.npy", "grey and has 2 planes")):
-        with pytest.raises(VolumeError) as caught:
-            predict(tmp_path / name, checkpoint, cache_dir=tmp_path)
-        assert str(caught.value) == (
-            f"The recipe of {checkpoint.path} has --channels depth:0-0,1-1,2-2, and {tmp_path / name} is {kind}: "
-            "this model cannot be used on it."
-        )
-
-
 def test_prompts_from_a_truth_are_refused(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s.zarr", [(64, 64)])
     checkpoint = make_checkpoint(tmp_path / "c.safetensors", store)

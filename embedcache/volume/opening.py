@@ -69,8 +69,7 @@ def open_volume(
     try:
         if is_remote(text):
             volume: Volume = open_remote(text, level=level, anon=anon, chunk_cache=chunk_cache)
-            if volume.voxel_size is None:
-                volume.voxel_size = voxel_size_in_name(volume.source)
+            volume.voxel_size = volume.voxel_size or voxel_size_in_name(volume.source)
         else:
             volume = _open(text, level, _Asked(image, fragment))
         volume.cache.limit_bytes = read_memory
@@ -109,8 +108,8 @@ def _open(text: str, level: int, asked: _Asked) -> Volume:
         return _open(str(found.path), level, _Asked())
     if asked.image is not None or asked.fragment:
         option = f"--image {asked.image}: " if asked.image is not None else "fragment:"
-        hint = image_hint(Path(text).absolute(), asked.image)
-        raise VolumeError(f"{option}{text} is no fragment folder (it is a file).", hint=hint)
+        what = f"{option}{text} is no fragment folder (it is a file)."
+        raise VolumeError(what, hint=image_hint(Path(text).absolute(), asked.image))
     volume = _open_file(text)
     if level:
         volume.close()
