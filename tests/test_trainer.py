@@ -130,9 +130,13 @@ def test_an_interrupted_run_ends_with_the_same_weights_as_an_uninterrupted_one(
     with pytest.raises(MismatchError, match="changed since"):
         train(store, folder / "l.npy", out=folder / "cut", resume=True, **options)
     split.write_text(json.dumps(kept | {"rule": "the same tiles in other words"}))
+    of_a_kill = folder / "cut" / "pictures" / "step-000002-z=6.png.4711.partial"
+    of_a_kill.parent.mkdir(exist_ok=True)
+    of_a_kill.write_bytes(b"half a picture")
     again = train(store, folder / "l.npy", out=folder / "cut", resume=True, **options)
     a, b = (Checkpoint.load(item.last).state for item in (whole, again))
     assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not of_a_kill.exists()
     assert [row["step"] for row in again.metrics] == [row["step"] for row in whole.metrics]
     summary = (again.path / "summary.json").read_bytes()
     train(store, folder / "l.npy", out=folder / "cut", resume=True, **options)  # finished: nothing to do

@@ -113,7 +113,7 @@ def _folder(out: str | Path | None, setup: Setup, options: TrainOptions, ranks: 
     there = folder.exists()
     with exclusive_lock(folder / LOCK, guarded=folder):
         wanted_folder(folder, resume=options.resume)  # again: another training may have come first
-        remove_litter(folder, deep=False)  # of a training that was killed
+        remove_litter(folder)  # of a training that was killed, among its pictures too
         try:
             yield Path(ranks.agree(str(folder)))
         except EmbedcacheError:
