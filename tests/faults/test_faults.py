@@ -30,7 +30,7 @@ def report(*words: str) -> Any:
     return json.loads(done.stdout)
 
 
-LONG = {"train-killed"}
+LONG = {"train-killed", "train-refused", "train-beside-encode", "error-views"}
 """Rows that only ``make fault`` runs; tests/test_resume.py kills trainings too."""
 
 QUICK = [row for row in ROWS if row.name not in LONG]
