@@ -36,7 +36,8 @@ _LIMITS = """
 - A kill does not lose what the system holds in memory. Loss of power is simulated: a recording disk keeps what
   was fsynced (contents and folder entries) and drops the rest, in whole or in part; disks that lie about fsync are
   not modelled.
-- Sources over a network and workers on other machines are not part of this version, so neither are their faults.
+- Faults of sources over a network and of workers are tests of their own (`tests/test_remote_volume.py`,
+  `tests/test_s3.py`, `tests/test_distributed.py`), not rows of this table.
 - The storage under the work folder was {file_system}; network file systems are not part of the table.
 """
 
