@@ -20,11 +20,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from embedcache.bench.made_up_store import fill, make_store
 from embedcache.geometry import EMBEDDING_SHAPE
-from embedcache.store import EmbeddingStore, EncodeSpec
 from embedcache.train.asking.error_points import draw_error_points
 from embedcache.train.questions.dataset import EmbeddingDataset
-from embedcache.volume import Preprocess, TileGrid
 
 SIDE = 1024
 TILES = 8
@@ -41,31 +40,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--side", type=int, default=SIDE, help="of a tile, in px")
     return parser.parse_args()
-
-
-def make_store(path: Path, side: int) -> EmbeddingStore:
-    grid = TileGrid(side)
-    store = EmbeddingStore.create(
-        path,
-        spec=EncodeSpec(
-            model_type="vit_b",
-            encoder_digest="sha256:" + "0" * 64,
-            precision="fp32",
-            preprocess=Preprocess("repeat", (0.0, 255.0)),
-            volume={"kind": "npy", "shape": [TILES, side, side], "dtype": "uint8"},
-            grid=grid,
-        ),
-        table=grid.table_uniform(TILES, side, side),
-        decoder_state={"mask_decoder.a": torch.zeros(1)},
-        provenance={},
-    )
-    with store.writer() as writer:
-        writer.commit_shard(
-            0,
-            embeddings={tile: np.zeros(EMBEDDING_SHAPE, np.float16) for tile in range(TILES)},
-            input_digests={tile: f"{tile:064x}" for tile in range(TILES)},
-        )
-    return store
 
 
 def instances(side: int) -> np.ndarray:
@@ -90,7 +64,8 @@ def milliseconds(action: Callable[[], object], rounds: int) -> float:
 
 def questions(folder: Path, side: int, epochs: int) -> dict[str, float]:
     np.save(folder / "labels.npy", instances(side))
-    store, found = make_store(folder / "store.zarr", side), {}
+    store, found = make_store(folder / "store.zarr", TILES, side=side), {}
+    fill(store, TILES, lambda _: torch.zeros(EMBEDDING_SHAPE))
     for objects in ("ids", "components", "whole"):
         dataset = EmbeddingDataset(
             store, folder / "labels.npy", prompts="iterative", task="instances", objects=objects,

@@ -1,11 +1,11 @@
-"""Turns a number of embeddings into a store of them with a made-up spec, for benchmarks of reading and writing.
+"""Turns a number of embeddings into a store of them with a made-up spec, for benchmarks.
 
-The pixels are said to be 32 × 32, one plane for each embedding; nobody reads them.
+The pixels are said to be squares, one plane for each embedding; nobody reads them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -18,22 +18,32 @@ from embedcache.volume import Preprocess, TileGrid
 SIDE = 32
 
 
-def make_store(path: Path, count: int, store_dtype: str = "float16") -> EmbeddingStore:
-    """An empty store with room for ``count`` embeddings, 64 to a shard."""
+def make_store(
+    path: Path,
+    count: int,
+    store_dtype: str = "float16",
+    *,
+    side: int = SIDE,
+    decoder: Mapping[str, torch.Tensor] | None = None,
+) -> EmbeddingStore:
+    """An empty store with room for ``count`` embeddings of tiles of ``side`` px, 64 to a shard.
+
+    Its decoder is a made-up tensor, unless a state is given: only what trains from it needs a real one.
+    """
     spec = EncodeSpec(
         model_type="vit_b",
         encoder_digest="sha256:" + "0" * 64,
         precision="fp32",
         preprocess=Preprocess("repeat", (0.0, 255.0)),
-        volume={"kind": "npy", "shape": [count, SIDE, SIDE], "dtype": "uint8"},
-        grid=TileGrid(SIDE),
+        volume={"kind": "npy", "shape": [count, side, side], "dtype": "uint8"},
+        grid=TileGrid(side),
         store_dtype=store_dtype,
     )
     return EmbeddingStore.create(
         path,
         spec=spec,
-        table=TileGrid(SIDE).table_uniform(count, SIDE, SIDE),
-        decoder_state={"mask_decoder.a": torch.zeros(1)},
+        table=TileGrid(side).table_uniform(count, side, side),
+        decoder_state=decoder or {"mask_decoder.a": torch.zeros(1)},
         provenance={},
     )
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from embedcache.bench.made_up_store import fill, make_store
 from embedcache.geometry import EMBEDDING_SHAPE, IMAGE_SIZE
 from embedcache.progress import Progress
 from embedcache.sam.decoder import Decoder
-from embedcache.store import EmbeddingStore, EncodeSpec
+from embedcache.store import EmbeddingStore
 from embedcache.train.trainer import train
-from embedcache.volume import Preprocess, TileGrid
 
 TILES = 12
 STEPS = {"cpu": 20, "cuda": 200}
@@ -82,30 +82,7 @@ def _one(
 
 
 def _store_of_noise(folder: Path) -> EmbeddingStore:
-    grid = TileGrid(IMAGE_SIZE)
-    spec = EncodeSpec(
-        model_type="vit_b",
-        encoder_digest="sha256:" + "0" * 64,
-        precision="fp32",
-        preprocess=Preprocess("repeat", (0.0, 255.0)),
-        volume={"kind": "npy", "shape": [TILES, IMAGE_SIZE, IMAGE_SIZE], "dtype": "uint8"},
-        grid=grid,
-    )
-    store = EmbeddingStore.create(
-        folder / "store.zarr",
-        spec=spec,
-        table=grid.table_uniform(TILES, IMAGE_SIZE, IMAGE_SIZE),
-        decoder_state=Decoder.random(0).state_dict(),
-        provenance={},
-    )
+    state = Decoder.random(0).state_dict()
+    store = make_store(folder / "store.zarr", TILES, side=IMAGE_SIZE, decoder=state)
     rng = np.random.default_rng(0)
-    with store.writer() as writer:
-        for shard in range(-(-TILES // store.shard_tiles)):
-            tiles = range(shard * store.shard_tiles, min((shard + 1) * store.shard_tiles, TILES))
-            noise = {
-                tile: rng.standard_normal(EMBEDDING_SHAPE, np.float32).astype(np.float16) for tile in tiles
-            }
-            writer.commit_shard(
-                shard, embeddings=noise, input_digests={tile: f"{tile:064x}" for tile in tiles}
-            )
-    return store
+    return fill(store, TILES, lambda _: torch.from_numpy(rng.standard_normal(EMBEDDING_SHAPE, np.float32)))
