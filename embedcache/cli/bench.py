@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from embedcache.cli.app import Command, app
-from embedcache.cli.common import json_option, warn_untrained
+from embedcache.cli.common import Decorated, apply, json_option, warn_untrained
 from embedcache.cli.output import print_json, print_pairs, print_table
 from embedcache.cli.signals import stop_at_once
 from embedcache.encode.sizes import readable_bytes
@@ -33,26 +32,28 @@ def bench() -> None:
     """Measure this machine beside the stock way, in turns in one run."""
 
 
-def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def model_options(command: Decorated) -> Decorated:
     """Add ``--model`` and ``--checkpoint``."""
-    checkpoint = click.option(
-        "--checkpoint",
-        default="random:0",
-        show_default=True,
-        metavar="FILE|auto|random:SEED",
-        help="Weights; the speed does not depend on them.",
+    return apply(
+        command,
+        click.option("--model", default="vit_b", show_default=True, help="vit_b, vit_l, vit_h or vit_tiny."),
+        click.option(
+            "--checkpoint",
+            default="random:0",
+            show_default=True,
+            metavar="FILE|auto|random:SEED",
+            help="Weights; the speed does not depend on them.",
+        ),
     )
-    model = click.option(
-        "--model", default="vit_b", show_default=True, help="vit_b, vit_l, vit_h or vit_tiny."
-    )
-    return model(checkpoint(command))
 
 
-def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def device_options(command: Decorated) -> Decorated:
     """Add ``--threads`` and ``--device``."""
-    threads = click.option("--threads", type=int, metavar="N", help="CPU threads.  [default: torch's]")
-    device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-    return threads(device(command))
+    return apply(
+        command,
+        click.option("--threads", type=int, metavar="N", help="CPU threads.  [default: torch's]"),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+    )
 
 
 @bench.command(

@@ -1,16 +1,19 @@
-"""What several command modules share: ``--json``, ``--cache-dir``, and the note about untrained weights."""
+"""What several command modules share: common options, options in groups or for each store, the note on weights."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import click
 
-from embedcache.errors import command
+from embedcache.errors import ConfigError, command, counted
 from embedcache.progress import JsonLines, Progress, Terminal
 from embedcache.store import EmbeddingStore
 from embedcache.store.certificate import Certificate
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else."
@@ -48,3 +51,24 @@ def say_certificates(stores: Sequence[str]) -> None:
         else:
             words = Certificate.from_dict(measured).sentence
         click.echo(f"fidelity of {store.path.name}: {words}.", err=True)
+
+
+def apply(function: Decorated, *options: Callable[[Decorated], Decorated]) -> Decorated:
+    """A command with these options, in this order."""
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def one_or_each(paths: Sequence[str]) -> str | tuple[str, ...] | None:
+    """A path for all stores, or one for each in their order; None when none was given."""
+    return tuple(paths) if len(paths) > 1 else next(iter(paths), None)
+
+
+def require_one_or_each(option: str, paths: Sequence[str], stores: Sequence[str]) -> None:
+    """Refuse (ConfigError) an option that was given neither once nor once for each store."""
+    if len(paths) not in (0, 1, len(stores)):
+        raise ConfigError(
+            f"{counted(len(stores), 'store')}, but --{option} was given {len(paths)} times.",
+            hint="Give one for all stores, or one for each in their order.",
+        )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from embedcache.cli.common import require_one_or_each
 from embedcache.errors import ConfigError, EmbedcacheError, InputError, counted
 from embedcache.remote import is_remote
 from embedcache.store import EmbeddingStore
@@ -44,9 +45,9 @@ class TrainingData:
         """The options of ``train`` that go with them."""
         return {
             "val": self.val,
-            "supervision": _one_or_each([pair.supervision for pair in self.pairs]),
-            "validation": _one_or_each([pair.validation for pair in self.pairs]),
-            "boxes": _one_or_each([pair.boxes for pair in self.pairs]),
+            "supervision": _one_if_equal([pair.supervision for pair in self.pairs]),
+            "validation": _one_if_equal([pair.validation for pair in self.pairs]),
+            "boxes": _one_if_equal([pair.boxes for pair in self.pairs]),
         }
 
 
@@ -166,11 +167,7 @@ def _paired(stores: list[str], labels: list[str], given: Mapping[str, tuple[str,
             hint="The first --labels belongs to the first --store, and so on.",
         )
     for name, values in given.items():
-        if len(values) not in (0, 1, len(stores)):
-            raise ConfigError(
-                f"{counted(len(stores), 'store')}, but --{name} was given {len(values)} times.",
-                hint="Give one for all stores, or one for each in their order.",
-            )
+        require_one_or_each(name, values, stores)
     return [
         Pair(store, label, **{name: values[index % len(values)] for name, values in given.items() if values})
         for index, (store, label) in enumerate(zip(stores, labels, strict=True))
@@ -224,6 +221,6 @@ def _named(val: str, pairs: Sequence[Pair]) -> str:
     return STORE + ",".join(f"#{names.index(word) + 1}" if word in names else word for word in words)
 
 
-def _one_or_each(values: Sequence[str | None]) -> Paths:
+def _one_if_equal(values: Sequence[str | None]) -> Paths:
     """What ``train`` takes: nothing, one path, or one for each store."""
     return values[0] if len(set(values)) == 1 else tuple(values)

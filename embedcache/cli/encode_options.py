@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from embedcache.cli.source_options import apply
+from embedcache.cli.common import Decorated, apply
 from embedcache.encode import EncodeOptions
 from embedcache.encode.options import ATTENTIONS, COMPILES, options_from
 from embedcache.encode.parts import part_of_array_job
@@ -17,8 +16,6 @@ from embedcache.encode.recipe import RECIPE_FIELDS
 from embedcache.errors import ConfigError
 from embedcache.geometry import VIEW_SETS
 from embedcache.store.spec import STORE_DTYPES
-
-Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
 def selection_options(function: Decorated) -> Decorated:

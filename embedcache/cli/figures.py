@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from embedcache.cli.output import print_pairs, print_table, readable
+from embedcache.cli.output import first_line, print_pairs, print_table, readable
 
 COLUMNS = ("f05", "dice", "iou", "precision", "recall")
 
@@ -22,7 +22,7 @@ def print_evaluation(result: Mapping[str, Any]) -> None:
         beside = f"   (untrained {baseline[name]:.4g})" if isinstance(baseline.get(name), float) else ""
         rows.append((name, f"{value:.4g}{beside}" if isinstance(value, float) else value))
     rows += [
-        ("licence of the data", _first_line(one["licence"])) for one in result["origin"] if one["licence"]
+        ("licence of the data", _beginning(one["licence"])) for one in result["origin"] if one["licence"]
     ]
     print_pairs("evaluate", worded(dict(rows)))
     if "stores" in result:
@@ -52,6 +52,5 @@ def _figures(row: Mapping[str, Any]) -> list[str]:
     return [readable(float(row[name])) for name in COLUMNS]
 
 
-def _first_line(text: str) -> str:
-    lines = text.splitlines()
-    return lines[0] + (" …" if len(lines) > 1 else "")
+def _beginning(text: str) -> str:
+    return first_line(text) + (" …" if len(text.splitlines()) > 1 else "")

@@ -14,7 +14,7 @@ from PIL import Image
 from embedcache.cli.app import app
 from embedcache.cli.common import json_option
 from embedcache.cli.encode_options import encode_options, recipe_options, selection_options
-from embedcache.cli.output import print_json, print_pairs
+from embedcache.cli.output import first_line, print_json, print_pairs
 from embedcache.cli.source_options import source_options
 from embedcache.encode.options import EncodeOptions
 from embedcache.encode.plan import bytes_per_tile
@@ -226,11 +226,6 @@ def _would_in_words(would: dict[str, Any]) -> str:
 
 def _product(lengths: list[float], form: str) -> str:
     return " × ".join(format(length, form) for length in lengths)
-
-
-def first_line(text: str) -> str:
-    """The first line that says something; licences are long."""
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
 def sparkline(counts: list[int]) -> str:

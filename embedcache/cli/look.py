@@ -11,8 +11,7 @@ import click
 from embedcache.cli.app import app
 from embedcache.cli.common import cache_dir_option, json_option, warn_untrained
 from embedcache.cli.defaults import stores_in
-from embedcache.cli.info import first_line
-from embedcache.cli.output import print_json, print_pairs, print_table
+from embedcache.cli.output import first_line, print_json, print_pairs, print_table
 from embedcache.encode.sizes import readable_bytes
 from embedcache.errors import EmbedcacheError
 from embedcache.results.about import store_origin

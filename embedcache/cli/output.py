@@ -59,3 +59,8 @@ def numbers_in_words(numbers: Sequence[int], limit: int = 10) -> str:
     """The first few of many numbers, and how many more there are."""
     more = f" and {len(numbers) - limit} more" if len(numbers) > limit else ""
     return ", ".join(map(str, numbers[:limit])) + more
+
+
+def first_line(text: str) -> str:
+    """The first line that says something; licences are long."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 import click
 
-Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+from embedcache.cli.common import Decorated, apply
 
 
 def source_options(function: Decorated) -> Decorated:
@@ -46,10 +43,3 @@ def origin_options(function: Decorated) -> Decorated:
             "--source-url", default="", metavar="URL", help="Where the data were fetched, kept in the store."
         ),
     )
-
-
-def apply(function: Decorated, *options: Callable[[Decorated], Decorated]) -> Decorated:
-    """A command with these options, in this order."""
-    for option in reversed(options):
-        function = option(function)
-    return function

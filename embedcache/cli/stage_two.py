@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from embedcache.cli.app import app
-from embedcache.cli.common import cache_dir_option, json_option, say_certificates
+from embedcache.cli.common import cache_dir_option, json_option, one_or_each, say_certificates
 from embedcache.cli.defaults import training_data
 from embedcache.cli.output import print_json
 from embedcache.cli.signals import interruptible
@@ -202,7 +202,7 @@ def train(
         held_out=wishes["overfit"] is None,
     )
     chosen = found.chosen
-    wishes |= {"train": train_parts, "start": _one_or_each(wishes["start"]), **found.options}
+    wishes |= {"train": train_parts, "start": one_or_each(wishes["start"]), **found.options}
     if sweep is not None:
         _sweep(chosen, sweep, out, as_json, wishes)
         return
@@ -234,8 +234,3 @@ def _sweep(
     if result.failed:
         click.echo(f"{counted(len(result.failed), 'run')} of {len(result.rows)} failed.", err=True)
         click.get_current_context().exit(EXIT_SOME_FAILED)
-
-
-def _one_or_each(paths: tuple[str, ...]) -> str | tuple[str, ...] | None:
-    """A path for all stores, or one for each in their order; None when none was given."""
-    return paths if len(paths) > 1 else next(iter(paths), None)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from embedcache.cli.app import app
-from embedcache.cli.common import cache_dir_option, json_option
+from embedcache.cli.common import cache_dir_option, json_option, one_or_each, require_one_or_each
 from embedcache.cli.defaults import labels_for, supervision_for
 from embedcache.cli.encode_options import machine_options, selection_options
 from embedcache.cli.figures import print_evaluation, worded
@@ -17,7 +17,7 @@ from embedcache.cli.output import print_json, print_pairs
 from embedcache.cli.run_stores import chosen_stores
 from embedcache.cli.signals import stop_at_once
 from embedcache.cli.source_options import source_options
-from embedcache.errors import EXIT_SOME_FAILED, ConfigError, counted
+from embedcache.errors import EXIT_SOME_FAILED, ConfigError
 from embedcache.progress import Terminal
 from embedcache.results.as_trained import was_trained_on
 from embedcache.results.flatten import FLATTEN
@@ -158,7 +158,7 @@ def evaluate(
     found = None if stores else chosen_stores(Path(cache_dir), checkpoint, wishes["split"], labels)
     chosen = list(stores) if found is None else found.stores
     truths = found.labels if found is not None else list(labels) or [labels_for(store) for store in chosen]
-    files = {name: _one_or_each(wishes.pop(name)) for name in ("start", "boxes")}
+    start, boxes = (one_or_each(wishes.pop(name)) for name in ("start", "boxes"))
     masks = _masks(chosen, truths, wishes.pop("supervision"), checkpoint)
     with stop_at_once():
         result = run_evaluate(
@@ -167,7 +167,8 @@ def evaluate(
             checkpoint=checkpoint,
             supervision=masks,
             progress=Terminal(),
-            **files,
+            start=start,
+            boxes=boxes,
             **wishes,
         ).to_dict()
     if as_json:
@@ -180,11 +181,7 @@ def _masks(
     stores: Sequence[str], labels: Sequence[str], given: Sequence[str], checkpoint: str | None
 ) -> list[str | None]:
     """The supervision mask of each pair: what is given, what lies beside labels that no run read, or the run's."""
-    if len(given) not in (0, 1, len(stores)):
-        raise ConfigError(
-            f"{counted(len(stores), 'store')}, but --supervision was given {len(given)} times.",
-            hint="Give one for all stores, or one for each in their order.",
-        )
+    require_one_or_each("supervision", given, stores)
     each = list(given) * len(stores) if len(given) == 1 else list(given)
     if each:
         return [*each]
@@ -192,10 +189,6 @@ def _masks(
         None if checkpoint is not None and was_trained_on(checkpoint, store) else supervision_for(label)
         for store, label in zip(stores, labels, strict=False)
     ]
-
-
-def _one_or_each(given: Sequence[str]) -> Any:
-    return None if not given else given[0] if len(given) == 1 else list(given)
 
 
 @app.command(
